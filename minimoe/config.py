@@ -1,0 +1,229 @@
+"""Configurations: frozen dataclasses that refuse impossible values when they are made, and the presets.
+
+Axis letters, here and everywhere (see README): B batch, L sequence, T = B*L tokens, D model width, N query heads,
+M key/value heads, H head width, F expert hidden width, E experts, K experts per token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from minimoe.errors import UserError
+
+SCORES = ("softmax", "sigmoid", "sqrtsoftplus")
+SELECTORS = ("topk",)
+DISPATCHES = ("loop", "dense", "dropless")
+DTYPES = ("float32", "bfloat16")
+
+
+def _require(condition: bool, owner: object, message: str) -> None:
+    if not condition:
+        raise UserError(f"{type(owner).__name__}: {message}")
+
+
+def _require_positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        _require(is_count and value >= 1, owner, f"{name}={value!r} must be a whole number of at least 1")
+
+
+def _require_choice(owner: object, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(owner, name)
+    _require(value in choices, owner, f"{name}={value!r} is not known; choose one of {', '.join(choices)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """One Mixture-of-Experts layer.
+
+    Args:
+      d_model: D, width of the tokens that enter and leave.
+      d_expert: F, hidden width of each SwiGLU expert.
+      num_experts: E, routed experts.
+      top_k: K, routed experts per token, 1..E.
+      num_shared_experts: experts that every token uses; stored as one SwiGLU of width ``num_shared_experts * F``.
+      score: how router logits become affinities.
+      select: how affinities become choices.
+      dispatch: how tokens reach their experts; every dispatch computes the same function (``loop`` is the oracle).
+      normalize_weights: divide the chosen affinities by their sum.
+      routed_scaling_factor: multiplies the combine weights of routed experts, never the shared ones.
+      dtype: of the expert matmuls. Router, affinities and combine weights are float32 always.
+      param_dtype: of the stored expert weights.
+
+    Raises:
+      UserError: naming the value and the repair.
+
+    Example:
+      >>> MoEConfig(d_model=64, d_expert=32, num_experts=8, top_k=2).active_fraction
+      0.25
+    """
+
+    d_model: int
+    d_expert: int
+    num_experts: int
+    top_k: int
+    num_shared_experts: int = 0
+    score: str = "softmax"
+    select: str = "topk"
+    dispatch: str = "dropless"
+    normalize_weights: bool = True
+    routed_scaling_factor: float = 1.0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "d_model", "d_expert", "num_experts", "top_k")
+        shared, scale = self.num_shared_experts, self.routed_scaling_factor
+        _require(
+            self.top_k <= self.num_experts,
+            self,
+            f"top_k={self.top_k} must be in 1..num_experts={self.num_experts}; lower top_k or raise num_experts",
+        )
+        _require(shared >= 0, self, f"num_shared_experts={shared} must not be negative; use 0 for none")
+        _require(scale > 0, self, f"routed_scaling_factor={scale} must be above 0; use 1.0 for no scaling")
+        _require_choice(self, "score", SCORES)
+        _require_choice(self, "select", SELECTORS)
+        _require_choice(self, "dispatch", DISPATCHES)
+        _require_choice(self, "dtype", DTYPES)
+        _require_choice(self, "param_dtype", DTYPES)
+
+    @property
+    def active_fraction(self) -> float:
+        """Share of this layer's experts that one token uses, shared ones included."""
+        return (self.top_k + self.num_shared_experts) / (self.num_experts + self.num_shared_experts)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only language model, sparse (``moe`` given) or dense (``d_ff`` given).
+
+    Args:
+      vocab_size: V. ``d_model``: D. ``num_layers``: blocks.
+      num_heads: N query heads; ``num_kv_heads``: M key/value heads, a divisor of N. ``head_dim``: H, even.
+      context_length: most positions one sequence may take.
+      moe: the experts of every block; exclusive with ``d_ff``.
+      d_ff: hidden width of a dense SwiGLU in every block.
+      rope_theta: base of the rotary frequencies.
+      norm_eps: inside the square root of RMSNorm.
+      tie_embeddings: the output head reuses the embedding matrix.
+      dropout: rate on the two branches of each block while training, 0..<1.
+      dtype: of activations between the float32 islands (norms, softmax, router, loss).
+      param_dtype: of stored weights.
+
+    Example:
+      >>> ModelConfig.preset("nano").moe.num_experts
+      8
+    """
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context_length: int = 256
+    moe: MoEConfig | None = None
+    d_ff: int | None = None
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    dropout: float = 0.0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        _require_positive(self, "context_length")
+        n, m, h = self.num_heads, self.num_kv_heads, self.head_dim
+        _require(n % m == 0, self, f"num_heads={n} must be a multiple of num_kv_heads={m}; change one of them")
+        _require(h % 2 == 0, self, f"head_dim={h} must be even, because rotary embeddings turn pairs; use {h + 1}")
+        _require(0 <= self.dropout < 1, self, f"dropout={self.dropout} must be in [0, 1); use 0 for none")
+        _require(self.rope_theta > 0, self, f"rope_theta={self.rope_theta} must be above 0; 10000.0 is usual")
+        _require(self.norm_eps > 0, self, f"norm_eps={self.norm_eps} must be above 0; 1e-5 is usual")
+        _require_choice(self, "dtype", DTYPES)
+        _require_choice(self, "param_dtype", DTYPES)
+        given = f"moe={'given' if self.moe else None}, d_ff={self.d_ff}"
+        _require((self.moe is None) != (self.d_ff is None), self, f"{given}: give moe (sparse) or d_ff (dense), not both")
+        if self.moe is not None:
+            widths = f"moe.d_model={self.moe.d_model} must equal d_model={self.d_model}"
+            _require(self.moe.d_model == self.d_model, self, f"{widths}; make them the same")
+        else:
+            _require_positive(self, "d_ff")
+
+    @classmethod
+    def preset(cls, name: str) -> ModelConfig:
+        """The named preset; `PRESETS` lists them.
+
+        Raises:
+          UserError: for an unknown name, listing the known ones.
+        """
+        if name not in PRESETS:
+            raise UserError(f"preset {name!r} is not known; choose one of {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        """A copy with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def replace_moe(self, **changes: Any) -> ModelConfig:
+        """A copy with some fields of its experts changed.
+
+        Raises:
+          UserError: if the model is dense.
+        """
+        if self.moe is None:
+            raise UserError("this model is dense (moe=None), so its experts cannot be changed; start from a sparse preset")
+        return dataclasses.replace(self, moe=dataclasses.replace(self.moe, **changes))
+
+    def dense_equivalent(self) -> ModelConfig:
+        """The dense model that spends the same FLOPs per token in its feed-forward layers (router left out).
+
+        Its width is ``(top_k + num_shared_experts) * d_expert``.
+        """
+        if self.moe is None:
+            return self
+        width = (self.moe.top_k + self.moe.num_shared_experts) * self.moe.d_expert
+        return dataclasses.replace(self, moe=None, d_ff=width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+          UserError: for missing or unknown keys, naming all of them.
+        """
+        values = dict(values)
+        if isinstance(values.get("moe"), Mapping):
+            values["moe"] = from_fields(MoEConfig, values["moe"])
+        return from_fields(cls, values)
+
+
+def from_fields(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    """Builds the dataclass ``cls`` from a mapping and reports every unknown and missing key at once."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    missing = sorted(required - set(values))
+    if unknown or missing:
+        raise UserError(f"{cls.__name__}: unknown keys {unknown}, missing keys {missing}; the file is from another version")
+    return cls(**values)
+
+
+def _sparse(d_model: int, d_expert: int, num_experts: int, **rest: Any) -> ModelConfig:
+    moe = MoEConfig(d_model, d_expert, num_experts, top_k=2, num_shared_experts=1, score="sigmoid")
+    return ModelConfig(vocab_size=2048, d_model=d_model, moe=moe, **rest)
+
+
+# Both are expressible as Transformers' glm4_moe: grouped-query attention, sigmoid scores with a selection bias, a shared
+# expert, normalised weights.
+PRESETS: dict[str, ModelConfig] = {
+    "nano": _sparse(128, 128, 8, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=32, dropout=0.0),
+    "small": _sparse(256, 192, 16, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=32, dropout=0.1),
+}
