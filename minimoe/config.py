@@ -146,7 +146,9 @@ class ModelConfig:
         _require_choice(self, "dtype", DTYPES)
         _require_choice(self, "param_dtype", DTYPES)
         given = f"moe={'given' if self.moe else None}, d_ff={self.d_ff}"
-        _require((self.moe is None) != (self.d_ff is None), self, f"{given}: give moe (sparse) or d_ff (dense), not both")
+        _require(
+            (self.moe is None) != (self.d_ff is None), self, f"{given}: give moe (sparse) or d_ff (dense), not both"
+        )
         if self.moe is not None:
             widths = f"moe.d_model={self.moe.d_model} must equal d_model={self.d_model}"
             _require(self.moe.d_model == self.d_model, self, f"{widths}; make them the same")
@@ -175,7 +177,9 @@ class ModelConfig:
           UserError: if the model is dense.
         """
         if self.moe is None:
-            raise UserError("this model is dense (moe=None), so its experts cannot be changed; start from a sparse preset")
+            raise UserError(
+                "this model is dense (moe=None), so its experts cannot be changed; start from a sparse preset"
+            )
         return dataclasses.replace(self, moe=dataclasses.replace(self.moe, **changes))
 
     def dense_equivalent(self) -> ModelConfig:
@@ -212,7 +216,9 @@ def from_fields(cls: type[Any], values: Mapping[str, Any]) -> Any:
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
     missing = sorted(required - set(values))
     if unknown or missing:
-        raise UserError(f"{cls.__name__}: unknown keys {unknown}, missing keys {missing}; the file is from another version")
+        raise UserError(
+            f"{cls.__name__}: unknown keys {unknown}, missing keys {missing}; the file is from another version"
+        )
     return cls(**values)
 
 

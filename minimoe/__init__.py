@@ -1,0 +1,42 @@
+"""minimoe: efficient Mixture-of-Experts models in JAX and Flax NNX, small enough to read.
+
+Don't trust the headline, run it. The rooms, in reading order: config, layers, cost, moe, attention, model, data,
+inference, training, plots, cli. Each imports only rooms before it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minimoe.config import ModelConfig, MoEConfig
+    from minimoe.errors import UserError
+    from minimoe.inference.generate import generate
+    from minimoe.model.transformer import MoETransformer
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that `import minimoe` and `minimoe --help` do not wait for JAX.
+_HOME = {
+    "ModelConfig": "minimoe.config",
+    "MoEConfig": "minimoe.config",
+    "UserError": "minimoe.errors",
+    "MoETransformer": "minimoe.model.transformer",
+    "generate": "minimoe.inference.generate",
+}
+_ROOMS = ("attention", "cost", "data", "inference", "layers", "model", "moe", "plots", "training")
+
+__all__ = ["MoEConfig", "MoETransformer", "ModelConfig", "UserError", "__version__", "generate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"minimoe.{name}")
+    raise AttributeError(f"module 'minimoe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_ROOMS})

@@ -1,0 +1,39 @@
+"""Useful floating-point operations from a config. A multiply-add counts as 2.
+
+Ours, because XLA's cost analysis takes the larger branch of a conditional, counts a loop body once and `ragged_dot`
+once per expert.
+"""
+
+from __future__ import annotations
+
+from minimoe.config import ModelConfig, MoEConfig
+from minimoe.cost.params import count_params
+
+
+def forward_flops_per_token(config: ModelConfig, context: int | None = None) -> float:
+    """FLOPs of one token's forward pass, averaged over the positions of a sequence of ``context`` tokens.
+
+    ``2 * (active parameters without norms)`` for the matmuls and ``4 * N * H`` a layer and attended position;
+    a token attends to ``(context + 1) / 2`` positions on average. Norms, softmax and rotations are left out (under 1%).
+
+    Args:
+      config: the model.
+      context: tokens in the sequence; the config's context length by default.
+    """
+    context = config.context_length if context is None else context
+    count = count_params(config)
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim * (context + 1) / 2
+    return 2.0 * (count.active - count.norms) + attention
+
+
+def training_flops_per_token(config: ModelConfig, context: int | None = None) -> float:
+    """Forward plus backward, which costs twice the forward: 3 times `forward_flops_per_token`."""
+    return 3 * forward_flops_per_token(config, context)
+
+
+def moe_layer_flops(config: MoEConfig, tokens: int) -> float:
+    """Useful forward FLOPs of one sparse layer on ``tokens`` tokens: router, chosen experts, shared experts."""
+    expert = 6 * config.d_model * config.d_expert
+    return float(
+        tokens * (2 * config.d_model * config.num_experts + (config.top_k + config.num_shared_experts) * expert)
+    )

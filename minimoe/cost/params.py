@@ -1,0 +1,72 @@
+"""Parameter counts from a config, by part: total, and active per token."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from minimoe.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamCount:
+    """Parameters by part. ``head`` is 0 when the embedding is tied; the selection bias is not a parameter.
+
+    Attributes:
+      embedding: V * D. head: V * D or 0. attention, norms, router, shared (or dense feed-forward): whole model.
+      routed: all routed experts of all layers. routed_active: those that one token uses.
+      output_tied: whether the output head reuses the embedding.
+    """
+
+    embedding: int
+    head: int
+    attention: int
+    norms: int
+    router: int
+    shared: int
+    routed: int
+    routed_active: int
+    output_tied: bool
+
+    @property
+    def total(self) -> int:
+        """Everything that is stored, tied matrices once."""
+        return self.embedding + self.head + self.attention + self.norms + self.router + self.shared + self.routed
+
+    @property
+    def active(self) -> int:
+        """What one token multiplies with: the input embedding is a look-up and not counted, the output head is."""
+        head = self.embedding if self.output_tied else self.head
+        return head + self.attention + self.norms + self.router + self.shared + self.routed_active
+
+
+def count_params(config: ModelConfig) -> ParamCount:
+    """Counts from the formula alone; a test holds it against the built model.
+
+    Example:
+      >>> count = count_params(ModelConfig.preset("small"))
+      >>> f"{count.total / 1e6:.1f}M total, {count.active / 1e6:.1f}M active"
+      '11.4M total, 3.1M active'
+    """
+    d, h, layers = config.d_model, config.head_dim, config.num_layers
+    query, kv = config.num_heads * h, config.num_kv_heads * h
+    matrix = config.vocab_size * d
+    router = shared = routed = active = 0
+    if config.moe is None:
+        assert config.d_ff is not None
+        shared = 3 * d * config.d_ff
+    else:
+        moe = config.moe
+        expert = 3 * d * moe.d_expert
+        router, shared = d * moe.num_experts, moe.num_shared_experts * expert
+        routed, active = moe.num_experts * expert, moe.top_k * expert
+    return ParamCount(
+        embedding=matrix,
+        head=0 if config.tie_embeddings else matrix,
+        attention=layers * (2 * d * query + 2 * d * kv),
+        norms=(2 * layers + 1) * d,
+        router=layers * router,
+        shared=layers * shared,
+        routed=layers * routed,
+        routed_active=layers * active,
+        output_tied=config.tie_embeddings,
+    )

@@ -1,0 +1,7 @@
+"""Small parts that every other room uses: rotary positions, SwiGLU, initial weights. RMSNorm is `flax.nnx.RMSNorm`."""
+
+from minimoe.layers.initializers import fan_in
+from minimoe.layers.rope import apply_rope, rope_angles
+from minimoe.layers.swiglu import SwiGLU, swiglu
+
+__all__ = ["SwiGLU", "apply_rope", "fan_in", "rope_angles", "swiglu"]

@@ -1,0 +1,49 @@
+"""SwiGLU feed-forward. Axes: T tokens, D model width, F hidden width."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from minimoe.layers.initializers import fan_in
+
+
+def swiglu(gate_up: Float[Array, "*B 2F"]) -> Float[Array, "*B F"]:
+    """``silu(gate) * up``, the two stored side by side on the last axis: gate first.
+
+    References:
+      Shazeer, `GLU Variants Improve Transformer <https://arxiv.org/abs/2002.05202>`_, eq. 6.
+    """
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    return jax.nn.silu(gate) * up
+
+
+class SwiGLU(nnx.Module):
+    """``down(silu(gate(x)) * up(x))`` without biases; the two input projections are one matrix ``[D, 2F]``.
+
+    Args:
+      d_model: D.
+      d_ff: F.
+      dtype: of the matmuls; ``param_dtype``: of the stored matrices.
+      out_scale: multiplies the initial standard deviation of the output matrix.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        *,
+        dtype: str = "float32",
+        param_dtype: str = "float32",
+        out_scale: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
+        kwargs = {"use_bias": False, "dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype), "rngs": rngs}
+        self.gate_up_proj = nnx.Linear(d_model, 2 * d_ff, kernel_init=fan_in(), **kwargs)
+        self.down_proj = nnx.Linear(d_ff, d_model, kernel_init=fan_in(out_scale), **kwargs)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return self.down_proj(swiglu(self.gate_up_proj(x)))

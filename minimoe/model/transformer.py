@@ -1,0 +1,161 @@
+"""The language model. Axes: B batch, L sequence, T = B*L tokens, D model width, V vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from minimoe.attention import Cache, GroupedQueryAttention, KVCache
+from minimoe.config import ModelConfig
+from minimoe.errors import UserError
+from minimoe.layers import SwiGLU
+from minimoe.moe import MoELayer, Routing
+
+
+class Block(nnx.Module):
+    """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``; the feed-forward is sparse or dense."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        # Residual branches start small enough that their sum over the depth stays near unit size.
+        out_scale = (2 * config.num_layers) ** -0.5
+        dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        norm = {"epsilon": config.norm_eps, "rngs": rngs, **dtypes}
+        self.attention_norm = nnx.RMSNorm(config.d_model, **norm)
+        self.attention = GroupedQueryAttention(config, out_scale=out_scale, rngs=rngs)
+        self.ffn_norm = nnx.RMSNorm(config.d_model, **norm)
+        if config.moe is not None:
+            self.ffn: MoELayer | SwiGLU = MoELayer(config.moe, out_scale=out_scale, rngs=rngs)
+        else:
+            assert config.d_ff is not None  # the config's own check
+            self.ffn = SwiGLU(config.d_model, config.d_ff, out_scale=out_scale, rngs=rngs, **_names(config))
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        tokens: Int[Array, "B L"],
+        *,
+        where: Bool[Array, "B L"] | None = None,
+        rngs: nnx.Rngs | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B L D"], Routing | None, Cache | None]:
+        attended, cache = self.attention(self.attention_norm(x), cache)
+        x = x + self._drop(attended, rngs)
+        y, routing = self._feed_forward(self.ffn_norm(x), tokens, where, rngs)
+        return x + self._drop(y, rngs), routing, cache
+
+    def _feed_forward(self, x, tokens, where, rngs) -> tuple[Float[Array, "B L D"], Routing | None]:
+        batch, length, width = x.shape
+        if not isinstance(self.ffn, MoELayer):
+            return self.ffn(x), None
+        segments = jnp.repeat(jnp.arange(batch, dtype=jnp.int32), length)
+        flat_where = None if where is None else where.reshape(-1)
+        y, routing = self.ffn(
+            x.reshape(-1, width), tokens=tokens.reshape(-1), where=flat_where, segments=segments, rngs=rngs
+        )
+        return y.reshape(batch, length, width), routing
+
+    def _drop(self, x: Float[Array, "B L D"], rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
+        return x if rngs is None else self.dropout(x, deterministic=False, rngs=rngs)
+
+
+def _names(config: ModelConfig) -> dict[str, str]:
+    return {"dtype": config.dtype, "param_dtype": config.param_dtype}
+
+
+class MoETransformer(nnx.Module):
+    """Decoder-only transformer: embedding, blocks, RMSNorm, output head (the embedding itself if tied).
+
+    Args:
+      config: sizes; `ModelConfig.preset` has ready ones. With ``config.d_ff`` it is dense.
+      rngs: source of the initial weights; one seed decides everything.
+
+    Example:
+      >>> model = MoETransformer(ModelConfig.preset("nano"), rngs=nnx.Rngs(0))
+      >>> logits, routing = model(jnp.zeros((1, 8), jnp.int32))
+      >>> logits.shape, len(routing), routing[0].experts.shape
+      ((1, 8, 2048), 4, (8, 2))
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        init = nnx.initializers.normal(0.02)
+        self.embed = nnx.Embed(config.vocab_size, config.d_model, embedding_init=init, rngs=rngs, **dtypes)
+        self.layers = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.norm = nnx.RMSNorm(config.d_model, epsilon=config.norm_eps, rngs=rngs, **dtypes)
+        head = None
+        if not config.tie_embeddings:
+            head = nnx.Linear(config.d_model, config.vocab_size, use_bias=False, kernel_init=init, rngs=rngs, **dtypes)
+        self.head = nnx.data(head)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B L"],
+        *,
+        where: Bool[Array, "B L"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "B L V"], tuple[Routing, ...]]:
+        """Scores the next token at every position.
+
+        Args:
+          tokens: ids ``[B, L]`` int32, L at most ``config.context_length``.
+          where: True for real tokens; padding is not counted by the routers.
+          rngs: with a ``dropout`` stream while training; None means evaluation, no dropout and no noise.
+
+        Returns:
+          ``logits [B, L, V]`` float32 and one `Routing` a sparse layer (none for a dense model).
+
+        Raises:
+          UserError: if L is above ``config.context_length``.
+        """
+        self._check_length(tokens.shape[1])
+        logits, routing, _ = self._run(tokens, [None] * len(self.layers), where=where, rngs=rngs)
+        return logits, routing
+
+    def init_cache(self, batch: int, size: int, make: Callable[..., Cache] = KVCache.zeros) -> tuple[Cache, ...]:
+        """One empty cache a layer, with room for ``size`` tokens in each of ``batch`` sequences.
+
+        ``make(batch, size, num_kv_heads, head_dim, dtype)`` builds one: pass another kind of cache here.
+        """
+        self._check_length(size)
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        return tuple(make(batch, size, config.num_kv_heads, config.head_dim, dtype) for _ in self.layers)
+
+    def extend(
+        self, tokens: Int[Array, "B L"], cache: tuple[Cache, ...], *, last_only: bool = False
+    ) -> tuple[Float[Array, "B L V"], tuple[Routing, ...], tuple[Cache, ...]]:
+        """Scores ``tokens`` as the continuation of what ``cache`` holds.
+
+        Args:
+          tokens: the next L ids of each sequence. L > 1 is prefill, L = 1 is decoding.
+          cache: from `init_cache` or an earlier `extend`; must have room for L more.
+          last_only: compute the logits of the last position alone, ``[B, 1, V]``.
+
+        Returns:
+          ``(logits, routing, cache)`` with the tokens appended to the cache.
+        """
+        logits, routing, new = self._run(tokens, list(cache), last_only=last_only)
+        return logits, routing, tuple(c for c in new if c is not None)
+
+    def _run(self, tokens, caches, *, where=None, rngs=None, last_only=False):
+        x = self.embed(tokens)
+        routings, new_caches = [], []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x, routing, cache = layer(x, tokens, where=where, rngs=rngs, cache=cache)
+            routings.append(routing)
+            new_caches.append(cache)
+        x = self.norm(x[:, -1:] if last_only else x)
+        logits = self.embed.attend(x) if self.head is None else self.head(x)
+        return logits.astype(jnp.float32), tuple(r for r in routings if r is not None), new_caches
+
+    def _check_length(self, length: int) -> None:
+        limit = self.config.context_length
+        if length > limit:
+            raise UserError(
+                f"{length} tokens do not fit in context_length={limit}; shorten the text or use a longer context"
+            )

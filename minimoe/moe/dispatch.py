@@ -1,0 +1,63 @@
+"""Dispatch: carrying tokens to their experts and back. One signature, one answer, several speeds.
+
+Axes: T tokens, D model width, K experts per token, E experts, F expert hidden width, A = T*K assignments, C slots per
+expert, R rows of an overflow block.
+
+Every dispatch computes ``y[t] = sum_k weights[t, k] * FFN[experts[t, k]](x[t])`` from
+
+    x [T, D], experts [T, K] int32 in 0..E-1, weights [T, K], gate_up [E, D, 2F], down [E, F, D]
+
+and returns ``y [T, D]``. `loop_dispatch` is the definition, `dense_dispatch` the shortest vectorised form and
+`minimoe.moe.dropless` the fast exact one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from minimoe.layers import swiglu
+from minimoe.moe.dropless import dropless_dispatch
+
+Dispatch = Callable[..., Float[Array, "T D"]]
+
+
+def loop_dispatch(
+    x: Float[Array, "T D"],
+    experts: Int[Array, "T K"],
+    weights: Float[Array, "T K"],
+    gate_up: Float[Array, "E D 2F"],
+    down: Float[Array, "E F D"],
+) -> Float[Array, "T D"]:
+    """Expert by expert, each on all tokens, kept where it was chosen: E/K times the useful work. The oracle."""
+    y = jnp.zeros_like(x)
+    for expert in range(gate_up.shape[0]):
+        weight = jnp.where(experts == expert, weights, 0.0).sum(axis=-1).astype(x.dtype)  # [T]
+        y = y + weight[:, None] * (swiglu(x @ gate_up[expert]) @ down[expert])
+    return y
+
+
+def dense_dispatch(
+    x: Float[Array, "T D"],
+    experts: Int[Array, "T K"],
+    weights: Float[Array, "T K"],
+    gate_up: Float[Array, "E D 2F"],
+    down: Float[Array, "E F D"],
+) -> Float[Array, "T D"]:
+    """All experts on all tokens in three einsums, weighted by a ``[T, E]`` matrix that is mostly 0.
+
+    E/K times the useful work and ``T*E*2F`` activations, yet hard to beat for a few wide-awake experts.
+    """
+    chosen = experts[:, :, None] == jnp.arange(gate_up.shape[0], dtype=experts.dtype)[None, None, :]  # [T, K, E]
+    weight = jnp.where(chosen, weights[:, :, None], 0.0).sum(axis=1).astype(x.dtype)  # [T, E]
+    hidden = swiglu(jnp.einsum("td,edf->tef", x, gate_up))  # [T, E, F]
+    return jnp.einsum("tef,efd->td", hidden * weight[:, :, None], down)
+
+
+DISPATCHERS: dict[str, Dispatch] = {
+    "loop": loop_dispatch,
+    "dense": dense_dispatch,
+    "dropless": dropless_dispatch,
+}

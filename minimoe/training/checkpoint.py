@@ -1,0 +1,230 @@
+"""A training folder: what is in it, written atomically, and read back with errors a person can act on.
+
+out/config.json       model, recipe, data, versions: everything a resumed run must agree with
+    tokenizer.json    the tokenizer, if it needs a file
+    checkpoints/N/    weights, optimiser and router biases after step N (Orbax)
+    metrics.jsonl     one JSON object a line, see `minimoe.training.loop`
+    curve.png         the run as a picture, drawn by the command line
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from minimoe.config import ModelConfig
+from minimoe.data import Tokenizer, load_tokenizer
+from minimoe.errors import UserError
+from minimoe.model import MoETransformer
+from minimoe.training.recipe import Recipe
+
+CONFIG_FILE, TOKENIZER_FILE, METRICS_FILE, CURVE_FILE, STEPS_FOLDER = (
+    "config.json",
+    "tokenizer.json",
+    "metrics.jsonl",
+    "curve.png",
+    "checkpoints",
+)
+KEEP = 2  # checkpoints on disk: the last, and one before it
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run. ``data`` holds the corpus name or path and its hash; ``tokenizer`` its name."""
+
+    model: ModelConfig
+    recipe: Recipe
+    data: Mapping[str, Any]
+    tokenizer: str
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "format": "minimoe-training-1",
+            "model": self.model.to_dict(),
+            "recipe": self.recipe.to_dict(),
+            "data": dict(self.data),
+            "tokenizer": self.tokenizer,
+            "versions": dict(self.versions),
+        }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def prepare_folder(out: Path) -> None:
+    """Makes ``out`` ready for a run's files.
+
+    Raises:
+      UserError: if it is a file, cannot be written, or holds something that is not a training run.
+    """
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; name a folder that is new or empty")
+    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG_FILE).is_file():
+        raise UserError(f"--out {out} holds something that is not a training run; name a folder that is new or empty")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); name another folder") from error
+
+
+def write_run_config(out: Path, run: RunConfig, tokenizer: Tokenizer) -> None:
+    """Writes ``config.json`` and, where the tokenizer needs one, its file."""
+    if tokenizer.name != "byte":
+        temporary = out / (TOKENIZER_FILE + ".tmp")
+        tokenizer.save(temporary)
+        os.replace(temporary, out / TOKENIZER_FILE)
+    write_text(out / CONFIG_FILE, json.dumps(run.to_dict(), indent=1) + "\n")
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """Reads ``config.json`` of a training folder.
+
+    Raises:
+      UserError: if the folder is missing, is not a training folder, or its config is broken.
+    """
+    path = folder / CONFIG_FILE
+    if not folder.exists():
+        raise UserError(f"checkpoint {folder} does not exist; train one with `minimoe train --out {folder}`")
+    if not path.is_file():
+        raise UserError(f"{folder} is not a training folder (no {CONFIG_FILE}); name one made by `minimoe train`")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != "minimoe-training-1":
+            raise UserError(f"{path} has format {values['format']!r}; this version reads 'minimoe-training-1'")
+        model, recipe = ModelConfig.from_dict(values["model"]), Recipe.from_dict(values["recipe"])
+        return RunConfig(model, recipe, values["data"], values["tokenizer"], values.get("versions", {}))
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is broken ({type(error).__name__}: {error}); restore the file or train again"
+        ) from error
+
+
+class CheckpointFolder:
+    """The ``checkpoints`` of a run: saved atomically by Orbax, the last `KEEP` kept."""
+
+    def __init__(self, folder: Path):
+        import orbax.checkpoint as ocp  # half a second, and only needed once a file is touched
+
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._ocp = ocp
+        self.path = (folder / STEPS_FOLDER).resolve()
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, enable_async_checkpointing=False, create=False)
+        self._options = options
+        self._manager: Any = None
+
+    def _open(self, create: bool) -> Any:
+        if self._manager is None:
+            if create:
+                self.path.mkdir(parents=True, exist_ok=True)
+            self._manager = self._ocp.CheckpointManager(self.path, options=self._options)
+        return self._manager
+
+    def steps(self) -> list[int]:
+        """Steps that were saved completely, in order."""
+        if not self.path.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.path.iterdir() if p.name.isdigit() and p.is_dir())
+
+    def save(self, step: int, model: MoETransformer, optimizer: nnx.Optimizer) -> None:
+        """Saves after ``step``; a kill in the middle leaves the earlier checkpoints as they were."""
+        tree = {"model": _pure(model), "optimizer": _pure(optimizer)}
+        manager = self._open(create=True)
+        if step in self.steps():  # an interrupted run may stop twice at one step
+            return
+        manager.save(step, args=self._ocp.args.StandardSave(tree))
+        manager.wait_until_finished()
+
+    def restore(self, step: int, model: MoETransformer, optimizer: nnx.Optimizer | None = None) -> None:
+        """Fills ``model`` (and ``optimizer``) with what was saved after ``step``.
+
+        Raises:
+          UserError: if the files are missing, damaged or of another model.
+        """
+        folder = self.path / str(step)
+        try:
+            saved = self._open(create=False).restore(step, args=self._ocp.args.StandardRestore())
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+            reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+            repair = f"delete the folder {folder} to fall back on an earlier checkpoint, or train again"
+            raise UserError(f"checkpoint {folder} cannot be read ({reason}); {repair}") from error
+        _fill(model, saved["model"], folder)
+        if optimizer is not None:
+            _fill(optimizer, saved["optimizer"], folder)
+
+    def remove_after(self, step: int) -> None:
+        """Deletes checkpoints beyond ``step``."""
+        for other in self.steps():
+            if other > step:
+                shutil.rmtree(self.path / str(other))
+
+    def close(self) -> None:
+        """Releases Orbax's resources."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+
+def _pure(node: Any) -> dict[str, Any]:
+    """Flat ``path -> array`` of a module's variables: the names on disk."""
+    return {"/".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(node))}
+
+
+def _fill(node: Any, saved: Mapping[str, Any], folder: Path) -> None:
+    """Writes saved arrays into a module; every missing, unexpected or misshapen name is reported at once."""
+    flat = {"/".join(map(str, path)): v for path, v in nnx.to_flat_state(nnx.state(node))}
+    missing, unexpected = sorted(set(flat) - set(saved)), sorted(set(saved) - set(flat))
+    wrong = [name for name in flat if name in saved and tuple(flat[name].shape) != tuple(saved[name].shape)]
+    if missing or unexpected or wrong:
+        raise UserError(
+            f"checkpoint {folder} is of another model: missing {missing[:3]}, unexpected {unexpected[:3]}, "
+            f"other shapes {wrong[:3]}; use the config.json it was trained with"
+        )
+    state = nnx.state(node)
+    leaves = nnx.to_flat_state(state)
+    filled = [v.replace(jax.numpy.asarray(saved["/".join(map(str, path))], v.dtype)) for path, v in leaves]
+    nnx.update(node, nnx.from_flat_state([(path, v) for (path, _), v in zip(leaves, filled, strict=True)]))
+
+
+def load_checkpoint(folder: Path | str) -> tuple[MoETransformer, Tokenizer, RunConfig]:
+    """The model of a training folder's last checkpoint, its tokenizer and its config.
+
+    Raises:
+      UserError: for a folder that is missing, foreign, empty or damaged; the message says which and what to do.
+    """
+    folder = Path(folder)
+    run = read_run_config(folder)
+    checkpoints = CheckpointFolder(folder)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{folder} holds no finished checkpoint yet; continue it with `minimoe train --resume`")
+    model = MoETransformer(run.model, rngs=nnx.Rngs(0))
+    try:
+        checkpoints.restore(steps[-1], model)
+    finally:
+        checkpoints.close()
+    return model, run_tokenizer(folder, run), run
+
+
+def run_tokenizer(folder: Path, run: RunConfig) -> Tokenizer:
+    """The tokenizer that a training folder was made with."""
+    return load_tokenizer("byte" if run.tokenizer == "byte" else folder / TOKENIZER_FILE)

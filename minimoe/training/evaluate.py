@@ -1,0 +1,128 @@
+"""Quality in bits per byte, by domain. Axes: W windows, B windows a batch, L sequence, E experts.
+
+The protocol (which text, which windows, which targets count) is `minimoe.data.evaluation`'s; here the model is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from minimoe.data import Document, Tokenizer, windows
+from minimoe.errors import UserError
+from minimoe.model import MoETransformer
+
+TOKENS_PER_BATCH = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a model makes of a text.
+
+    Attributes:
+      bits_per_byte: unweighted mean over domains. pooled_bits_per_byte: all bits over all bytes.
+      per_domain: bits per byte of each domain.
+      num_bytes, num_tokens: scored.
+      load: assignments ``[domains, layers, E]`` of scored positions, domains in the order of ``per_domain``;
+        ``[domains, 0, 0]`` for a dense model.
+    """
+
+    bits_per_byte: float
+    pooled_bits_per_byte: float
+    per_domain: dict[str, float]
+    num_bytes: int
+    num_tokens: int
+    load: Float[np.ndarray, "domains layers E"]
+
+    def to_record(self) -> dict[str, object]:
+        """The numbers without the load, ready for JSON."""
+        record = dataclasses.asdict(self)
+        del record["load"]
+        return record
+
+
+@nnx.jit
+def eval_step(
+    model: MoETransformer, tokens: Int[Array, "B L"], targets: Int[Array, "B L"], where: Bool[Array, "B L"]
+) -> tuple[Float[Array, "B"], Float[Array, "B layers E"]]:
+    """Nats of the scored targets of each row, and each row's load by layer."""
+    logits, routing = model(tokens)
+    chosen = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+    nats = jnp.sum(jax.nn.logsumexp(logits, axis=-1) - chosen, axis=-1, where=where)
+    if not routing:
+        return nats, jnp.zeros((tokens.shape[0], 0, 0))
+    return nats, jnp.stack([_row_load(r.experts, r.probs.shape[-1], where) for r in routing], axis=1)
+
+
+def _row_load(experts: Int[Array, "T K"], num_experts: int, where: Bool[Array, "B L"]) -> Float[Array, "B E"]:
+    by_row = experts.reshape(where.shape[0], -1)  # [B, L*K]
+    counted = jnp.repeat(where, experts.shape[1], axis=1)
+    ids = jnp.arange(num_experts, dtype=experts.dtype)
+    return ((by_row[:, :, None] == ids[None, None, :]) & counted[:, :, None]).sum(axis=1).astype(jnp.float32)
+
+
+def evaluate(
+    model: MoETransformer,
+    documents: list[Document],
+    tokenizer: Tokenizer,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Bits per byte of whole documents: full windows of context, every byte counted once.
+
+    Args:
+      model: its context length is the window.
+      documents: from `minimoe.data.evaluation_documents`, or any.
+      tokenizer: the one the model was trained with.
+      progress: called with (windows done, windows in all) after each batch.
+
+    Raises:
+      UserError: if there is nothing to score, or the tokenizer has more ids than the model.
+    """
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but the model knows "
+            f"{model.config.vocab_size}; use the tokenizer the model was trained with"
+        )
+    cut = windows(documents, tokenizer, model.config.context_length)
+    if not len(cut.tokens):
+        raise UserError("there is no text to evaluate; give at least one document that is not empty")
+    names = list(dict.fromkeys(document.domain for document in documents))
+    nats, load = _score(model, cut, progress)
+    domain_of_row = np.asarray(cut.domains)
+    bits = np.array([nats[domain_of_row == d].sum() for d in range(len(names))]) / math.log(2)
+    load = np.stack([load[domain_of_row == d].sum(axis=0) for d in range(len(names))])
+    num_bytes = np.array([sum(len(x.text.encode()) for x in documents if x.domain == name) for name in names])
+    per_domain = {name: float(b / n) for name, b, n in zip(names, bits, num_bytes, strict=True)}
+    return Evaluation(
+        bits_per_byte=float(np.mean(list(per_domain.values()))),
+        pooled_bits_per_byte=float(bits.sum() / num_bytes.sum()),
+        per_domain=per_domain,
+        num_bytes=int(num_bytes.sum()),
+        num_tokens=int(cut.where.sum()),
+        load=load,
+    )
+
+
+def _score(model, cut, progress) -> tuple[np.ndarray, np.ndarray]:
+    """Nats and load of every window, in batches of one shape."""
+    count, length = cut.tokens.shape
+    rows = max(1, min(count, TOKENS_PER_BATCH // length))
+    nats, loads = [], []
+    for start in range(0, count, rows):
+        part = [array[start : start + rows] for array in (cut.tokens, cut.targets, cut.where)]
+        missing = rows - len(part[0])
+        padded = [np.pad(array, ((0, missing), (0, 0))) for array in part]  # the last batch: rows that score nothing
+        row_nats, row_load = eval_step(model, *map(jnp.asarray, padded))
+        nats.append(np.asarray(row_nats, np.float64)[: rows - missing])
+        loads.append(np.asarray(row_load)[: rows - missing])
+        if progress is not None:
+            progress(min(start + rows, count), count)
+    return np.concatenate(nats), np.concatenate(loads)

@@ -1,0 +1,255 @@
+"""The training loop: batch, step, log, evaluate, save; again.
+
+The state after step n is a function of the run's config alone: the batch and the dropout key at a step are computed
+from (seed, step), so a resumed run repeats an unbroken one bit for bit on the same machine.
+
+``metrics.jsonl`` has lines of two kinds. ``train``: step, tokens, seconds (cumulative), loss (nats per token),
+learning_rate, grad_norm, tokens_per_second, balance_loss, z_loss and, one number a layer, max_violation, load_cv,
+load_entropy, dead_experts, drop_rate. ``eval``: step, tokens, seconds, protocol, bits_per_byte,
+pooled_bits_per_byte, per_domain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from minimoe.data import Document, Tokenizer, TrainingData, evaluation_documents
+from minimoe.errors import UserError
+from minimoe.model import MoETransformer
+from minimoe.moe import dead_experts, load_cv, load_entropy, max_violation
+from minimoe.training.checkpoint import METRICS_FILE, CheckpointFolder, RunConfig, write_text
+from minimoe.training.evaluate import Evaluation, evaluate
+from minimoe.training.optim import learning_rate, make_optimizer
+from minimoe.training.recipe import Recipe
+from minimoe.training.step import StepMetrics, train_step
+
+Record = dict[str, Any]
+Callback = Callable[[Record], None]
+
+
+@dataclasses.dataclass
+class TrainResult:
+    """What `train` leaves behind.
+
+    Attributes:
+      model: after the last step done. records: the lines of metrics.jsonl. step: steps done.
+      evaluation: of the last step by the quick protocol; None if interrupted before it.
+      interrupted: whether Ctrl-C stopped the run; it can be resumed.
+    """
+
+    model: MoETransformer
+    records: list[Record]
+    step: int
+    evaluation: Evaluation | None
+    interrupted: bool
+
+
+def init_training(run: RunConfig) -> tuple[MoETransformer, nnx.Optimizer]:
+    """Fresh model and optimiser from the recipe's seed."""
+    model = MoETransformer(run.model, rngs=nnx.Rngs(run.recipe.seed))
+    return model, nnx.Optimizer(model, make_optimizer(run.recipe), wrt=nnx.Param)
+
+
+def step_record(metrics: StepMetrics, recipe: Recipe, step: int, tokens: int, seconds: float, speed: float) -> Record:
+    """One ``train`` line: what happened in step number ``step`` (counted from 1)."""
+    record: Record = {
+        "kind": "train",
+        "step": step,
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+        "loss": float(metrics.loss),
+        "learning_rate": float(learning_rate(recipe)(step - 1)),
+        "grad_norm": float(metrics.grad_norm),
+        "tokens_per_second": round(speed, 1),
+    }
+    if metrics.load.size:
+        load = metrics.load
+        record |= {"balance_loss": float(metrics.balance), "z_loss": float(metrics.z)}
+        measures = {"max_violation": max_violation, "load_cv": load_cv, "load_entropy": load_entropy}
+        record |= {name: _rounded(measure(load)) for name, measure in measures.items()}
+        record |= {"dead_experts": _rounded(dead_experts(load)), "drop_rate": _rounded(metrics.dropped)}
+    return record
+
+
+def _rounded(values: jax.Array) -> list[float]:
+    return [round(float(v), 4) for v in values]
+
+
+def train(
+    run: RunConfig,
+    data: TrainingData,
+    validation: list[Document],
+    tokenizer: Tokenizer,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    on_record: Callback = lambda record: None,
+    on_step: Callable[[int, StepMetrics], None] = lambda step, metrics: None,
+) -> TrainResult:
+    """Trains, and stops cleanly at a Ctrl-C.
+
+    Args:
+      run: model, recipe and where the data came from.
+      data: training tokens. validation: documents of the quick protocol are picked from these.
+      tokenizer: must not have more ids than the model.
+      out: a folder prepared by `minimoe.training.checkpoint`; None keeps everything in memory.
+      resume: continue from the last checkpoint in ``out``, if there is one.
+      on_record: called with each metrics line. on_step: called after every step, with what it measured.
+
+    Raises:
+      UserError: if a loss is not finite (the last good state is saved first), or the tokenizer does not fit.
+    """
+    if tokenizer.vocab_size > run.model.vocab_size:
+        raise UserError(
+            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but vocab_size={run.model.vocab_size}; "
+            f"raise vocab_size to {tokenizer.vocab_size}"
+        )
+    session = _Session(run, tokenizer, out, on_record)
+    model, optimizer = init_training(run)
+    try:
+        first = session.restore(model, optimizer) if resume else 0
+        with _stop_flag() as stop:
+            return _run(session, model, optimizer, data, validation, first, stop, on_step)
+    finally:
+        session.close()
+
+
+def _run(session, model, optimizer, data, validation, first, stop, on_step) -> TrainResult:
+    run, recipe = session.run, session.run.recipe
+    length = run.model.context_length
+    per_step = recipe.batch_size * length
+    key = jax.random.key(recipe.seed)
+    documents = evaluation_documents(validation, "quick")
+    evaluation = None
+    step, window_start, window_step = first, time.monotonic(), first
+    while step < recipe.steps and not stop.is_set():
+        batch = data.batch(recipe.seed, step, recipe.batch_size, length)
+        arrays = map(jnp.asarray, (batch.tokens, batch.targets, batch.where))
+        metrics = train_step(model, optimizer, *arrays, jax.random.fold_in(key, step), recipe=recipe)
+        if not bool(metrics.ok):
+            session.save(step, model, optimizer)
+            raise UserError(_not_finite(step, metrics, session.out))
+        step += 1
+        on_step(step, metrics)
+        if step % recipe.log_every == 0 or step == recipe.steps:
+            now = time.monotonic()
+            speed = (step - window_step) * per_step / max(now - window_start, 1e-9)
+            session.log(step_record(metrics, recipe, step, step * per_step, session.seconds(), speed))
+            window_start, window_step = now, step
+        if _due(step, recipe.eval_every, recipe.steps):
+            evaluation = session.evaluate(step, per_step, model, documents)
+            window_start, window_step = time.monotonic(), step
+        if _due(step, recipe.checkpoint_every, recipe.steps):
+            session.save(step, model, optimizer)
+            window_start, window_step = time.monotonic(), step
+    if first >= recipe.steps:
+        evaluation = session.evaluate(step, per_step, model, documents)
+    interrupted = step < recipe.steps
+    if interrupted:
+        session.save(step, model, optimizer)
+    return TrainResult(model, session.records, step, evaluation, interrupted)
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _not_finite(step: int, metrics: StepMetrics, out: Path | None) -> str:
+    kept = f"the state after step {step} is kept" + (f" in {out}" if out else "")
+    values = f"loss={float(metrics.loss)}, gradient norm={float(metrics.grad_norm)}"
+    return f"training stopped: step {step + 1} is not finite ({values}); {kept}. Lower --learning-rate and train again"
+
+
+class _Session:
+    """A run's files and clock; everything is in memory when there is no folder."""
+
+    def __init__(self, run: RunConfig, tokenizer: Tokenizer, out: Path | None, on_record: Callback):
+        self.run, self.tokenizer, self.out, self.on_record = run, tokenizer, out, on_record
+        self.records: list[Record] = []
+        self.checkpoints = CheckpointFolder(out) if out else None
+        self._started, self._before = time.monotonic(), 0.0
+
+    def seconds(self) -> float:
+        """Training time so far, earlier parts of a resumed run included."""
+        return self._before + time.monotonic() - self._started
+
+    def restore(self, model: MoETransformer, optimizer: nnx.Optimizer) -> int:
+        """Fills model and optimiser from the last checkpoint and cuts the metrics back to it; returns its step."""
+        steps = self.checkpoints.steps() if self.checkpoints else []
+        if self.checkpoints and steps:
+            self.checkpoints.restore(steps[-1], model, optimizer)
+        step = steps[-1] if steps else 0
+        if self.out and (self.out / METRICS_FILE).is_file():
+            self.records = [r for r in read_metrics(self.out) if r["step"] <= step]
+            write_text(self.out / METRICS_FILE, "".join(json.dumps(r) + "\n" for r in self.records))
+        self._before = self.records[-1]["seconds"] if self.records else 0.0
+        return step
+
+    def log(self, record: Record) -> None:
+        self.records.append(record)
+        if self.out:
+            with (self.out / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        self.on_record(record)
+
+    def evaluate(self, step: int, per_step: int, model: MoETransformer, documents: list[Document]) -> Evaluation | None:
+        if not documents:
+            return None
+        seconds = self.seconds()
+        result = evaluate(model, documents, self.tokenizer)
+        self._started += self.seconds() - seconds  # the clock of the curve is training time
+        record = {"kind": "eval", "step": step, "tokens": step * per_step, "seconds": round(seconds, 3)}
+        self.log(record | {"protocol": "quick"} | result.to_record())
+        return result
+
+    def save(self, step: int, model: MoETransformer, optimizer: nnx.Optimizer) -> None:
+        if self.checkpoints:
+            self.checkpoints.save(step, model, optimizer)
+
+    def close(self) -> None:
+        if self.checkpoints:
+            self.checkpoints.close()
+
+
+def read_metrics(folder: Path) -> list[Record]:
+    """The records of a training folder; a last line cut short by a kill is left out."""
+    records = []
+    for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+@contextlib.contextmanager
+def _stop_flag() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that a run stops between two steps; a second Ctrl-C is immediate."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+        yield stop
+        return
+
+    def request(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    earlier = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

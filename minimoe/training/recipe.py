@@ -1,0 +1,85 @@
+"""How to train: the numbers that, with a model config, data and a seed, decide a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from minimoe.config import from_fields
+from minimoe.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One training run.
+
+    Args:
+      steps: optimiser steps in all; the learning rate decays to its end over exactly these.
+      batch_size: B sequences a step, each as long as the model's context.
+      seed: decides initial weights, order of data and dropout.
+      learning_rate: peak, after ``warmup_steps`` of linear warm-up; then a cosine down to ``final_fraction`` of it.
+      weight_decay: decoupled, on matrices only. beta1, beta2: AdamW. clip_norm: of the global gradient norm.
+      router_bias_rate: step of loss-free balancing, in units of affinity; 0 switches it off.
+      balance_weight: times the load-balance loss, mean over layers. z_weight: times the router z-loss.
+      log_every, eval_every, checkpoint_every: in steps; 0 evaluates (or saves) at the end only.
+
+    Raises:
+      UserError: for an impossible value, naming it and the repair.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    seed: int = 0
+    learning_rate: float = 3e-3
+    warmup_steps: int = 100
+    final_fraction: float = 0.05
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip_norm: float = 1.0
+    router_bias_rate: float = 0.001
+    balance_weight: float = 0.0
+    z_weight: float = 0.0
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Recipe: {name}={getattr(self, name)} must be at least 1")
+        for name in ("warmup_steps", "eval_every", "checkpoint_every", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"Recipe: {name}={getattr(self, name)} must not be negative; use 0")
+        if not self.learning_rate > 0:
+            raise UserError(f"Recipe: learning_rate={self.learning_rate} must be above 0; 0.003 suits small models")
+        if not self.clip_norm > 0:
+            raise UserError(f"Recipe: clip_norm={self.clip_norm} must be above 0; 1.0 is usual")
+        for name in ("weight_decay", "router_bias_rate", "balance_weight", "z_weight"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"Recipe: {name}={getattr(self, name)} must not be negative; 0 switches it off")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Recipe:
+        """The recipe that goes with a model preset, some fields changed."""
+        if name not in RECIPES:
+            raise UserError(f"recipe {name!r} is not known; choose one of {', '.join(RECIPES)}")
+        return dataclasses.replace(RECIPES[name], **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The inverse of `to_dict`; unknown and missing keys are errors."""
+        return from_fields(cls, values)
+
+
+RECIPES: dict[str, Recipe] = {
+    "nano": Recipe(steps=1000, batch_size=16, learning_rate=4e-3, warmup_steps=50, router_bias_rate=0.01),
+    "small": Recipe(
+        steps=6000, batch_size=16, learning_rate=2e-3, warmup_steps=200, router_bias_rate=0.003, checkpoint_every=250
+    ),
+}

@@ -1,0 +1,98 @@
+"""One training step. Axes: B batch, L sequence, T = B*L tokens, V vocabulary, E experts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from minimoe.model import MoETransformer
+from minimoe.moe import MoELayer, Routing, bias_update, load_balance_loss, z_loss
+from minimoe.training.recipe import Recipe
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepMetrics:
+    """What one step measured, before its update.
+
+    Attributes:
+      loss: cross-entropy, nats per token. balance, z: the two router losses, mean over layers, unweighted.
+      grad_norm: global norm before clipping. ok: whether loss and gradient were finite; if not, nothing was updated.
+      load: assignments ``[layers, E]`` (``[0, 0]`` for a dense model). dropped: share ``[layers]``.
+    """
+
+    loss: Float[Array, ""]
+    balance: Float[Array, ""]
+    z: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    ok: Bool[Array, ""]
+    load: Float[Array, "layers E"]
+    dropped: Float[Array, "layers"]
+
+
+def lm_loss(logits: Float[Array, "B L V"], targets: Int[Array, "B L"], where: Bool[Array, "B L"]) -> Float[Array, ""]:
+    """Mean cross-entropy over real targets, nats per token; 0 if there are none."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return jnp.sum(losses, where=where) / jnp.maximum(where.sum(), 1).astype(losses.dtype)
+
+
+def router_losses(routing: tuple[Routing, ...], where: Bool[Array, "T"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Load-balance loss and z-loss, each a mean over layers; zeros for a dense model."""
+    if not routing:
+        return jnp.zeros(()), jnp.zeros(())
+    balance = [load_balance_loss(r.probs, r.experts, where=where) for r in routing]
+    z = [z_loss(r.logits, where=where) for r in routing]
+    return jnp.stack(balance).mean(), jnp.stack(z).mean()
+
+
+def update_router_biases(model: MoETransformer, routing: tuple[Routing, ...], rate: float) -> None:
+    """Moves every layer's selection bias by its load in this batch; outside the gradient, after the optimiser."""
+    sparse = [layer.ffn for layer in model.layers if isinstance(layer.ffn, MoELayer)]
+    for ffn, record in zip(sparse, routing, strict=True):
+        ffn.router.bias[...] = bias_update(ffn.router.bias[...], record.load, rate)
+
+
+@functools.partial(nnx.jit, static_argnames=("recipe",), donate_argnames=("model", "optimizer"))
+def train_step(
+    model: MoETransformer,
+    optimizer: nnx.Optimizer,
+    tokens: Int[Array, "B L"],
+    targets: Int[Array, "B L"],
+    where: Bool[Array, "B L"],
+    dropout_key: Array,
+    *,
+    recipe: Recipe,
+) -> StepMetrics:
+    """Loss, gradient, optimiser, router biases; model and optimiser change in place.
+
+    A step whose loss or gradient is not finite leaves every weight, moment and bias as it was and says so in ``ok``:
+    the state in memory is always the last good one.
+    """
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    before = nnx.state((model, optimizer))
+
+    def loss_fn(params):
+        rngs = nnx.Rngs(dropout=dropout_key) if model.config.dropout else None
+        logits, routing = nnx.merge(graphdef, params, rest)(tokens, where=where, rngs=rngs)
+        loss = lm_loss(logits, targets, where)
+        balance, z = router_losses(routing, where.reshape(-1))
+        return loss + recipe.balance_weight * balance + recipe.z_weight * z, (loss, balance, z, routing)
+
+    (_, (loss, balance, z, routing)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    grad_norm = optax.global_norm(grads)
+    ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes int counts and floats in its bias correction
+        optimizer.update(model, grads)
+    if recipe.router_bias_rate:
+        update_router_biases(model, routing, recipe.router_bias_rate)
+    after = nnx.state((model, optimizer))
+    nnx.update((model, optimizer), jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, before))
+    load = jnp.stack([r.load for r in routing]) if routing else jnp.zeros((0, 0))
+    dropped = jnp.stack([r.dropped for r in routing]) if routing else jnp.zeros(0)
+    return StepMetrics(loss, balance, z, grad_norm, ok, load, dropped)
