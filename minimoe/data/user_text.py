@@ -1,0 +1,157 @@
+"""A user's own text, a file or a folder, as documents split into training and validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from minimoe.data.corpus import SPLITS, Document, split_of
+from minimoe.errors import UserError
+
+SUFFIXES = (".txt", ".md", ".py")
+MIN_PARTS = 20  # blank-line-separated parts from which a file is cut into several documents
+DOCUMENT_BYTES = 4000  # roughly, a chapter of the bundled Bibles
+
+
+def load_text(path: str | os.PathLike[str], split: str | None = None) -> list[Document]:
+    """Reads a file or a folder of plain text.
+
+    A *file* is one domain, named after the file. With at least 20 parts between blank lines it is cut, at blank lines,
+    into documents of about 4,000 bytes; joined again they are the file. A *folder* is read with all its subfolders
+    (hidden ones left out): every ``.txt``, ``.md`` and ``.py`` file is a document, the first-level subfolder is its
+    domain, and files directly inside take the folder's own name. Blank files in a folder are skipped. ``\\r\\n``
+    becomes ``\\n`` and a byte-order mark is dropped.
+
+    Args:
+      path: of the file or the folder.
+      split: None divides by the corpus's rule, 10% by hash of the key, and then moves one document if a split would be
+        empty; a lone document is cut in two near 90%. ``"train"`` or ``"val"`` puts all of the text there: text that
+        the model never saw is validation from end to end.
+
+    Returns:
+      Documents in the order of the file, or of the sorted paths.
+
+    Raises:
+      UserError: if the path does not exist or cannot be read, or the text is blank, binary (it holds a NUL byte) or not
+        UTF-8 (naming the offset of the byte).
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = Path(folder) / "notes.txt"
+      ...     _ = path.write_text("one two three four five six seven eight nine ten")
+      ...     [(document.split, document.text) for document in load_text(path)]
+      [('train', 'one two three four five six seven eight '), ('val', 'nine ten')]
+    """
+    if split is not None and split not in SPLITS:
+        raise UserError(f"split {split!r} is not known; choose one of {', '.join(SPLITS)}, or None to divide the text")
+    path = Path(path)
+    if not os.path.exists(path):  # unlike Path.exists, False for a name that the system cannot hold
+        raise UserError(f"{path}: no such file or folder; check the path")
+    found = _read_folder(path) if path.is_dir() else _read_single(path)
+    if split is not None:
+        return [dataclasses.replace(document, split=split) for document in found]
+    return _with_both_splits(found)
+
+
+def _read_single(path: Path) -> list[Document]:
+    text = _read_text(path)
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty or blank; give a file with text")
+    pieces = cut_at_blank_lines(text)
+    keys = [path.name] if len(pieces) == 1 else [f"{path.name}#{i}" for i in range(len(pieces))]
+    return [Document(path.stem, split_of(key), key, piece) for key, piece in zip(keys, pieces, strict=True)]
+
+
+def _read_folder(folder: Path) -> list[Document]:
+    found = []
+    own_name = folder.resolve().name or "text"
+    for file in _text_files(folder):
+        text = _read_text(file)
+        if text.strip():
+            parts = file.relative_to(folder).parts
+            key = "/".join(parts)
+            found.append(Document(parts[0] if len(parts) > 1 else own_name, split_of(key), key, text))
+    if not found:
+        raise UserError(
+            f"{folder}: no text in any {', '.join(SUFFIXES)} file of this folder; give a folder that has some"
+        )
+    return found
+
+
+def _text_files(folder: Path) -> Iterator[Path]:
+    """Sorted, so that the documents come in one order on every file system; links to folders are not followed."""
+    for parent, subfolders, files in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__pycache__")
+        yield from (Path(parent, name) for name in sorted(files) if name.lower().endswith(SUFFIXES) and name[0] != ".")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    if (offset := raw.find(b"\0")) >= 0:
+        raise UserError(f"{path}: byte {offset} is NUL, so this is a binary file or UTF-16; give plain UTF-8 text")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8"
+        raise UserError(f"{path}: {where}; save the file as UTF-8") from None
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def cut_at_blank_lines(text: str) -> list[str]:
+    """Cuts a long text into pieces of about `DOCUMENT_BYTES` at blank lines; a short one stays whole.
+
+    Nothing is lost: ``"".join(pieces) == text``, so bytes counted on documents are bytes of the file.
+
+    Example:
+      >>> len(cut_at_blank_lines("one paragraph\\n\\nanother"))
+      1
+      >>> [len(piece) for piece in cut_at_blank_lines("a line of text\\n\\n" * 600)]
+      [4000, 5600]
+    """
+    ends = [match.end() for match in re.finditer(r"\n(?:[ \t]*\n)+", text)]
+    parts = [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
+    parts = [part for part in parts if part]
+    if len(parts) < MIN_PARTS:
+        return [text]
+    pieces, current, size = [], [], 0
+    for part in parts:
+        current.append(part)
+        size += len(part.encode())
+        if size >= DOCUMENT_BYTES:
+            pieces.append("".join(current))
+            current, size = [], 0
+    if pieces and size < DOCUMENT_BYTES // 2:  # a short rest would make a poor document: it joins the last one
+        current, pieces = [pieces[-1], *current], pieces[:-1]
+    return [*pieces, "".join(current)]
+
+
+def _with_both_splits(found: list[Document]) -> list[Document]:
+    """Moves or cuts one document if training or validation would be empty."""
+    splits = {document.split for document in found}
+    if len(splits) == 2:
+        return found
+    if len(found) == 1:
+        return _cut_in_two(found[0])
+    other = "val" if splits == {"train"} else "train"
+    return [*found[:-1], dataclasses.replace(found[-1], split=other)]
+
+
+def _cut_in_two(document: Document) -> list[Document]:
+    """Cuts after the last line, else word, that ends between 50% and 90% of the bytes, else after a character."""
+    raw = document.text.encode()
+    half, target = len(raw) // 2, len(raw) * 9 // 10
+    cut = 1 + raw.rfind(b"\n", half, target) or 1 + raw.rfind(b" ", half, target) or target
+    while raw[cut] & 0xC0 == 0x80:  # never inside a UTF-8 character
+        cut -= 1
+    head, tail = raw[:cut].decode(), raw[cut:].decode()
+    if not (head.strip() and tail.strip()):
+        return [dataclasses.replace(document, split="train")]
+    domain, key = document.domain, document.key
+    return [Document(domain, "train", f"{key}#train", head), Document(domain, "val", f"{key}#val", tail)]
