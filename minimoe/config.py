@@ -227,9 +227,9 @@ def _sparse(d_model: int, d_expert: int, num_experts: int, **rest: Any) -> Model
     return ModelConfig(vocab_size=2048, d_model=d_model, moe=moe, **rest)
 
 
-# Both are expressible as Transformers' glm4_moe: grouped-query attention, sigmoid scores with a selection bias, a shared
-# expert, normalised weights.
+# Both are expressible as Transformers' glm4_moe: grouped-query attention, sigmoid scores with a selection bias, a
+# shared expert, normalised weights.
 PRESETS: dict[str, ModelConfig] = {
-    "nano": _sparse(128, 128, 8, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=32, dropout=0.0),
-    "small": _sparse(256, 192, 16, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=32, dropout=0.1),
+    "nano": _sparse(128, 128, 8, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=32),
+    "small": _sparse(256, 192, 16, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=32),
 }

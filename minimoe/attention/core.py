@@ -1,6 +1,11 @@
-"""Causal grouped-query attention on arrays. Axes: B batch, L queries, S keys, N query heads, M key/value heads, H width."""
+"""Causal grouped-query attention on arrays.
+
+Axes: B batch, L queries, S keys, N query heads, M key/value heads, G = N/M heads a group, H head width.
+"""
 
 from __future__ import annotations
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +43,7 @@ def causal_attention(
     blocks = max(1, min(QUERY_BLOCKS, length // SMALLEST_BLOCK))
     edges = [length * i // blocks for i in range(blocks + 1)]
     outs = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         mask = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
         outs.append(_attend(q[:, :, :, start:end], k[:, :, :end], v[:, :, :end], mask))
     return _queries_first(jnp.concatenate(outs, axis=3))

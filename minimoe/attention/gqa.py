@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -25,7 +25,8 @@ class GroupedQueryAttention(nnx.Module):
     def __init__(self, config: ModelConfig, *, out_scale: float = 1.0, rngs: nnx.Rngs):
         self.config = config
         d, h = config.d_model, config.head_dim
-        kwargs = {"use_bias": False, "dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        kwargs: dict[str, Any] = {"use_bias": False}
+        kwargs |= {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
         self.q_proj = nnx.Linear(d, config.num_heads * h, kernel_init=fan_in(), rngs=rngs, **kwargs)
         self.k_proj = nnx.Linear(d, config.num_kv_heads * h, kernel_init=fan_in(), rngs=rngs, **kwargs)
         self.v_proj = nnx.Linear(d, config.num_kv_heads * h, kernel_init=fan_in(), rngs=rngs, **kwargs)

@@ -47,7 +47,7 @@ def generate(
     top_p: float | None = None,
     stop_token: int | None = None,
     key: Array | None = None,
-) -> Int[Array, "B L+N"]:
+) -> Int[Array, "B L+{max_new_tokens}"]:
     """Continues each prompt by ``max_new_tokens`` tokens.
 
     One compiled program per shape: prefill, then a loop that decodes one token a turn from the key/value cache. It

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 def rope_angles(
     positions: Int[Array, "L"], head_dim: int, theta: float
-) -> tuple[Float[Array, "L H/2"], Float[Array, "L H/2"]]:
+) -> tuple[Float[Array, "L {head_dim//2}"], Float[Array, "L {head_dim//2}"]]:
     """Cosine and sine of ``position * theta**(-2i/H)`` for each pair i.
 
     Args:

@@ -1,6 +1,8 @@
-"""SwiGLU feed-forward. Axes: T tokens, D model width, F hidden width."""
+"""SwiGLU feed-forward. Axes: T tokens, D model width, F hidden width (F2 = 2*F in annotations)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jaxtyping import Array, Float
 from minimoe.layers.initializers import fan_in
 
 
-def swiglu(gate_up: Float[Array, "*B 2F"]) -> Float[Array, "*B F"]:
+def swiglu(gate_up: Float[Array, "*B F2"]) -> Float[Array, "*B F2//2"]:
     """``silu(gate) * up``, the two stored side by side on the last axis: gate first.
 
     References:
@@ -41,7 +43,8 @@ class SwiGLU(nnx.Module):
         out_scale: float = 1.0,
         rngs: nnx.Rngs,
     ):
-        kwargs = {"use_bias": False, "dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype), "rngs": rngs}
+        kwargs: dict[str, Any] = {"use_bias": False, "rngs": rngs}
+        kwargs |= {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
         self.gate_up_proj = nnx.Linear(d_model, 2 * d_ff, kernel_init=fan_in(), **kwargs)
         self.down_proj = nnx.Linear(d_ff, d_model, kernel_init=fan_in(out_scale), **kwargs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -21,8 +22,7 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         # Residual branches start small enough that their sum over the depth stays near unit size.
         out_scale = (2 * config.num_layers) ** -0.5
-        dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
-        norm = {"epsilon": config.norm_eps, "rngs": rngs, **dtypes}
+        norm: dict[str, Any] = {"epsilon": config.norm_eps, "rngs": rngs} | _dtypes(config)
         self.attention_norm = nnx.RMSNorm(config.d_model, **norm)
         self.attention = GroupedQueryAttention(config, out_scale=out_scale, rngs=rngs)
         self.ffn_norm = nnx.RMSNorm(config.d_model, **norm)
@@ -30,7 +30,8 @@ class Block(nnx.Module):
             self.ffn: MoELayer | SwiGLU = MoELayer(config.moe, out_scale=out_scale, rngs=rngs)
         else:
             assert config.d_ff is not None  # the config's own check
-            self.ffn = SwiGLU(config.d_model, config.d_ff, out_scale=out_scale, rngs=rngs, **_names(config))
+            names = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+            self.ffn = SwiGLU(config.d_model, config.d_ff, out_scale=out_scale, rngs=rngs, **names)
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(
@@ -62,8 +63,8 @@ class Block(nnx.Module):
         return x if rngs is None else self.dropout(x, deterministic=False, rngs=rngs)
 
 
-def _names(config: ModelConfig) -> dict[str, str]:
-    return {"dtype": config.dtype, "param_dtype": config.param_dtype}
+def _dtypes(config: ModelConfig) -> dict[str, Any]:
+    return {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
 
 
 class MoETransformer(nnx.Module):
@@ -82,7 +83,7 @@ class MoETransformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
-        dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        dtypes = _dtypes(config)
         init = nnx.initializers.normal(0.02)
         self.embed = nnx.Embed(config.vocab_size, config.d_model, embedding_init=init, rngs=rngs, **dtypes)
         self.layers = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])

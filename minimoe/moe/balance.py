@@ -65,7 +65,7 @@ def z_loss(logits: Float[Array, "T E"], *, where: Bool[Array, "T"] | None = None
     return jnp.sum(squared, where=where) / jnp.maximum(where.sum(), 1).astype(jnp.float32)
 
 
-def bias_update(bias: Float[Array, "E"], load: Float[Array, "E"], rate: float) -> Float[Array, "E"]:
+def bias_update(bias: Float[Array, "E"], load: Float[Array, "E"], rate: float | Float[Array, ""]) -> Float[Array, "E"]:
     """One step of loss-free balancing: ``bias + rate * sign(mean load - load)``, then shifted to zero mean.
 
     Call it after the optimiser step, outside the gradient, with the load of the whole batch. Overloaded experts

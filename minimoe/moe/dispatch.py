@@ -1,7 +1,6 @@
 """Dispatch: carrying tokens to their experts and back. One signature, one answer, several speeds.
 
-Axes: T tokens, D model width, K experts per token, E experts, F expert hidden width, A = T*K assignments, C slots per
-expert, R rows of an overflow block.
+Axes: T tokens, D model width, K experts per token, E experts, F expert hidden width (F2 = 2*F).
 
 Every dispatch computes ``y[t] = sum_k weights[t, k] * FFN[experts[t, k]](x[t])`` from
 
@@ -28,7 +27,7 @@ def loop_dispatch(
     x: Float[Array, "T D"],
     experts: Int[Array, "T K"],
     weights: Float[Array, "T K"],
-    gate_up: Float[Array, "E D 2F"],
+    gate_up: Float[Array, "E D F2"],
     down: Float[Array, "E F D"],
 ) -> Float[Array, "T D"]:
     """Expert by expert, each on all tokens, kept where it was chosen: E/K times the useful work. The oracle."""
@@ -43,7 +42,7 @@ def dense_dispatch(
     x: Float[Array, "T D"],
     experts: Int[Array, "T K"],
     weights: Float[Array, "T K"],
-    gate_up: Float[Array, "E D 2F"],
+    gate_up: Float[Array, "E D F2"],
     down: Float[Array, "E F D"],
 ) -> Float[Array, "T D"]:
     """All experts on all tokens in three einsums, weighted by a ``[T, E]`` matrix that is mostly 0.

@@ -107,7 +107,7 @@ def dropless_experts(
     x: Float[Array, "T D"],
     experts: Int[Array, "T K"],
     weights: Float[Array, "T K"],
-    gate_up: Float[Array, "E D 2F"],
+    gate_up: Float[Array, "E D F2"],
     down: Float[Array, "E F D"],
 ) -> Float[Array, "T D"]:
     """The batched part plus the overflow loop; see the module's docstring."""
@@ -197,7 +197,7 @@ def few_tokens(
     x: Float[Array, "T D"],
     experts: Int[Array, "T K"],
     weights: Float[Array, "T K"],
-    gate_up: Float[Array, "E D 2F"],
+    gate_up: Float[Array, "E D F2"],
     down: Float[Array, "E F D"],
 ) -> Float[Array, "T D"]:
     """For decoding: each assignment slices its expert's matrices out and multiplies one row.
@@ -221,7 +221,7 @@ def dropless_dispatch(
     x: Float[Array, "T D"],
     experts: Int[Array, "T K"],
     weights: Float[Array, "T K"],
-    gate_up: Float[Array, "E D 2F"],
+    gate_up: Float[Array, "E D F2"],
     down: Float[Array, "E F D"],
 ) -> Float[Array, "T D"]:
     """Exact at any load: `few_tokens` for up to `FEW_ASSIGNMENTS`, else the batched part plus the overflow loop.

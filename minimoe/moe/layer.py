@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,8 @@ class MoELayer(nnx.Module):
         self.router = Router(config, rngs=rngs)
         self.experts = Experts(config, out_scale=out_scale, rngs=rngs)
         shared = config.num_shared_experts * config.d_expert
-        kwargs = {"dtype": config.dtype, "param_dtype": config.param_dtype, "out_scale": out_scale, "rngs": rngs}
+        kwargs: dict[str, Any] = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        kwargs |= {"out_scale": out_scale, "rngs": rngs}
         self.shared = nnx.data(SwiGLU(config.d_model, shared, **kwargs) if shared else None)
 
     def __call__(

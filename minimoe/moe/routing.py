@@ -37,7 +37,7 @@ class Routing:
 
 
 class RouterBias(nnx.Variable):
-    """Selection bias ``[E]`` of loss-free balancing. Not a Param: gradients never reach it (see `balance.bias_update`)."""
+    """Selection bias ``[E]`` of loss-free balancing. Not a Param: no gradient reaches it (see `balance.bias_update`)."""
 
 
 def softmax_affinity(logits: Float[Array, "T E"]) -> Float[Array, "T E"]:
@@ -117,7 +117,8 @@ class Router(nnx.Module):
     def __init__(self, config: MoEConfig, *, rngs: nnx.Rngs):
         self.config = config
         shape = (config.d_model, config.num_experts)
-        self.kernel = nnx.Param(fan_in()(rngs.params(), shape, jnp.float32))
+        # A tenth of the usual size: affinities start nearly equal, so that a few bias steps can balance them.
+        self.kernel = nnx.Param(fan_in(0.1)(rngs.params(), shape, jnp.float32))
         self.bias = RouterBias(jnp.zeros(config.num_experts, jnp.float32))
 
     def __call__(self, x: Float[Array, "T D"], *, where: Bool[Array, "T"] | None = None) -> Routing:

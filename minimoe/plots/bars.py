@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator, ScalarFormatter
 
 from minimoe.errors import UserError
 from minimoe.plots import style
@@ -48,20 +48,28 @@ def bits_per_byte_by_domain(
         at = np.arange(len(domains)) + (index - (len(results) - 1) / 2) * width
         axes.bar(at, heights, width=0.92 * width, color=style.color_of(index), label=name)
         if len(domains) * len(results) <= VALUES_UP_TO:
-            _write_heights(axes, at, heights)
+            _write_heights(axes, at, heights, style.color_of(index))
     if reference is not None:
         _draw_reference(axes, [reference.get(domain, math.nan) for domain in domains], reference_name)
     crowded = sum(len(domain) + 2 for domain in domains) > 80
-    labels = {"rotation": 30, "ha": "right"} if crowded else {}
+    labels: dict[str, Any] = {"rotation": 30, "ha": "right"} if crowded else {}
     axes.set_xticks(range(len(domains)), labels=domains, parse_math=False, **labels)
     axes.tick_params(axis="x", length=0)
+    # Room for three groups at least, so that a single bar is not a wall.
+    margin = 0.6 + max(0.0, (3 - len(domains)) / 2)
+    axes.set_xlim(-margin, len(domains) - 1 + margin)
     if len(results) > 1 or reference is not None:
         # Above the axes, where no bar can reach it.
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=style.TICK_PT)
+        handles = [*axes.containers, *(line for line in axes.lines if line.get_label() == reference_name)]
+        axes.legend(
+            handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=style.TICK_PT
+        )
     return figure
 
 
-def ladder(rows: Sequence[Mapping[str, Any]], title: str = "What each model costs, and how well it does") -> Figure:
+def ladder(
+    rows: Sequence[Mapping[str, Any]], title: str = "Size, cost and quality (bits per byte: lower is better)"
+) -> Figure:
     """A row a model: total and active parameters, FLOPs per token, bits per byte, each as a bar with its number.
 
     All bars start at zero on a linear scale, so their lengths compare.
@@ -80,13 +88,17 @@ def ladder(rows: Sequence[Mapping[str, Any]], title: str = "What each model cost
             raise UserError(f"ladder row {index} ({row.get('name', 'no name')}) lacks {missing}; add them")
     if not rows:
         raise UserError("rows=[] is empty; give at least one model")
-    figure = style.blank(title, height_in=1.25 + 0.42 * len(rows))
+    figure = style.blank(title, height_in=1.1 + 0.36 * len(rows))
     panels = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 1.0, 1.0))
     get = {name: np.asarray([_number(row.get(name)) for row in rows]) for name in (*LADDER_FIELDS[1:], "bits_per_byte")}
     _draw_parameters(panels[0], get["total_params"], get["active_params"])
     _draw_amounts(panels[1], get["flops_per_token"], style.PALETTE[2], "FLOPs per token", _amount)
-    _draw_amounts(panels[2], get["bits_per_byte"], style.PALETTE[4], "bits per byte (lower is better)", "{:.3f}".format)
-    panels[0].set_yticks(range(len(rows)), labels=[str(row["name"]) for row in rows], parse_math=False)
+    _draw_amounts(
+        panels[2], get["bits_per_byte"], style.PALETTE[4], "bits per byte", "{:.3f}".format, ScalarFormatter()
+    )
+    panels[0].set_yticks(
+        range(len(rows)), labels=[style.shorten(str(row["name"]), 24) for row in rows], parse_math=False
+    )
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     return figure
 
@@ -97,15 +109,25 @@ def _draw_parameters(axes: Axes, total: Float[np.ndarray, " n"], active: Float[n
     axes.barh(at, total, height=0.6, color=style.blend(style.PALETTE[0], "white", 0.65))
     axes.barh(at, active, height=0.6, color=style.PALETTE[0])
     for row, (whole, part) in enumerate(zip(total, active, strict=True)):
-        _write_right(axes, row, whole, f"{_amount(part)} of {_amount(whole)}")
+        _write_right(axes, row, whole, f"{_count(part)} of {_count(whole)}")
     _dress_row_panel(axes, "parameters: active (dark) of total", total, room=1.75)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
 
 
-def _draw_amounts(axes: Axes, values: Float[np.ndarray, " n"], shade: str, title: str, write: Any) -> None:
+def _draw_amounts(
+    axes: Axes,
+    values: Float[np.ndarray, " n"],
+    shade: str,
+    title: str,
+    write: Callable[[float], str],
+    ticks: Formatter | None = None,
+) -> None:
     axes.barh(np.arange(len(values)), values, height=0.6, color=shade)
     for row, value in enumerate(values):
         _write_right(axes, row, value, write(value) if np.isfinite(value) else "not measured")
     _dress_row_panel(axes, title, values, room=1.5)
+    if ticks is not None:
+        axes.xaxis.set_major_formatter(ticks)
 
 
 def _dress_row_panel(axes: Axes, title: str, values: Float[np.ndarray, " n"], room: float) -> None:
@@ -125,18 +147,24 @@ def _draw_reference(axes: Axes, values: Sequence[float], name: str) -> None:
         axes.plot([group - 0.44, group + 0.44], [value, value], color=style.INK, linewidth=1.6, label=label)
 
 
-def _write_heights(axes: Axes, at: Float[np.ndarray, " n"], heights: Float[np.ndarray, " n"]) -> None:
+def _write_heights(axes: Axes, at: Float[np.ndarray, " n"], heights: Float[np.ndarray, " n"], shade: str) -> None:
     """Inside the bar at its foot, upright, where neither the reference mark nor a neighbour can cross it."""
     for place, height in zip(at, heights, strict=True):
         if np.isfinite(height):
-            color = style.ink_on(axes.patches[-1].get_facecolor()[:3])
-            look = {"ha": "center", "va": "bottom", "rotation": 90, "fontsize": style.SMALL_PT, "color": color}
+            color = style.ink_on(shade)
+            look: dict[str, Any] = {
+                "ha": "center",
+                "va": "bottom",
+                "rotation": 90,
+                "fontsize": style.SMALL_PT,
+                "color": color,
+            }
             axes.annotate(f"{height:.3f}", (place, 0), xytext=(0, 4), textcoords="offset points", **look)
 
 
 def _write_right(axes: Axes, row: int, value: float, text: str) -> None:
     at = (value if np.isfinite(value) else 0.0, row)
-    look = {"va": "center", "fontsize": style.TICK_PT, "color": style.INK}
+    look: dict[str, Any] = {"va": "center", "fontsize": style.TICK_PT, "color": style.INK}
     axes.annotate(text, at, xytext=(4, 0), textcoords="offset points", **look)
 
 
@@ -146,6 +174,11 @@ def _amount(value: float) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def _count(value: float) -> str:
+    """Parameters are counted in billions (B) where FLOPs have giga (G)."""
+    return _amount(value).replace("G", "B")
 
 
 def _number(value: Any) -> float:

@@ -17,7 +17,9 @@ from minimoe.plots.records import Record
 from minimoe.plots.routing import draw_max_violation
 
 X_LABELS = {"tokens": "tokens seen", "seconds": "training time (s)"}
+X_TITLES = {"tokens": "tokens seen", "seconds": "training time"}
 QUANTITIES = {"loss": "loss (nats/token)", "bits_per_byte": "bits per byte"}
+TITLES = {"loss": "Training loss", "bits_per_byte": "Bits per byte"}
 
 
 def training_curve(records: Sequence[Record], title: str = "Training run") -> Figure:
@@ -47,7 +49,6 @@ def training_curve(records: Sequence[Record], title: str = "Training run") -> Fi
         raise UserError(f"{len(records)} records hold no train or eval line; train for at least one step, then draw")
     figure = style.blank(title, height_in=0.6 + 2.0 * len(draws))
     panels = figure.subplots(len(draws), 1, sharex=True, squeeze=False)[:, 0]
-    # The limits come first, because end labels are placed by them.
     _limit_x(panels[0], np.concatenate([read.column(train, "tokens"), read.column(evals, "tokens")]), "tokens")
     for axes, draw in zip(panels, draws, strict=True):
         draw(axes)
@@ -61,6 +62,7 @@ def compare_runs(
     quantity: str = "loss",
     title: str = "",
     protocol: str | None = None,
+    skip: float = 0.0,
 ) -> Figure:
     """Several runs on one pair of axes.
 
@@ -71,12 +73,16 @@ def compare_runs(
       title: what is compared; a neutral one if empty.
       protocol: "quick" or "full" evaluations; the first of the two that every run has if not given, because numbers
         of two protocols do not compare.
+      skip: share (0..<1) of the x axis to leave out at its start, where a loss that falls from afar would flatten
+        the differences at the end; the axis then visibly starts later.
 
     Raises:
       UserError: for an unknown ``x`` or ``quantity``, or a run without such records.
     """
     _require_choice("x", x, tuple(X_LABELS))
     _require_choice("quantity", quantity, tuple(QUANTITIES))
+    if not 0 <= skip < 1:
+        raise UserError(f"skip={skip} must be in [0, 1); use 0.1 to leave out the first tenth")
     if not runs:
         raise UserError("runs={} is empty; give at least one run to compare")
     label = QUANTITIES[quantity]
@@ -89,15 +95,19 @@ def compare_runs(
     empty = [name for name, records in chosen.items() if not records]
     if empty:
         raise UserError(f"runs {empty} have no {label} to draw; leave them out or let them run longer")
-    figure = style.blank(title or f"{label} against {X_LABELS[x]}", height_in=3.6)
+    figure = style.blank(title or f"{TITLES[quantity]} against {X_TITLES[x]}", height_in=3.6)
     axes = figure.subplots()
     style.dress(axes, x=X_LABELS[x], y=label)
-    _limit_x(axes, np.concatenate([read.column(records, x) for records in chosen.values()]), x)
+    all_x = np.concatenate([read.column(records, x) for records in chosen.values()])
+    start = skip * float(np.nanmax(all_x))
+    _limit_x(axes, all_x, x, start)
     shades = [style.color_of(index) for index in range(len(chosen))]
     ends = []
-    for (_, records), shade in zip(chosen.items(), shades, strict=True):
+    for records, shade in zip(chosen.values(), shades, strict=True):
         at, values = read.column(records, x), read.column(records, quantity)
-        ends.append(_draw_noisy(axes, at, values, shade) if quantity == "loss" else _draw_dots(axes, at, values, shade))
+        draw = _draw_noisy if quantity == "loss" else _draw_dots
+        late = at >= start
+        ends.append(draw(axes, at[late], values[late], shade) if late.any() else np.nan)
     style.label_ends(axes, ends, list(chosen), shades)
     return figure
 
@@ -152,10 +162,8 @@ def _draw_dots(
     return float(values[-1])
 
 
-def _limit_x(axes: Axes, at: Float[np.ndarray, " n"], quantity: str) -> None:
-    finite = at[np.isfinite(at)]
-    last = float(finite.max()) if len(finite) else 0.0
-    axes.set_xlim(0, last * 1.01 if last > 0 else 1.0)
+def _limit_x(axes: Axes, at: Float[np.ndarray, " n"], quantity: str, start: float = 0.0) -> None:
+    style.start_at_zero(axes, at, start)
     if quantity == "tokens":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 

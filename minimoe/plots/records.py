@@ -38,23 +38,21 @@ def per_layer(records: Sequence[Record], name: str) -> Float[np.ndarray, "n laye
     return table
 
 
-def smooth(values: Float[np.ndarray, " n"], span: int | None = None) -> Float[np.ndarray, " n"]:
-    """Exponential moving average that starts unbiased and skips values that are not finite.
+def smooth(values: Float[np.ndarray, " n"], half_width: int | None = None) -> Float[np.ndarray, " n"]:
+    """Moving average around each point, which unlike a trailing one does not lag behind a falling curve.
 
     Args:
-      values: [n].
-      span: points it looks back over, as a weight of ``1 - 1/span`` on the past; a fiftieth of ``n`` if not given.
+      values: [n]; those that are not finite are left out of the averages.
+      half_width: points on either side, fewer at the ends; a hundredth of ``n`` if not given.
 
     Returns:
-      [n], NaN until the first finite value.
+      [n], NaN where a window holds no finite value.
     """
-    keep = 1 - 1 / max(1, len(values) // 50 if span is None else span)
-    total = weight = 0.0
-    result = np.full(len(values), np.nan)
-    for index, value in enumerate(values):
-        if np.isfinite(value):
-            total = keep * total + (1 - keep) * float(value)
-            weight = keep * weight + (1 - keep)
-        if weight > 0:
-            result[index] = total / weight
-    return result
+    half = len(values) // 100 if half_width is None else half_width
+    good = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(good, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(good)])
+    at = np.arange(len(values))
+    first, last = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    total, count = sums[last] - sums[first], counts[last] - counts[first]
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)

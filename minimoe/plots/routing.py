@@ -61,7 +61,8 @@ def experts_by_domain(
         style.dress(axes, title=f"layer {layer}", x="expert" if last_row else "", grid=None)
         axes.tick_params(labelbottom=last_row, length=0)
     bar = figure.colorbar(image, ax=panels, shrink=min(1.0, 2.2 / figure.get_size_inches()[1]), pad=0.02)
-    bar.set_ticks([0.0, 0.5, 1.0, *np.unique(np.round(np.linspace(1.0, top, 3)[1:], 1))])
+    # Rounded down: a tick beyond the top of the colours would stretch the bar.
+    bar.set_ticks([0.0, 0.5, 1.0, *np.floor(10 * np.linspace(1.0, top, 3)[1:]) / 10])
     bar.set_label("share relative to an even split", fontsize=style.TICK_PT)
     bar.ax.tick_params(labelsize=style.TICK_PT)
     return figure
@@ -89,6 +90,7 @@ def balance_over_time(records: Sequence[Record], title: str = "Balance over trai
         raise UserError(f"{len(train)} train records hold no max_violation; use the records of a sparse model")
     figure = style.blank(title, height_in=3.2)
     axes = figure.subplots()
+    style.start_at_zero(axes, read.column(train, "step"))
     draw_max_violation(axes, read.column(train, "step"), balance)
     axes.set_xlabel("step", fontsize=style.LABEL_PT)
     return figure
@@ -103,21 +105,21 @@ def draw_max_violation(axes: Axes, at: Float[np.ndarray, " n"], balance: Float[n
       balance: MaxVio, one column a layer.
     """
     layers = balance.shape[1]
-    style.dress(axes, y="MaxVio", title="busiest expert above the mean load; 0 (dashed) = every expert carries the mean")
+    style.dress(
+        axes, y="MaxVio", title="busiest expert above the mean load; 0 (dashed) = every expert carries the mean"
+    )
     shades = style.ordered_colors(layers)
     axes.axhline(0.0, color=style.INK, linewidth=1.0, linestyle="--")
     marker = "o" if len(at) < 3 else ""
-    smoothed = [read.smooth(balance[:, layer]) for layer in range(layers)]
     for layer, shade in enumerate(shades):
         axes.plot(at, balance[:, layer], color=shade, linewidth=0.7, alpha=0.25)
-        axes.plot(at, smoothed[layer], color=shade, linewidth=1.5, marker=marker, markersize=4)
+        axes.plot(at, read.smooth(balance[:, layer]), color=shade, linewidth=1.5, marker=marker, markersize=4)
     finite = balance[np.isfinite(balance)]
     top = float(finite.max()) if len(finite) else 0.0
     axes.set_ylim(-0.05 * max(top, 0.5), 1.08 * max(top, 0.5))
     # A deep model gets a sample of its labels; the colours run in layer order.
     named = np.unique(np.linspace(0, layers - 1, min(layers, LAYER_LABELS_UP_TO)).round().astype(int))
-    ends = [float(smoothed[layer][-1]) for layer in named]
-    style.label_ends(axes, ends, [f"layer {layer}" for layer in named], [shades[layer] for layer in named])
+    style.label_key(axes, [f"layer {layer}" for layer in named], [shades[layer] for layer in named])
 
 
 def load_bars(load: Num[np.ndarray, "layers E"], title: str = "Load of each expert") -> Figure:
@@ -142,14 +144,19 @@ def load_bars(load: Num[np.ndarray, "layers E"], title: str = "Load of each expe
         values = np.nan_to_num(relative[layer])
         _draw_load(axes, values)
         last_row, first_column = layer + columns >= layers, layer % columns == 0
-        # "of" and "mean load" in words: the axis is a ratio and has no unit
         side = "load / mean load" if first_column else ""
-        name = f"layer {layer}, MaxVio {values.max() - 1:.2f}" if values.any() else f"layer {layer}, no load"
-        style.dress(axes, title=name, x="expert" if last_row else "", y=side)
+        style.dress(axes, title=_load_title(layer, values), x="expert" if last_row else "", y=side)
         axes.tick_params(labelbottom=last_row)
         axes.set_xticks(_expert_ticks(experts))
     panels.flat[0].set_ylim(0, 1.15 * max(1.2, float(np.nanmax(relative, initial=1.0))))
     return figure
+
+
+def _load_title(layer: int, values: Float[np.ndarray, " E"]) -> str:
+    if not values.any():
+        return f"layer {layer}: no load"
+    dead = int((values == 0).sum())
+    return f"layer {layer}: MaxVio {values.max() - 1:.2f}" + (f", {dead} dead (x)" if dead else "")
 
 
 def _draw_load(axes: Axes, values: Float[np.ndarray, " E"]) -> None:
@@ -159,7 +166,7 @@ def _draw_load(axes: Axes, values: Float[np.ndarray, " E"]) -> None:
         shades[int(values.argmax())] = style.ALARM
     axes.bar(experts, values, width=0.8, color=shades)
     dead = experts[values == 0]
-    axes.plot(dead, np.full(len(dead), 0.06), linestyle="", marker="x", color=style.ALARM, markersize=4)
+    axes.plot(dead, np.full(len(dead), 0.15), linestyle="", marker="x", color=style.ALARM, markersize=5)
     axes.axhline(1.0, color=style.INK, linewidth=1.0, linestyle="--")
     axes.set_xlim(-0.6, len(values) - 0.4)
 
@@ -170,7 +177,7 @@ def _draw_heat(
     palette = colormaps["RdBu_r"].with_extremes(bad=style.FAINT)
     image = axes.imshow(np.ma.masked_invalid(share), cmap=palette, norm=norm, aspect="auto", interpolation="nearest")
     axes.set_xticks(_expert_ticks(share.shape[1]))
-    axes.set_yticks(range(len(domains)), labels=[_shorten(name) for name in domains], parse_math=False)
+    axes.set_yticks(range(len(domains)), labels=[style.shorten(name, 16) for name in domains], parse_math=False)
     if share.shape[1] <= CELL_NUMBERS_UP_TO:
         for (row, column), value in np.ndenumerate(share):
             ink = style.ink_on(tuple(palette(norm(value))[:3])) if np.isfinite(value) else style.INK
@@ -183,7 +190,3 @@ def _expert_ticks(experts: int) -> list[int]:
     """Every expert up to 16, then every fourth or eighth: always whole numbers."""
     step = 1 if experts <= 16 else 4 if experts <= 64 else 2 ** max(3, experts.bit_length() - 5)
     return list(range(0, experts, step))
-
-
-def _shorten(name: str, limit: int = 16) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import colors, transforms
+from matplotlib import colormaps, colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -78,8 +78,6 @@ def color_of(index: int) -> str:
 
 def ordered_colors(count: int) -> list[str]:
     """``count`` colours from dark to light for things with an order, such as layers; readable on white."""
-    from matplotlib import colormaps
-
     return [colors.to_hex(c) for c in colormaps["viridis"](np.linspace(0.0, 0.8, max(count, 1)))]
 
 
@@ -89,10 +87,15 @@ def blend(color: str, other: str, share: float) -> str:
     return colors.to_hex(tuple(mixed))
 
 
-def ink_on(color: str | tuple[float, ...]) -> str:
+def ink_on(color: str | tuple[float, float, float]) -> str:
     """The text colour, dark or white, that can be read on this background."""
     red, green, blue = colors.to_rgb(color)
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most ``limit`` characters, the last one an ellipsis if anything was cut."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def spread(positions: Float[np.ndarray, " n"], gap: float, low: float, high: float) -> Float[np.ndarray, " n"]:
@@ -123,12 +126,41 @@ def label_ends(axes: Axes, ends: Sequence[float], labels: Sequence[str], shades:
     # The layout is decided at drawing time and shrinks the axes a little below what they are now.
     axes_height_pt = 0.85 * axes.get_position().height * figure.get_size_inches()[1] * 72
     placed = spread(heights, 1.25 * TICK_PT / axes_height_pt, 0.0, 1.0)
-    at = transforms.blended_transform_factory(axes.transAxes, axes.transAxes)
     for height, label, shade in zip(placed, labels, shades, strict=True):
         axes.text(
-            1.015, height, label, transform=at, color=blend(shade, "black", 0.25), fontsize=TICK_PT, va="center",
+            1.015,
+            height,
+            label,
+            transform=axes.transAxes,
+            color=blend(shade, "black", 0.25),
+            fontsize=TICK_PT,
+            va="center",
             parse_math=False,
-        )  # fmt: skip
+        )
+
+
+def label_key(axes: Axes, labels: Sequence[str], shades: Sequence[str]) -> None:
+    """Writes labels right of the axes from the top down, in the order given: for lines that run into each other."""
+    for index, (label, shade) in enumerate(zip(labels, shades, strict=True)):
+        axes.annotate(
+            label,
+            (1.015, 1.0),
+            xycoords="axes fraction",
+            xytext=(0, -1.3 * TICK_PT * index),
+            textcoords="offset points",
+            color=blend(shade, "black", 0.15),
+            fontsize=TICK_PT,
+            va="top",
+            annotation_clip=False,
+            parse_math=False,
+        )
+
+
+def start_at_zero(axes: Axes, at: Float[np.ndarray, " n"], start: float = 0.0) -> None:
+    """Sets the x axis to run from zero (or ``start``) to just beyond the last finite value."""
+    finite = at[np.isfinite(at)]
+    last = float(finite.max()) if len(finite) else 0.0
+    axes.set_xlim(start, last + 0.01 * (last - start) if last > start else start + 1.0)
 
 
 def png_bytes(figure: Figure, dpi: float = DPI) -> bytes:
@@ -155,7 +187,9 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path
     path = Path(path)
     suffix = path.suffix.removeprefix(".").lower()
     if suffix not in FORMATS:
-        raise UserError(f"figure {path.name!r} must end in one of {', '.join('.' + name for name in FORMATS)}; rename it")
+        raise UserError(
+            f"figure {path.name!r} must end in one of {', '.join('.' + name for name in FORMATS)}; rename it"
+        )
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
     buffer = io.BytesIO()
     figure.savefig(buffer, format=suffix, dpi=dpi, metadata=metadata)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -28,8 +30,9 @@ UNKNOWN = "□"
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A token, or a part of a long one, on its line: ``text`` as drawn, of ``expert``, from ``column`` of ``line``."""
+    """A token, or the part of it that is on one line: ``text`` as drawn, from ``column`` of ``line``."""
 
+    token: int
     text: str
     expert: int
     line: int
@@ -56,11 +59,13 @@ def token_experts(
       UserError: if there is no token, or not one row of experts a token.
     """
     if not tokens or len(tokens) != experts.shape[0]:
-        raise UserError(f"{len(tokens)} tokens for {experts.shape[0]} rows of experts; give one row a token, and at least one")
+        raise UserError(
+            f"{len(tokens)} tokens for {experts.shape[0]} rows of experts; give one row a token, and at least one"
+        )
     pieces = wrap([visible(token) for token in tokens], [int(row[0]) for row in experts])
     drawn = [piece for piece in pieces if piece.line < max_lines]
     lines = drawn[-1].line + 1
-    left_out = len(pieces) - len(drawn)
+    left_out = len(tokens) - 1 - drawn[-1].token
     head_in, foot_in = 0.55, 0.05 + 0.25 * (left_out > 0)
     height_in = head_in + foot_in + lines * LINE_HEIGHT_IN
     figure = style.NotebookFigure(figsize=(style.WIDTH_IN, height_in), facecolor="white")
@@ -69,7 +74,7 @@ def token_experts(
     _draw(axes, drawn, lines)
     title = f"{layer_name}: first expert of each token"
     _write(figure, 1 - 0.20 / height_in, title, fontsize=style.TITLE_PT, fontweight="bold", color=style.INK)
-    legend = "colour and small number: expert; · space  ↵ line end"
+    legend = "colour and small number: the expert.   · space   ↵ line end   → tab"
     _write(figure, 1 - 0.42 / height_in, legend, fontsize=style.TICK_PT, color=style.QUIET)
     if left_out:
         _write(figure, 0.12 / height_in, f"… and {left_out} more tokens", fontsize=style.TICK_PT, color=style.QUIET)
@@ -87,20 +92,17 @@ def visible(token: str) -> str:
 
 
 def wrap(shown: Sequence[str], experts: Sequence[int], columns: int = COLUMNS) -> list[Piece]:
-    """Places tokens on lines of ``columns`` characters; breaks after a line end and inside tokens longer than a line."""
+    """Places tokens on lines of ``columns`` characters; a token is split at a line end, or if longer than a line."""
     pieces: list[Piece] = []
     line = column = 0
-    for text, expert in zip(shown, experts, strict=True):
-        if column and column + len(text) > columns:
-            line, column = line + 1, 0
-        for start in range(0, len(text), columns):
-            if start:
+    for index, (text, expert) in enumerate(zip(shown, experts, strict=True)):
+        for part in re.findall(f"[^↵]{{0,{columns - 1}}}↵|[^↵]{{1,{columns}}}", text):
+            if column and column + len(part) > columns:
                 line, column = line + 1, 0
-            part = text[start : start + columns]
-            pieces.append(Piece(part, expert, line, column))
+            pieces.append(Piece(index, part, expert, line, column))
             column += len(part)
-        if VISIBLE["\n"] in text:
-            line, column = line + 1, 0
+            if part.endswith(VISIBLE["\n"]):
+                line, column = line + 1, 0
     return pieces
 
 
@@ -110,15 +112,17 @@ def _draw(axes: Axes, pieces: Sequence[Piece], lines: int) -> None:
     size = 0.98 * style.WIDTH_IN * 72 / COLUMNS / CHARACTER_WIDTH_EM
     for piece in pieces:
         shade = style.blend(style.color_of(piece.expert), "white", 0.55)
-        box = Rectangle((piece.column + 0.03, piece.line + 0.04), len(piece.text) - 0.06, 0.92, color=shade, linewidth=0)
+        box = Rectangle(
+            (piece.column + 0.03, piece.line + 0.04), len(piece.text) - 0.06, 0.92, color=shade, linewidth=0
+        )
         axes.add_patch(box)
         middle = piece.column + len(piece.text) / 2
-        at = {"ha": "center", "family": FONT, "color": style.INK, "parse_math": False}
+        at: dict[str, Any] = {"ha": "center", "family": FONT, "color": style.INK, "parse_math": False}
         axes.text(middle, piece.line + 0.58, piece.text, va="baseline", fontsize=0.98 * size, **at)
-        axes.text(middle, piece.line + 0.92, str(piece.expert), va="baseline", fontsize=0.46 * size, **at)
+        axes.text(middle, piece.line + 0.92, str(piece.expert), va="baseline", fontsize=0.40 * size, **at)
 
 
-def _write(figure: Figure, height: float, text: str, **look: object) -> None:
+def _write(figure: Figure, height: float, text: str, **look: Any) -> None:
     figure.text(0.01, height, text, va="center", parse_math=False, **look)
 
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from minimoe.config import ModelConfig
 from minimoe.data import Document, Tokenizer, TrainingData, evaluation_documents
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
@@ -58,8 +59,14 @@ class TrainResult:
 
 def init_training(run: RunConfig) -> tuple[MoETransformer, nnx.Optimizer]:
     """Fresh model and optimiser from the recipe's seed."""
-    model = MoETransformer(run.model, rngs=nnx.Rngs(run.recipe.seed))
+    model = init_model(run.model, run.recipe.seed)
     return model, nnx.Optimizer(model, make_optimizer(run.recipe), wrt=nnx.Param)
+
+
+@nnx.jit(static_argnames=("config", "seed"))
+def init_model(config: ModelConfig, seed: int) -> MoETransformer:
+    """`MoETransformer` with fresh weights, made in one compiled program: quicker than op by op, and cached."""
+    return MoETransformer(config, rngs=nnx.Rngs(seed))
 
 
 def step_record(metrics: StepMetrics, recipe: Recipe, step: int, tokens: int, seconds: float, speed: float) -> Record:
@@ -136,8 +143,9 @@ def _run(session, model, optimizer, data, validation, first, stop, on_step) -> T
     step, window_start, window_step = first, time.monotonic(), first
     while step < recipe.steps and not stop.is_set():
         batch = data.batch(recipe.seed, step, recipe.batch_size, length)
-        arrays = map(jnp.asarray, (batch.tokens, batch.targets, batch.where))
-        metrics = train_step(model, optimizer, *arrays, jax.random.fold_in(key, step), recipe=recipe)
+        tokens, targets, where = (jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.where))
+        dropout_key = jax.random.fold_in(key, step)
+        metrics = train_step(model, optimizer, tokens, targets, where, dropout_key, recipe=recipe)
         if not bool(metrics.ok):
             session.save(step, model, optimizer)
             raise UserError(_not_finite(step, metrics, session.out))

@@ -20,6 +20,15 @@ def learning_rate(recipe: Recipe) -> optax.Schedule:
     )
 
 
+def bias_rate(recipe: Recipe) -> optax.Schedule:
+    """Step of loss-free balancing: full size from the first step, then a cosine to ``final_fraction`` of it.
+
+    Early on a router can collapse within tens of steps and needs a quick hand; later large steps only make choices
+    flicker. DeepSeek-V3 likewise ends with a rate of 0 (section 4.2).
+    """
+    return optax.cosine_decay_schedule(recipe.router_bias_rate, max(recipe.steps, 1), alpha=recipe.final_fraction)
+
+
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW; weight decay spares vectors (norm scales)."""
     return optax.chain(

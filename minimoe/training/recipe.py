@@ -20,7 +20,8 @@ class Recipe:
       seed: decides initial weights, order of data and dropout.
       learning_rate: peak, after ``warmup_steps`` of linear warm-up; then a cosine down to ``final_fraction`` of it.
       weight_decay: decoupled, on matrices only. beta1, beta2: AdamW. clip_norm: of the global gradient norm.
-      router_bias_rate: step of loss-free balancing, in units of affinity; 0 switches it off.
+      router_bias_rate: first step of loss-free balancing, in units of affinity; it follows a cosine down to
+        ``final_fraction`` of itself. 0 switches it off.
       balance_weight: times the load-balance loss, mean over layers. z_weight: times the router z-loss.
       log_every, eval_every, checkpoint_every: in steps; 0 evaluates (or saves) at the end only.
 
@@ -78,8 +79,9 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "nano": Recipe(steps=1000, batch_size=16, learning_rate=4e-3, warmup_steps=50, router_bias_rate=0.01),
+    "nano": Recipe(steps=800, batch_size=8, learning_rate=4e-3, warmup_steps=50, router_bias_rate=0.02),
+    # An hour on two cores.
     "small": Recipe(
-        steps=6000, batch_size=16, learning_rate=2e-3, warmup_steps=200, router_bias_rate=0.003, checkpoint_every=250
+        steps=6500, batch_size=8, learning_rate=2.5e-3, warmup_steps=200, router_bias_rate=0.02, eval_every=1000
     ),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.model import MoETransformer
 from minimoe.moe import MoELayer, Routing, bias_update, load_balance_loss, z_loss
+from minimoe.training.optim import bias_rate
 from minimoe.training.recipe import Recipe
 
 
@@ -51,14 +51,14 @@ def router_losses(routing: tuple[Routing, ...], where: Bool[Array, "T"]) -> tupl
     return jnp.stack(balance).mean(), jnp.stack(z).mean()
 
 
-def update_router_biases(model: MoETransformer, routing: tuple[Routing, ...], rate: float) -> None:
+def update_router_biases(model: MoETransformer, routing: tuple[Routing, ...], rate: float | Float[Array, ""]) -> None:
     """Moves every layer's selection bias by its load in this batch; outside the gradient, after the optimiser."""
     sparse = [layer.ffn for layer in model.layers if isinstance(layer.ffn, MoELayer)]
     for ffn, record in zip(sparse, routing, strict=True):
         ffn.router.bias[...] = bias_update(ffn.router.bias[...], record.load, rate)
 
 
-@functools.partial(nnx.jit, static_argnames=("recipe",), donate_argnames=("model", "optimizer"))
+@nnx.jit(static_argnames=("recipe",), donate_argnames=("model", "optimizer"))
 def train_step(
     model: MoETransformer,
     optimizer: nnx.Optimizer,
@@ -90,7 +90,7 @@ def train_step(
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int counts and floats in its bias correction
         optimizer.update(model, grads)
     if recipe.router_bias_rate:
-        update_router_biases(model, routing, recipe.router_bias_rate)
+        update_router_biases(model, routing, bias_rate(recipe)(optimizer.step[...]))
     after = nnx.state((model, optimizer))
     nnx.update((model, optimizer), jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, before))
     load = jnp.stack([r.load for r in routing]) if routing else jnp.zeros((0, 0))

@@ -1,0 +1,13 @@
+"""The command line: one file a command. `main` is the entry point."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Runs the command line; a `UserError` becomes one line on stderr and exit code 2."""
+    from minimoe.host import restart_with_allocator
+
+    restart_with_allocator("minimoe")
+    from minimoe.cli.app import run
+
+    raise SystemExit(run())

@@ -1,0 +1,63 @@
+"""The Typer application, and how errors leave it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from minimoe import __version__
+from minimoe.cli import bench, evaluate, generate, tour, train
+from minimoe.errors import UserError
+
+app = typer.Typer(
+    name="minimoe",
+    help="Efficient Mixture-of-Experts models, small enough to read. Don't trust the headline, run it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("tour")(tour.tour)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("generate")(generate.generate)
+app.add_typer(bench.app, name="bench")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"minimoe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Efficient Mixture-of-Experts models, small enough to read. Don't trust the headline, run it."""
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 for a mistake that can be repaired, 130 after Ctrl-C."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except UserError as error:
+        return _complain(str(error))
+    except click.ClickException as error:
+        return _complain(error.format_message() + "; see --help", prefix="")
+    except (KeyboardInterrupt, click.Abort):
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
+        sys.stderr.close()
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str, prefix: str = "") -> int:
+    print(f"minimoe: {prefix}{' '.join(message.split())}", file=sys.stderr)
+    return 2

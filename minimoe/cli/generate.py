@@ -1,0 +1,67 @@
+"""``minimoe generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minimoe.cli.console import encode_prompt, print_json, start, write_out
+from minimoe.errors import UserError
+
+
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="A training folder.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; empty starts a new document.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation in tokens.")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest that reach this probability.")] = None,
+    samples: Annotated[int, typer.Option(help="How many continuations.")] = 1,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal text.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Continue a prompt; generation stops at the end of a document.
+
+    Example: minimoe generate runs/nano --prompt "In the beginning" --max-new-tokens 60 --temperature 0.7
+    """
+    import time
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from minimoe.inference import generate as run_generation
+    from minimoe.training import load_checkpoint
+
+    if samples < 1:
+        raise UserError(f"--samples {samples} must be at least 1")
+    model, tokenizer, _ = load_checkpoint(checkpoint)
+    start()
+    ids = encode_prompt(tokenizer, prompt)
+    began = time.monotonic()
+    out = run_generation(
+        model,
+        jnp.tile(jnp.asarray([ids], jnp.int32), (samples, 1)),
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_token=tokenizer.eot_id,
+        key=jax.random.key(seed),
+    )
+    new = [_until_stop(row[len(ids) :].tolist(), tokenizer.eot_id) for row in np.asarray(out)]
+    texts = [tokenizer.decode(row) for row in new]
+    if json:
+        counts = {"prompt_tokens": len(ids), "new_tokens": [len(row) for row in new]}
+        print_json({"prompt": prompt, "texts": texts, "seconds": round(time.monotonic() - began, 3)} | counts)
+        return
+    for text in texts:
+        write_out(prompt + text)
+        if samples > 1:
+            write_out("---")
+
+
+def _until_stop(ids: list[int], stop: int) -> list[int]:
+    return ids[: ids.index(stop)] if stop in ids else ids

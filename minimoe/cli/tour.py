@@ -1,0 +1,272 @@
+"""``minimoe tour``: the whole story in one run, and a page to keep."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_module
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minimoe.cli.console import Bar, messages, print_json, start
+from minimoe.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from minimoe.data import Document, Tokenizer
+    from minimoe.training import RunConfig, TrainResult
+
+FORMAT = "minimoe-tour-1"
+STEPS, FAST_STEPS = 360, 40
+# What a byte 6-gram model with backing off reaches on the same validation text when it is trained on all domains together.
+SIX_GRAM = {
+    "shakespeare": 2.246,
+    "bible_en": 1.786,
+    "bible_es": 1.925,
+    "austen": 1.811,
+    "python": 2.388,
+    "math": 1.666,
+}
+
+
+@dataclasses.dataclass
+class Rung:
+    """One trained model of the tour."""
+
+    name: str
+    run: RunConfig
+    result: TrainResult
+    seconds: float
+
+    def row(self) -> dict[str, Any]:
+        """Its line in the table: sizes from the formulas, quality and speed as measured in this run."""
+        from minimoe.cost import count_params, forward_flops_per_token
+
+        count = count_params(self.run.model)
+        assert self.result.evaluation is not None
+        speeds = [r["tokens_per_second"] for r in self.result.records if r["kind"] == "train"]
+        return {
+            "name": self.name,
+            "total_params": count.total,
+            "active_params": count.active,
+            "flops_per_token": forward_flops_per_token(self.run.model),
+            "bits_per_byte": self.result.evaluation.bits_per_byte,
+            "tokens_per_second": sorted(speeds)[len(speeds) // 2],
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def tour(
+    out: Annotated[Path, typer.Option(help="Folder for the report; an earlier report there is replaced.")] = Path(
+        "minimoe-tour"
+    ),
+    fast: Annotated[
+        bool, typer.Option("--fast", help="A minute instead of five: far too short to learn much.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Decides weights and order of data.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="The report as one JSON object on stdout.")] = False,
+) -> int:
+    """Train a small Mixture of Experts and its dense twin on real text, and see where the experts went.
+
+    Everything in the report was measured in this run. About five minutes on two cores.
+
+    Example: minimoe tour --out my-tour && open my-tour/report.html
+    """
+    from minimoe.data import documents, load_tokenizer, training_data
+
+    prepare(out)
+    start("tour: one sparse model, one dense model, the same text")
+    began = time.monotonic()
+    tokenizer, corpus = load_tokenizer(), documents()
+    data = training_data(corpus, tokenizer)
+    validation = [document for document in corpus if document.split == "val"]
+    steps = FAST_STEPS if fast else STEPS
+    rungs = []
+    for name, dense in (("sparse", False), ("dense", True)):
+        rung = climb(name, dense, steps, seed, data, validation, tokenizer)
+        if rung is None:
+            return 130
+        rungs.append(rung)
+    samples = continue_text(rungs[0], validation, tokenizer)
+    values = summary(rungs, samples, seed=seed, fast=fast, seconds=time.monotonic() - began)
+    figures = draw(rungs)
+    write(out, values, figures)
+    if json:
+        print_json(values)
+    else:
+        show(values, out)
+    return 0
+
+
+def prepare(out: Path) -> None:
+    """Makes sure that ``out`` is new, empty or an earlier report.
+
+    Raises:
+      UserError: if it is something else or cannot be written.
+    """
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; name a folder that is new or empty")
+    if out.is_dir() and any(out.iterdir()) and not _is_report(out):
+        raise UserError(
+            f"--out {out} holds something that is not an earlier report; name a folder that is new or empty"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); name another folder") from error
+
+
+def _is_report(out: Path) -> bool:
+    try:
+        return json_module.loads((out / "report.json").read_text(encoding="utf-8")).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def climb(
+    name: str, dense: bool, steps: int, seed: int, data: Any, validation: list[Document], tokenizer: Tokenizer
+) -> Rung | None:
+    """Trains one model; None after Ctrl-C."""
+    from minimoe.cli.train import Note, describe, make_run
+    from minimoe.data import corpus_hash
+    from minimoe.training import train
+
+    changes = {"steps": steps, "seed": seed, "log_every": max(1, steps // 60), "checkpoint_every": 0}
+    source = {"name": "minimoe-corpus", "sha256": corpus_hash()}
+    run = make_run("nano", changes, dense=dense, dropout=None, tokenizer=tokenizer, data=source)
+    messages.print(f"{name}: {describe(run)}", markup=False)
+    began = time.monotonic()
+    with Bar(name, steps) as bar:
+        note = Note()
+        result = train(
+            run,
+            data,
+            validation,
+            tokenizer,
+            on_record=note.record,
+            on_step=lambda step, metrics: bar.update(step, note.step(metrics)),
+        )
+    if result.interrupted:
+        messages.print("stopped before the report; an earlier report, if there was one, is untouched", markup=False)
+        return None
+    return Rung(name, run, result, time.monotonic() - began)
+
+
+def continue_text(rung: Rung, validation: list[Document], tokenizer: Tokenizer) -> list[dict[str, str]]:
+    """For each domain, the beginning of its first validation document and what the model makes of it."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from minimoe.inference import generate
+
+    first: dict[str, Document] = {}
+    for document in validation:
+        first.setdefault(document.domain, document)
+    length, new = 24, 48
+    prompts = [[tokenizer.eot_id, *tokenizer.encode(d.text[:2000])[: length - 1]] for d in first.values()]
+    out = generate(
+        rung.result.model, jnp.asarray(prompts, jnp.int32), new, temperature=0.7, top_p=0.95, key=jax.random.key(0)
+    )
+    texts = [
+        (tokenizer.decode(p), tokenizer.decode(o[length:].tolist()))
+        for p, o in zip(prompts, np.asarray(out), strict=True)
+    ]
+    return [{"domain": d, "prompt": p, "continuation": c} for d, (p, c) in zip(first, texts, strict=True)]
+
+
+def summary(
+    rungs: list[Rung], samples: list[dict[str, str]], *, seed: int, fast: bool, seconds: float
+) -> dict[str, Any]:
+    """The report's numbers, all of this run."""
+    import os
+    import platform
+
+    import jax
+
+    from minimoe import __version__
+    from minimoe.moe import max_violation
+
+    sparse = rungs[0].result
+    assert sparse.evaluation is not None
+    load = sparse.evaluation.load
+    return {
+        "format": FORMAT,
+        "minimoe": __version__,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}",
+        "fast": fast,
+        "seed": seed,
+        "steps": rungs[0].run.recipe.steps,
+        "tokens": rungs[0].run.recipe.steps * rungs[0].run.recipe.batch_size * rungs[0].run.model.context_length,
+        "protocol": "quick",
+        "seconds": round(seconds, 1),
+        "models": [rung.row() for rung in rungs],
+        "per_domain": {rung.name: rung.result.evaluation.per_domain for rung in rungs if rung.result.evaluation},
+        "domains": list(sparse.evaluation.per_domain),
+        "load": load.tolist(),
+        "max_violation_validation": [round(float(v), 4) for v in max_violation(load.sum(axis=0))],
+        "samples": samples,
+    }
+
+
+def draw(rungs: list[Rung]) -> dict[str, Figure]:
+    """The figures by file name."""
+    from minimoe import plots
+
+    runs = {rung.name: rung.result.records for rung in rungs}
+    sparse = rungs[0].result
+    assert sparse.evaluation is not None
+    per_domain = {rung.name: rung.result.evaluation.per_domain for rung in rungs if rung.result.evaluation}
+    return {
+        "ladder": plots.ladder([rung.row() for rung in rungs]),
+        "loss_by_tokens": plots.compare_runs(runs, x="tokens", title="Training loss at equal tokens"),
+        "loss_by_seconds": plots.compare_runs(runs, x="seconds", title="Training loss at equal time"),
+        "experts_by_domain": plots.experts_by_domain(sparse.evaluation.load, list(sparse.evaluation.per_domain)),
+        "balance": plots.balance_over_time(sparse.records),
+        "bits_per_byte": plots.bits_per_byte_by_domain(per_domain, SIX_GRAM, "byte 6-gram model"),
+    }
+
+
+def write(out: Path, values: dict[str, Any], figures: dict[str, Figure]) -> None:
+    """Writes the page, the figures and the numbers; ``report.json`` last, because it marks the folder as a report."""
+    from minimoe.cli.report import write_report
+    from minimoe.cli.tour_page import page
+    from minimoe.plots import save
+    from minimoe.training.checkpoint import write_text
+
+    folder = out / "figures"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, figure in figures.items():
+        save(figure, folder / f"{name}.png")
+    write_report(out / "report.html", **page(values, figures))
+    write_text(out / "report.json", json_module.dumps(values, indent=1) + "\n")
+
+
+def show(values: dict[str, Any], out: Path) -> None:
+    """The table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "total", "active", "MFLOPs/token", "bits per byte", "tokens/s", "seconds")
+    for row in values["models"]:
+        sizes = (
+            f"{row['total_params'] / 1e6:.2f}M",
+            f"{row['active_params'] / 1e6:.2f}M",
+            f"{row['flops_per_token'] / 1e6:.1f}",
+        )
+        table.add_row(
+            row["name"],
+            *sizes,
+            f"{row['bits_per_byte']:.3f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['seconds']:.0f}",
+        )
+    Console().print(table)
+    typer.echo(f"{out / 'report.html'}: the report, with figures ({values['seconds']:.0f} s in all)")

@@ -1,0 +1,152 @@
+"""The words of the tour's report. Every number in them comes from the run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from minimoe.cli.report import Picture, Sample, Section, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def page(values: dict[str, Any], figures: dict[str, Figure]) -> dict[str, Any]:
+    """Arguments of `minimoe.cli.report.write_report`."""
+    sparse, dense = values["models"]
+    return {
+        "title": "minimoe: the tour",
+        "lead": _lead(values),
+        "sections": [
+            _sizes(sparse, dense, figures),
+            _race(sparse, dense, figures),
+            _clock(sparse, dense, figures),
+            _experts(values, figures),
+            _balance(values, figures),
+            _quality(sparse, dense, figures),
+            _samples(values),
+        ],
+    }
+
+
+def _lead(values: dict[str, Any]) -> str:
+    short = (
+        " This was the fast tour: far too short to learn much, enough to see that everything works."
+        if values["fast"]
+        else ""
+    )
+    return (
+        f"A sparse Mixture of Experts and a dense model of equal active FLOPs, trained on the same {values['tokens']:,} "
+        f"tokens of six kinds of text (seed {values['seed']}, {values['seconds']:.0f} seconds in all on "
+        f"{values['machine']}). Every number on this page was measured in that run.{short}"
+    )
+
+
+def _sizes(sparse: dict[str, Any], dense: dict[str, Any], figures: dict[str, Figure]) -> Section:
+    share = sparse["active_params"] / sparse["total_params"]
+    rows = [
+        (
+            row["name"],
+            f"{row['total_params']:,}",
+            f"{row['active_params']:,}",
+            f"{row['flops_per_token'] / 1e6:.2f}",
+            f"{row['bits_per_byte']:.3f}",
+            f"{row['tokens_per_second']:,.0f}",
+        )
+        for row in (sparse, dense)
+    ]
+    return Section(
+        heading="Many parameters, few at work",
+        paragraphs=(
+            f"The sparse model stores {sparse['total_params'] / 1e6:.2f} million parameters and multiplies each token with "
+            f"{sparse['active_params'] / 1e6:.2f} million of them ({share:.0%}). The dense model has the same width where "
+            f"the sparse one has active experts, so both spend about the same arithmetic on a token.",
+        ),
+        picture=Picture(
+            figures["ladder"],
+            "Total and active parameters, FLOPs of a forward pass per token (from the formulas), bits per byte.",
+        ),
+        table=Table(("model", "parameters", "active", "MFLOPs/token", "bits/byte", "training tokens/s"), rows),
+    )
+
+
+def _race(sparse: dict[str, Any], dense: dict[str, Any], figures: dict[str, Figure]) -> Section:
+    gain = dense["bits_per_byte"] - sparse["bits_per_byte"]
+    better = "better" if gain > 0 else "worse"
+    return Section(
+        heading="Sparse against dense, at equal tokens",
+        paragraphs=(
+            f"At equal tokens and equal active FLOPs the sparse model ends {abs(gain):.3f} bits per byte {better} "
+            f"({sparse['bits_per_byte']:.3f} against {dense['bits_per_byte']:.3f}).",
+        ),
+        picture=Picture(figures["loss_by_tokens"], "Training loss against tokens, smoothed; faint: each logged step."),
+    )
+
+
+def _clock(sparse: dict[str, Any], dense: dict[str, Any], figures: dict[str, Figure]) -> Section:
+    ratio = dense["tokens_per_second"] / sparse["tokens_per_second"]
+    return Section(
+        heading="The same runs against the clock",
+        paragraphs=(
+            f"Equal FLOPs are not equal time: on this machine the dense model trains at {ratio:.2f} times the tokens per "
+            f"second of the sparse one. Routing, sorting and smaller matrix products cost something, and every expert's "
+            f"weights must be updated. Whether the sparse model is worth it depends on which axis you pay for.",
+        ),
+        picture=Picture(figures["loss_by_seconds"], "Training loss against seconds of training, compilation included."),
+    )
+
+
+def _experts(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
+    import numpy as np
+
+    load = np.asarray(values["load"])
+    relative = load / load.sum(axis=-1, keepdims=True) * load.shape[-1]
+    domain, layer, expert = np.unravel_index(int(relative.argmax()), relative.shape)
+    return Section(
+        heading="Where the experts went",
+        paragraphs=(
+            f"Nobody told the router about domains. On validation text, expert {expert} of layer {layer} takes "
+            f"{relative.max():.1f} times its even share of {values['domains'][domain]}; that is the strongest preference. "
+            f"A row of ones would mean that a domain uses all experts alike.",
+        ),
+        picture=Picture(
+            figures["experts_by_domain"],
+            "Each expert's share of a domain's traffic, relative to an even split, on validation text.",
+        ),
+    )
+
+
+def _balance(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
+    worst = max(values["max_violation_validation"])
+    return Section(
+        heading="Balance over time",
+        paragraphs=(
+            f"MaxVio is the load of the busiest expert over the mean load, less 1. A bias on the selection score, moved a "
+            f"little after every step, keeps it down without touching the loss. On validation text the least balanced "
+            f"layer ends at {worst:.2f}. Single batches are small and mix few documents, so their values scatter.",
+        ),
+        picture=Picture(figures["balance"], "MaxVio of every layer during training, by batch."),
+    )
+
+
+def _quality(sparse: dict[str, Any], dense: dict[str, Any], figures: dict[str, Figure]) -> Section:
+    return Section(
+        heading="Bits per byte by domain",
+        paragraphs=(
+            f"The sparse model reaches {sparse['bits_per_byte']:.3f}, the dense one {dense['bits_per_byte']:.3f} (means "
+            f"over domains). The marks are a byte 6-gram model trained on the same text: a neural model this small needs "
+            f"more than a few minutes to pass it everywhere.",
+        ),
+        picture=Picture(
+            figures["bits_per_byte"],
+            "Bits per byte on the quick validation subset (lower is better); the marks were recorded on the full one.",
+        ),
+    )
+
+
+def _samples(values: dict[str, Any]) -> Section:
+    blocks = [Sample(f"{s['prompt']}\u258c{s['continuation']}", label=s["domain"]) for s in values["samples"]]
+    return Section(
+        heading="What it writes",
+        paragraphs=("The sparse model continues the beginning of an unseen document of each domain, after the bar.",),
+        samples=tuple(blocks),
+    )

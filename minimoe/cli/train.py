@@ -1,0 +1,184 @@
+"""``minimoe train``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minimoe.cli.console import Bar, choose_documents, describe_data, messages, print_json, start
+from minimoe.errors import UserError
+
+if TYPE_CHECKING:
+    from minimoe.training import RunConfig, StepMetrics, TrainResult
+
+EPILOG = "Example: minimoe train --config nano --steps 500 --out runs/nano"
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics.jsonl and curve.png.")],
+    config: Annotated[str, typer.Option(help="Preset: nano (2.2M parameters) or small (11.4M).")] = "nano",
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; the preset's recipe by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides weights, order of data and dropout.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak of the warm-up and cosine schedule.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="On both branches of each block; 0 for none.")] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Train the dense model of equal active FLOPs instead.")
+    ] = False,
+    text: Annotated[Path | None, typer.Option(help="Your own text: a file or a folder. Default: the corpus.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="bpe2048, byte, or a tokenizer.json.")] = "bpe2048",
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; 0: at the end.")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations; 0: at the end.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout; the rest on stderr.")] = False,
+) -> int:
+    """Train a model on text, from scratch or from its last checkpoint.
+
+    Ctrl-C saves and stops; --resume continues and gives the same model as an unbroken run.
+
+    Example: minimoe train --config nano --steps 500 --out runs/nano
+    """
+    from minimoe.data import load_tokenizer, training_data
+    from minimoe.training import train as run_training
+    from minimoe.training.checkpoint import prepare_folder, write_run_config
+
+    tokens = load_tokenizer(tokenizer)
+    changes = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    changes |= {"checkpoint_every": checkpoint_every, "eval_every": eval_every}
+    documents = choose_documents(text)
+    run = make_run(config, changes, dense=dense, dropout=dropout, tokenizer=tokens, data=describe_data(text, documents))
+    data = training_data(documents, tokens)
+    prepare_folder(out)
+    first = check_resume(out, run, resume)
+    start(f"{config}{' (dense)' if dense else ''}: {describe(run)}; {data.num_tokens:,} training tokens")
+    if not first:
+        write_run_config(out, run, tokens)
+    validation = [document for document in documents if document.split == "val"]
+    with Bar("train", run.recipe.steps, first) as bar:
+        note = Note()
+        result = run_training(
+            run,
+            data,
+            validation,
+            tokens,
+            out=out,
+            resume=resume,
+            on_record=note.record,
+            on_step=lambda step, metrics: bar.update(step, note.step(metrics)),
+        )
+    draw(out, result)
+    return report(out, run, result, json)
+
+
+def make_run(
+    config: str, changes: dict[str, Any], *, dense: bool, dropout: float | None, tokenizer: Any, data: dict[str, str]
+) -> RunConfig:
+    """Model and recipe of a preset with the options that were given."""
+    from importlib.metadata import version
+
+    from minimoe import ModelConfig, __version__
+    from minimoe.training import Recipe, RunConfig
+
+    model = ModelConfig.preset(config)
+    model = model.dense_equivalent() if dense else model
+    if tokenizer.vocab_size != model.vocab_size:
+        model = model.replace(vocab_size=tokenizer.vocab_size)
+    if dropout is not None:
+        model = model.replace(dropout=dropout)
+    recipe = Recipe.preset(config, **{name: value for name, value in changes.items() if value is not None})
+    if dense:
+        recipe = dataclasses.replace(recipe, router_bias_rate=0.0)
+    versions = {"minimoe": __version__} | {name: version(name) for name in ("jax", "flax", "optax")}
+    return RunConfig(model, recipe, data, tokenizer.name, versions)
+
+
+def check_resume(out: Path, run: RunConfig, resume: bool) -> int:
+    """The step to continue from.
+
+    Raises:
+      UserError: if ``out`` holds a run and ``resume`` is off, or the run there is another one.
+    """
+    from minimoe.training.checkpoint import CONFIG_FILE, CheckpointFolder, read_run_config
+
+    if not (out / CONFIG_FILE).is_file():
+        if resume:
+            messages.print(f"no checkpoint in {out} yet: starting at step 0", markup=False)
+        return 0
+    if not resume:
+        raise UserError(f"--out {out} already holds a run; add --resume to continue it or name another folder")
+    there = read_run_config(out).to_dict()
+    here = run.to_dict()
+    for part in ("model", "recipe", "data"):
+        for name, value in here[part].items():
+            if there[part].get(name) != value:
+                was = there[part].get(name)
+                raise UserError(
+                    f"--resume: {part} {name}={value!r}, but the run in {out} was started with {name}={was!r}; "
+                    f"use the same or name another folder"
+                )
+    steps = CheckpointFolder(out).steps()
+    step = steps[-1] if steps else 0
+    messages.print(
+        f"resuming at step {step}" if steps else f"no checkpoint in {out} yet: starting at step 0", markup=False
+    )
+    return step
+
+
+def describe(run: RunConfig) -> str:
+    """One line: sizes and length of the run."""
+    from minimoe.cost import count_params
+
+    count = count_params(run.model)
+    tokens = run.recipe.steps * run.recipe.batch_size * run.model.context_length
+    sizes = f"{count.total / 1e6:.2f}M parameters, {count.active / 1e6:.2f}M active"
+    return f"{sizes}, {run.recipe.steps} steps, {tokens:,} tokens"
+
+
+class Note:
+    """The text beside the progress bar: loss, balance and speed."""
+
+    def __init__(self) -> None:
+        self.speed = ""
+
+    def record(self, record: dict[str, Any]) -> None:
+        if record["kind"] == "train":
+            self.speed = f"{record['tokens_per_second']:,.0f} tok/s"
+        else:
+            messages.print(f"step {record['step']}: {record['bits_per_byte']:.3f} bits per byte (quick)", markup=False)
+
+    def step(self, metrics: StepMetrics) -> str:
+        from minimoe.moe import max_violation
+
+        balance = f"  MaxVio {float(max_violation(metrics.load).mean()):.2f}" if metrics.load.size else ""
+        return f"loss {float(metrics.loss):.3f}{balance}  {self.speed}"
+
+
+def draw(out: Path, result: TrainResult) -> None:
+    """Writes the run's curve into its folder."""
+    from minimoe.plots import save, training_curve
+    from minimoe.training.checkpoint import CURVE_FILE
+
+    if any(record["kind"] == "train" for record in result.records):
+        save(training_curve(result.records, title=out.resolve().name), out / CURVE_FILE)
+
+
+def report(out: Path, run: RunConfig, result: TrainResult, json: bool) -> int:
+    """Prints how it ended; the exit code is 130 after Ctrl-C."""
+    trained = [record for record in result.records if record["kind"] == "train"]
+    values: dict[str, Any] = {"out": str(out), "step": result.step, "interrupted": result.interrupted}
+    values |= {"steps": run.recipe.steps, "tokens": result.step * run.recipe.batch_size * run.model.context_length}
+    values |= {"seconds": trained[-1]["seconds"], "loss": trained[-1]["loss"]} if trained else {}
+    if result.evaluation is not None:
+        values |= {"protocol": "quick"} | result.evaluation.to_record()
+    if json:
+        print_json(values)
+    if result.interrupted:
+        messages.print(f"stopped after step {result.step}; the same command with --resume continues", markup=False)
+        return 130
+    if result.evaluation is not None and not json:
+        typer.echo(f"{result.evaluation.bits_per_byte:.3f} bits per byte (mean over domains, quick protocol)")
+        typer.echo(f"{out}: checkpoints, metrics.jsonl, curve.png")
+    return 0
