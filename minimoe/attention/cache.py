@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
+@runtime_checkable
 class Cache(Protocol):
     """What attention asks of a cache. Compressed and quantized caches implement the same two methods."""
 
@@ -17,7 +18,7 @@ class Cache(Protocol):
     def length(self) -> Int[Array, ""]:
         """Tokens held, a traced int32."""
 
-    def append(self, k: Float[Array, "B L M H"], v: Float[Array, "B L M H"]) -> Self:
+    def append(self, k: Float[Array, "B L M H"], v: Float[Array, "B L M H"]) -> Cache:
         """A cache that also holds L more tokens."""
 
     def read(self) -> tuple[Float[Array, "B S M H"], Float[Array, "B S M H"]]:

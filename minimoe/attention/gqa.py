@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from minimoe.attention.cache import Cache
 from minimoe.attention.core import causal_attention, masked_attention
 from minimoe.config import ModelConfig
 from minimoe.layers import apply_rope, fan_in, rope_angles
-
-if TYPE_CHECKING:
-    from minimoe.attention.cache import Cache
 
 
 class GroupedQueryAttention(nnx.Module):

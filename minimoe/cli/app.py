@@ -9,7 +9,7 @@ import click
 import typer
 
 from minimoe import __version__
-from minimoe.cli import bench, evaluate, generate, tour, train
+from minimoe.cli import bench, evaluate, generate, lab, tour, train
 from minimoe.errors import UserError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.add_typer(bench.app, name="bench")
+app.add_typer(lab.app, name="lab")
 
 
 def _print_version(wanted: bool) -> None:

@@ -22,15 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = "minimoe-tour-1"
 STEPS, FAST_STEPS = 360, 40
-# What a byte 6-gram model with backing off reaches on the same validation text when it is trained on all domains together.
-SIX_GRAM = {
-    "shakespeare": 2.246,
-    "bible_en": 1.786,
-    "bible_es": 1.925,
-    "austen": 1.811,
-    "python": 2.388,
-    "math": 1.666,
-}
+NGRAM_ORDER = 6
 
 
 @dataclasses.dataclass
@@ -76,7 +68,7 @@ def tour(
 
     Example: minimoe tour --out my-tour && open my-tour/report.html
     """
-    from minimoe.data import documents, load_tokenizer, training_data
+    from minimoe.data import documents, evaluation_documents, load_tokenizer, ngram_bits_per_byte, training_data
 
     prepare(out)
     start("tour: one sparse model, one dense model, the same text")
@@ -91,9 +83,12 @@ def tour(
         if rung is None:
             return 130
         rungs.append(rung)
+    messages.print(f"counting: a byte {NGRAM_ORDER}-gram model of the same text, to compare with", markup=False)
+    training = [document for document in corpus if document.split == "train"]
+    ngram = ngram_bits_per_byte(training, evaluation_documents(validation, "quick"), NGRAM_ORDER)
     samples = continue_text(rungs[0], validation, tokenizer)
-    values = summary(rungs, samples, seed=seed, fast=fast, seconds=time.monotonic() - began)
-    figures = draw(rungs)
+    values = summary(rungs, ngram, samples, seed=seed, fast=fast, seconds=time.monotonic() - began)
+    figures = draw(rungs, ngram)
     write(out, values, figures)
     if json:
         print_json(values)
@@ -182,7 +177,7 @@ def continue_text(rung: Rung, validation: list[Document], tokenizer: Tokenizer) 
 
 
 def summary(
-    rungs: list[Rung], samples: list[dict[str, str]], *, seed: int, fast: bool, seconds: float
+    rungs: list[Rung], ngram: dict[str, float], samples: list[dict[str, str]], *, seed: int, fast: bool, seconds: float
 ) -> dict[str, Any]:
     """The report's numbers, all of this run."""
     import os
@@ -208,6 +203,7 @@ def summary(
         "seconds": round(seconds, 1),
         "models": [rung.row() for rung in rungs],
         "per_domain": {rung.name: rung.result.evaluation.per_domain for rung in rungs if rung.result.evaluation},
+        "byte_ngram": {"order": NGRAM_ORDER, "bits_per_byte": sum(ngram.values()) / len(ngram), "per_domain": ngram},
         "domains": list(sparse.evaluation.per_domain),
         "load": load.tolist(),
         "max_violation_validation": [round(float(v), 4) for v in max_violation(load.sum(axis=0))],
@@ -215,7 +211,7 @@ def summary(
     }
 
 
-def draw(rungs: list[Rung]) -> dict[str, Figure]:
+def draw(rungs: list[Rung], ngram: dict[str, float]) -> dict[str, Figure]:
     """The figures by file name."""
     from minimoe import plots
 
@@ -229,7 +225,7 @@ def draw(rungs: list[Rung]) -> dict[str, Figure]:
         "loss_by_seconds": plots.compare_runs(runs, x="seconds", title="Training loss at equal time"),
         "experts_by_domain": plots.experts_by_domain(sparse.evaluation.load, list(sparse.evaluation.per_domain)),
         "balance": plots.balance_over_time(sparse.records),
-        "bits_per_byte": plots.bits_per_byte_by_domain(per_domain, SIX_GRAM, "byte 6-gram model"),
+        "bits_per_byte": plots.bits_per_byte_by_domain(per_domain, ngram, f"byte {NGRAM_ORDER}-gram model"),
     }
 
 
