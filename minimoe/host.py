@@ -57,7 +57,7 @@ def enable_compilation_cache() -> None:
     """Turns JAX's persistent compilation cache on, unless the user has set it or the folder cannot be written."""
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.read("jax_compilation_cache_dir") is not None:
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     folder = cache_folder() / "xla"
     try:

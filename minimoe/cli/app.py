@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from minimoe import __version__
@@ -48,17 +47,20 @@ def run(arguments: list[str] | None = None) -> int:
         code = app(arguments, standalone_mode=False)
     except UserError as error:
         return _complain(str(error))
-    except click.ClickException as error:
-        return _complain(error.format_message() + "; see --help", prefix="")
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         sys.stderr.close()
         return 0
+    except Exception as error:
+        # Typer's usage errors: click's own classes in older versions, a copy of them in newer ones.
+        if not hasattr(error, "format_message"):
+            raise
+        return _complain(f"{error.format_message()} See --help.")
     return code if isinstance(code, int) else 0
 
 
-def _complain(message: str, prefix: str = "") -> int:
-    print(f"minimoe: {prefix}{' '.join(message.split())}", file=sys.stderr)
+def _complain(message: str) -> int:
+    print(f"minimoe: {' '.join(message.split())}", file=sys.stderr)
     return 2

@@ -236,7 +236,12 @@ def _print(
     """One JSON object, or one table a report with its remaining facts below."""
     from minimoe.cli.bench_timing import environment
 
-    whole = {"benchmark": benchmark, "environment": environment(), "settings": settings, "reports": reports}
+    whole: dict[str, Any] = {
+        "benchmark": benchmark,
+        "environment": environment(),
+        "settings": settings,
+        "reports": reports,
+    }
     if as_json:
         print_json(whole)
         return

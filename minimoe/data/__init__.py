@@ -1,7 +1,8 @@
 """Text in, integers out: the corpus, the tokenizers, training batches and what evaluation scores.
 
 Plain NumPy; nothing here imports JAX. In reading order: `corpus` (six bundled domains), `user_text` (your own files),
-`tokenizer`, `batches` (training), `evaluation`, `ngram` (a bar to clear). ``python -m minimoe.data.train_tokenizer`` makes the bundled tokenizer.
+`tokenizer`, `batches` (training), `evaluation`, `ngram` (a bar to clear). ``python -m minimoe.data.train_tokenizer`` makes
+the bundled tokenizer.
 """
 
 from minimoe.data.batches import Batch, TrainingData, training_data

@@ -129,7 +129,7 @@ class MoETransformer(nnx.Module):
 
     def extend(
         self, tokens: Int[Array, "B L"], cache: tuple[Cache, ...], *, last_only: bool = False
-    ) -> tuple[Float[Array, "B L V"], tuple[Routing, ...], tuple[Cache, ...]]:
+    ) -> tuple[Float[Array, "B _ V"], tuple[Routing, ...], tuple[Cache, ...]]:
         """Scores ``tokens`` as the continuation of what ``cache`` holds.
 
         Args:

@@ -85,12 +85,13 @@ def train_step(
         return loss + recipe.balance_weight * balance + recipe.z_weight * z, (loss, balance, z, routing)
 
     (_, (loss, balance, z, routing)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes int counts and floats in its bias correction
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes int counts and floats
         optimizer.update(model, grads)
+        rate = bias_rate(recipe)(optimizer.step[...])
     if recipe.router_bias_rate:
-        update_router_biases(model, routing, bias_rate(recipe)(optimizer.step[...]))
+        update_router_biases(model, routing, rate)
     after = nnx.state((model, optimizer))
     nnx.update((model, optimizer), jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, before))
     load = jnp.stack([r.load for r in routing]) if routing else jnp.zeros((0, 0))

@@ -1,0 +1,188 @@
+"""The definitions, as loops over tokens in float64. Nothing here is shared with the package.
+
+Axis letters as there: B batch, L sequence, T tokens, D width, E experts, K experts a token, F expert width,
+N query heads, M key/value heads, H head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+def softmax(x):
+    shifted = np.exp(np.asarray(x, np.float64) - np.max(x))
+    return shifted / shifted.sum()
+
+
+def affinities(logits, score):
+    """``[T, E]`` from logits ``[T, E]``."""
+    logits = np.asarray(logits, np.float64)
+    if score == "softmax":
+        return np.stack([softmax(row) for row in logits])
+    if score == "sigmoid":
+        return sigmoid(logits)
+    return np.sqrt(np.log1p(np.exp(logits)))
+
+
+def route(logits, bias, top_k, *, score="softmax", normalize=True, scale=1.0):
+    """``(experts [T, K], weights [T, K], affinities [T, E])``: pick by biased affinity, weigh by plain affinity."""
+    probs = affinities(logits, score)
+    experts, weights = [], []
+    for row in probs:
+        order = sorted(range(len(row)), key=lambda e: (-(row[e] + bias[e]), e))  # ties to the lower id
+        chosen = order[:top_k]
+        weight = [row[e] for e in chosen]
+        if normalize:
+            weight = [w / sum(weight) for w in weight]
+        experts.append(chosen)
+        weights.append([w * scale for w in weight])
+    return np.array(experts), np.array(weights), probs
+
+
+def swiglu_ffn(row, gate_up, down):
+    """One token ``[D]`` through one expert ``[D, 2F]``, ``[F, D]``."""
+    gate, up = np.split(np.asarray(row, np.float64) @ np.asarray(gate_up, np.float64), 2)
+    return (gate * sigmoid(gate) * up) @ np.asarray(down, np.float64)
+
+
+def moe_forward(x, experts, weights, gate_up, down):
+    """``y[t] = sum_k weights[t, k] * FFN[experts[t, k]](x[t])``."""
+    y = np.zeros(x.shape)
+    for t in range(x.shape[0]):
+        for k in range(experts.shape[1]):
+            expert = int(experts[t, k])
+            y[t] += float(weights[t, k]) * swiglu_ffn(x[t], gate_up[expert], down[expert])
+    return y
+
+
+def load(experts, num_experts, where=None):
+    counts = [0.0] * num_experts
+    for t, chosen in enumerate(np.asarray(experts)):
+        for expert in chosen:
+            counts[expert] += 1.0 if where is None or where[t] else 0.0
+    return np.array(counts)
+
+
+def balance_loss(probs, experts, where=None):
+    """``E / (T*K) * sum_e load_e * mean_t p_te``, rows normalised; 0 without tokens."""
+    probs, experts = np.asarray(probs, np.float64), np.asarray(experts)
+    real = [t for t in range(len(probs)) if where is None or where[t]]
+    if not real:
+        return 0.0
+    counts = load(experts, probs.shape[1], where)
+    total = 0.0
+    for e in range(probs.shape[1]):
+        total += counts[e] * sum(probs[t, e] / probs[t].sum() for t in real) / len(real)
+    return probs.shape[1] / (len(real) * experts.shape[1]) * total
+
+
+def z_loss(logits, where=None):
+    rows = [row for t, row in enumerate(np.asarray(logits, np.float64)) if where is None or where[t]]
+    return sum(math.log(np.exp(row).sum()) ** 2 for row in rows) / max(len(rows), 1)
+
+
+def bias_update(bias, counts, rate):
+    mean = sum(counts) / len(counts)
+    moved = [b + rate * (1 if c < mean else -1 if c > mean else 0) for b, c in zip(bias, counts, strict=True)]
+    return np.array(moved) - sum(moved) / len(moved)
+
+
+def max_violation(counts):
+    return max(counts) / (sum(counts) / len(counts)) - 1
+
+
+def load_cv(counts):
+    mean = sum(counts) / len(counts)
+    return math.sqrt(sum((c - mean) ** 2 for c in counts) / len(counts)) / mean
+
+
+def load_entropy(counts):
+    shares = [c / sum(counts) for c in counts if c > 0]
+    return -sum(s * math.log(s) for s in shares) / math.log(len(counts))
+
+
+def rope(x, theta):
+    """``[L, H]``: the pair ``(x[i], x[i + H/2])`` as a complex number, turned by ``position * theta**(-2i/H)``."""
+    length, width = x.shape
+    out = np.zeros(x.shape)
+    for position in range(length):
+        for i in range(width // 2):
+            turned = complex(x[position, i], x[position, i + width // 2])
+            turned *= np.exp(1j * position * theta ** (-2 * i / width))
+            out[position, i], out[position, i + width // 2] = turned.real, turned.imag
+    return out
+
+
+def attention(q, k, v):
+    """Causal grouped-query attention, one query at a time: q ``[B, L, N, H]``, k and v ``[B, L, M, H]``."""
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    out = np.zeros(q.shape)
+    batch, length, heads, width = q.shape
+    group = heads // k.shape[2]
+    for b in range(batch):
+        for n in range(heads):
+            for t in range(length):
+                seen_k, seen_v = k[b, : t + 1, n // group], v[b, : t + 1, n // group]
+                out[b, t, n] = softmax(seen_k @ q[b, t, n] / math.sqrt(width)) @ seen_v
+    return out
+
+
+def rms_norm(x, scale, eps):
+    x = np.asarray(x, np.float64)
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * scale
+
+
+def transformer(weights, tokens, config):
+    """Logits ``[L, V]`` of one sequence from a flat ``path -> array`` of the model's weights."""
+    weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+    length, n, m, h = len(tokens), config.num_heads, config.num_kv_heads, config.head_dim
+    x = weights["embed/embedding"][np.asarray(tokens)]
+    for i in range(config.num_layers):
+        w = {name.removeprefix(f"layers/{i}/"): v for name, v in weights.items() if name.startswith(f"layers/{i}/")}
+        a = rms_norm(x, w["attention_norm/scale"], config.norm_eps)
+        heads = {p: a @ w[f"attention/{p}_proj/kernel"] for p in "qkv"}
+        q, k, v = heads["q"].reshape(length, n, h), heads["k"].reshape(length, m, h), heads["v"].reshape(length, m, h)
+        q = np.stack([rope(q[:, j], config.rope_theta) for j in range(n)], axis=1)
+        k = np.stack([rope(k[:, j], config.rope_theta) for j in range(m)], axis=1)
+        x = x + attention(q[None], k[None], v[None])[0].reshape(length, -1) @ w["attention/o_proj/kernel"]
+        a = rms_norm(x, w["ffn_norm/scale"], config.norm_eps)
+        x = x + _feed_forward(w, a, config)
+    x = rms_norm(x, weights["norm/scale"], config.norm_eps)
+    return x @ (weights["embed/embedding"].T if config.tie_embeddings else weights["head/kernel"])
+
+
+def _feed_forward(w, a, config):
+    if config.moe is None:
+        return np.stack([swiglu_ffn(row, w["ffn/gate_up_proj/kernel"], w["ffn/down_proj/kernel"]) for row in a])
+    moe = config.moe
+    kwargs = {"score": moe.score, "normalize": moe.normalize_weights, "scale": moe.routed_scaling_factor}
+    experts, combine, _ = route(a @ w["ffn/router/kernel"], w["ffn/router/bias"], moe.top_k, **kwargs)
+    y = moe_forward(a, experts, combine, w["ffn/experts/gate_up_proj"], w["ffn/experts/down_proj"])
+    if moe.num_shared_experts:
+        shared = w["ffn/shared/gate_up_proj/kernel"], w["ffn/shared/down_proj/kernel"]
+        y = y + np.stack([swiglu_ffn(row, *shared) for row in a])
+    return y
+
+
+def filter_logits(row, top_k=None, top_p=None):
+    """One row ``[V]``: the set kept by top-k, then by top-p, the rest at -inf."""
+    kept = set(range(len(row)))
+    if top_k is not None:
+        kth = sorted(row, reverse=True)[min(top_k, len(row)) - 1]
+        kept = {i for i in kept if row[i] >= kth}
+    if top_p is not None:
+        probs = softmax([row[i] if i in kept else -np.inf for i in range(len(row))])
+        nucleus, mass = set(), 0.0
+        for i in sorted(kept, key=lambda i: (-row[i], i)):
+            if nucleus and mass >= top_p:
+                break
+            nucleus.add(i)
+            mass += probs[i]
+        kept = nucleus
+    return np.array([row[i] if i in kept else -np.inf for i in range(len(row))])

@@ -1,0 +1,233 @@
+"""The benchmarks run, print one JSON object and measure the same function on both sides. No test asserts a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+HAS_REFERENCE = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+QUICK = ["--rounds", "2", "--warmup", "0", "--pause", "0"]
+
+
+@pytest.fixture
+def bench(monkeypatch, tiny_config, tmp_path):
+    """Runs a benchmark; the preset ``tiny`` exists, and no compilation cache is left behind."""
+    from minimoe.cli import bench
+    from minimoe.config import PRESETS
+
+    monkeypatch.setitem(PRESETS, "tiny", tiny_config)
+    monkeypatch.setattr(bench, "start", lambda: None)
+    return lambda *arguments: CliRunner().invoke(bench.app, [*arguments, *QUICK], catch_exceptions=False)
+
+
+def only_json(result) -> dict:
+    assert result.exit_code == 0
+    return json.loads(result.stdout)
+
+
+def check_envelope(report: dict, benchmark: str) -> None:
+    assert set(report) == {"benchmark", "environment", "settings", "reports"}
+    assert report["benchmark"] == benchmark
+    assert {"jax", "torch", "transformers", "cpu_count"} <= set(report["environment"])
+    assert report["settings"]["rounds"] == 2
+
+
+@pytest.mark.parametrize("skew", ["0", "1"])
+def test_moe(bench, skew):
+    result = bench(
+        "moe", "--shape", "24,8,6,4,2", "--dispatch", "dropless", "--dispatch", "loop", "--skew", skew, "--json"
+    )
+    whole = only_json(result)
+    check_envelope(whole, "moe")
+    (report,) = whole["reports"]
+    assert report["shape"] == {"T": 24, "D": 8, "F": 6, "E": 4, "K": 2}
+    names = {"dropless", "loop", "dense_ffn"} | ({"grouped_mm"} if HAS_REFERENCE else set())
+    assert set(report["results"]) == names
+    assert (
+        report["reference"] == "measured" if HAS_REFERENCE else "pip install 'minimoe[interop]'" in report["reference"]
+    )
+    for values in report["results"].values():
+        assert set(values) == {"ms", "time_over_dense_ffn", "time_over_grouped_mm", "useful_gflops"}
+        assert values["ms"]["min"] <= values["ms"]["p25"] <= values["ms"]["median"] <= values["ms"]["p75"]
+        assert (values["time_over_grouped_mm"] is not None) == HAS_REFERENCE
+    assert report["results"]["dense_ffn"]["time_over_dense_ffn"]["median"] == 1.0
+    for values in report["differences"]["max_abs_difference"].values():
+        expected = {"output", "grad x", "grad router.kernel", "grad experts.gate_up_proj", "grad experts.down_proj"}
+        assert set(values) == expected
+        assert max(values.values()) < 1e-4
+    if skew == "1":
+        assert report["max_violation"] == 1.0  # E/K - 1: two of four experts take everything
+
+
+@pytest.mark.parametrize("config", ["tiny", "dense"])
+def test_train(bench, monkeypatch, tiny_config, config):
+    from minimoe.config import PRESETS
+
+    monkeypatch.setitem(PRESETS, "dense", tiny_config.dense_equivalent())
+    whole = only_json(bench("train", "--config", config, "--batch", "2", "--length", "8", "--json"))
+    check_envelope(whole, "train")
+    (report,) = whole["reports"]
+    assert report["reference"].startswith("not compared")  # the tiny model has a shared expert
+    assert report["results"]["minimoe"]["tokens_per_second"] > 0
+    assert report["results"]["minimoe"]["speed_over_transformers"] is None
+    assert report["parameters"]["active"] <= report["parameters"]["total"]
+    assert len(report["max_violation"]["last_step"]) == (2 if config == "tiny" else 0)
+    assert all(np.isfinite(report["first_losses"]["minimoe"]))
+
+
+def test_decode(bench):
+    whole = only_json(
+        bench("decode", "--config", "tiny", "--batch", "2", "--prompt", "3", "--new-tokens", "5", "--json")
+    )
+    check_envelope(whole, "decode")
+    (report,) = whole["reports"]
+    assert report["shape"] == {"B": 2, "prompt": 3, "new_tokens": 5}
+    assert report["tokens_identical"] is None
+    assert report["results"]["minimoe"]["tokens_per_second"] > 0
+
+
+def test_attention(bench):
+    whole = only_json(bench("attention", "--shape", "2,70,4,2,6", "--json"))
+    check_envelope(whole, "attention")
+    (report,) = whole["reports"]
+    assert set(report["results"]) == {"causal_attention", "dot_product_attention"}
+    assert max(report["max_abs_difference"].values()) < 1e-4
+
+
+def test_tables(bench):
+    """Without --json a table, and the reason if Transformers was left out."""
+    result = bench("moe", "--shape", "8,4,6,3,1")
+    assert result.exit_code == 0
+    assert "dense_ffn" in result.stdout
+    assert HAS_REFERENCE or "pip install 'minimoe[interop]'" in " ".join(result.stdout.split())
+    assert "tiny" in bench("train", "--config", "tiny", "--batch", "1", "--length", "4").stderr
+
+
+@pytest.mark.parametrize("command", ["moe", "train", "decode", "attention"])
+def test_help_has_an_example(command):
+    from minimoe.cli.bench import app
+
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: minimoe bench {command}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1,2", "1,2,3,4,5,6", "a,2,3,4,5", "0,2,3,4,5", "-1,2,3,4,5", "1.5,2,3,4,5", "²,2,3,4,5"]
+)
+def test_bad_shapes_are_refused_in_one_line(text):
+    from minimoe.cli.bench import MOE_AXES, parse_shape
+    from minimoe.errors import UserError
+
+    with pytest.raises(UserError, match=r"^--shape .* must be 5 whole numbers of at least 1: T,D,F,E,K$"):
+        parse_shape(text, MOE_AXES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["moe", "--shape", "8,4,6,2,3"], "top_k=3 must be in 1..num_experts=2"),
+        (["moe", "--dispatch", "magic"], "dispatch='magic' is not known"),
+        (["attention", "--shape", "1,8,3,2,4"], "N=3 query heads must be a multiple of M=2"),
+        (["train", "--config", "giant"], "--config 'giant' is not known"),
+        (["train", "--config", "tiny", "--length", "25"], "above context_length=24"),
+        (["decode", "--config", "tiny", "--prompt", "20", "--new-tokens", "5"], "above context_length=24"),
+    ],
+)
+def test_impossible_settings_are_refused(bench, arguments, message):
+    from minimoe.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        bench(*arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_ratios_are_taken_round_by_round():
+    """A machine that slows down threefold in the middle changes both clocks and neither ratio."""
+    from minimoe.cli.bench_timing import Timing, ratio
+
+    ours, theirs = Timing((1.0, 1.0, 3.0, 3.0)), Timing((2.0, 2.0, 6.0, 6.0))
+    assert ratio(ours, theirs) == {"median": 0.5, "p25": 0.5, "p75": 0.5}
+    assert ratio(Timing((2.0,)), Timing((1.0,))) == {"median": 2.0, "p25": 2.0, "p75": 2.0}
+
+
+def test_contestants_take_turns():
+    from minimoe.cli.bench_timing import alternate
+
+    calls: list[str] = []
+    times = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warmup=1)
+    assert "".join(calls) == "ab" * 4
+    assert {name: len(timing.seconds) for name, timing in times.items()} == {"a": 3, "b": 3}
+
+
+def test_the_benchmark_model_has_21_million_parameters():
+    from minimoe.cli.bench_reference import MIXTRAL_21M, not_mixtral
+    from minimoe.cost import count_params
+
+    assert count_params(MIXTRAL_21M).total == 21_130_496
+    assert not_mixtral(MIXTRAL_21M) is None
+
+
+def test_what_mixtral_cannot_express_is_said(tiny_config):
+    from minimoe.cli.bench_reference import MIXTRAL_21M, not_mixtral
+
+    assert "dense" in (not_mixtral(MIXTRAL_21M.dense_equivalent()) or "")
+    assert "shared" in (not_mixtral(tiny_config) or "")
+    assert "dropout" in (not_mixtral(MIXTRAL_21M.replace(dropout=0.1)) or "")
+
+
+@pytest.fixture(scope="module")
+def odd_config():
+    """No two sizes alike, so that a swapped axis cannot go unseen: D=12, N*H=30, M*H=10, 2F=14, E=5, K=3, V=37."""
+    from minimoe import ModelConfig, MoEConfig
+
+    moe = MoEConfig(d_model=12, d_expert=7, num_experts=5, top_k=3)
+    return ModelConfig(
+        vocab_size=37, d_model=12, num_layers=3, num_heads=3, num_kv_heads=1, head_dim=10, context_length=40,
+        moe=moe, rope_theta=500.0, tie_embeddings=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_mixtral_computes_the_same_logits(odd_config, tied):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from minimoe import MoETransformer
+    from minimoe.cli.bench_reference import mixtral_model
+
+    model = MoETransformer(odd_config.replace(tie_embeddings=tied), rngs=nnx.Rngs(5))
+    key = jax.random.key(1)  # every parameter moved off its initial value, norm scales too, and large enough to matter
+    nnx.update(
+        model,
+        jax.tree.map(lambda p: 2 * p + 0.1 * jax.random.normal(key, p.shape), nnx.state(model, nnx.Param)),
+    )
+    tokens = np.random.default_rng(0).integers(0, 37, (2, 33))
+    ours, _ = model(jnp.asarray(tokens, jnp.int32))
+    with torch.no_grad():
+        theirs = mixtral_model(model).eval()(input_ids=torch.from_numpy(tokens)).logits.numpy()
+    assert float(jnp.abs(ours).max()) > 0.5
+    np.testing.assert_allclose(np.asarray(ours), theirs, atol=1e-4)
+
+
+def test_training_and_decoding_agree_with_mixtral(odd_config, bench, monkeypatch):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from minimoe.config import PRESETS
+
+    monkeypatch.setitem(PRESETS, "odd", odd_config)
+    trained = only_json(
+        bench("train", "--config", "odd", "--batch", "2", "--length", "16", "--learning-rate", "0.01", "--json")
+    )
+    losses = trained["reports"][0]["first_losses"]
+    np.testing.assert_allclose(losses["minimoe"], losses["transformers"], atol=1e-3)  # the steps are the same too
+    decoded = only_json(bench("decode", "--config", "odd", "--prompt", "5", "--new-tokens", "30", "--json"))
+    assert decoded["reports"][0]["tokens_identical"] is True

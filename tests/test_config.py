@@ -1,0 +1,150 @@
+"""Impossible settings are refused when they are made, and every message names the value and the repair."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from minimoe import ModelConfig, MoEConfig, UserError
+from minimoe.config import PRESETS, from_fields
+from minimoe.training import RECIPES, Recipe
+
+MOE = {"d_model": 8, "d_expert": 6, "num_experts": 4, "top_k": 2}
+MODEL = {"vocab_size": 19, "d_model": 8, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "d_ff": 16}
+
+# changed fields -> what the message must contain: the value, and the repair
+MOE_ERRORS = [
+    *(({name: 0}, (f"{name}=0", "at least 1")) for name in MOE),
+    ({"d_expert": 2.5}, ("d_expert=2.5", "whole number")),
+    ({"num_experts": "8"}, ("num_experts='8'", "whole number")),
+    ({"top_k": True}, ("top_k=True", "whole number")),
+    ({"top_k": 9}, ("top_k=9", "1..num_experts=4", "lower top_k or raise num_experts")),
+    ({"num_shared_experts": -1}, ("num_shared_experts=-1", "use 0 for none")),
+    ({"routed_scaling_factor": 0.0}, ("routed_scaling_factor=0.0", "use 1.0 for no scaling")),
+    ({"routed_scaling_factor": float("nan")}, ("routed_scaling_factor=nan", "above 0")),
+    ({"score": "relu"}, ("score='relu'", "softmax, sigmoid, sqrtsoftplus")),
+    ({"select": "top"}, ("select='top'", "topk")),
+    ({"dispatch": "fast"}, ("dispatch='fast'", "loop, dense, dropless")),
+    ({"dtype": "float16"}, ("dtype='float16'", "float32, bfloat16")),
+    ({"param_dtype": "int8"}, ("param_dtype='int8'", "float32, bfloat16")),
+]
+MODEL_ERRORS = [
+    *(({name: -1}, (f"{name}=-1", "at least 1")) for name in MODEL),
+    ({"context_length": 0}, ("context_length=0", "at least 1")),
+    ({"num_heads": 3}, ("num_heads=3", "multiple of num_kv_heads=2", "change one")),
+    ({"head_dim": 5}, ("head_dim=5", "even", "use 6")),
+    ({"dropout": 1.0}, ("dropout=1.0", "[0, 1)", "use 0")),
+    ({"dropout": -0.1}, ("dropout=-0.1", "[0, 1)")),
+    ({"rope_theta": 0.0}, ("rope_theta=0.0", "10000.0 is usual")),
+    ({"norm_eps": 0.0}, ("norm_eps=0.0", "1e-5 is usual")),
+    ({"dtype": "float64"}, ("dtype='float64'", "float32, bfloat16")),
+    ({"param_dtype": "fp8"}, ("param_dtype='fp8'", "float32, bfloat16")),
+    ({"d_ff": None}, ("moe=None, d_ff=None", "give moe (sparse) or d_ff (dense)")),
+    ({"moe": MoEConfig(**MOE)}, ("moe=given, d_ff=16", "not both")),
+    ({"moe": MoEConfig(**MOE | {"d_model": 9}), "d_ff": None}, ("moe.d_model=9", "d_model=8", "make them the same")),
+]
+RECIPE_ERRORS = [
+    *(({name: 0}, (f"{name}=0", "at least 1")) for name in ("steps", "batch_size", "log_every")),
+    *(({name: -1}, (f"{name}=-1", "use 0")) for name in ("warmup_steps", "eval_every", "checkpoint_every", "seed")),
+    ({"learning_rate": 0.0}, ("learning_rate=0.0", "0.003 suits")),
+    ({"learning_rate": float("nan")}, ("learning_rate=nan", "above 0")),
+    ({"clip_norm": -1.0}, ("clip_norm=-1.0", "1.0 is usual")),
+    *(
+        ({name: -0.5}, (f"{name}=-0.5", "0 switches it off"))
+        for name in ("weight_decay", "router_bias_rate", "balance_weight", "z_weight")
+    ),
+]
+
+
+def table(cls, base, errors):
+    return [pytest.param(cls, base | changes, parts, id=f"{cls.__name__}-{changes}"[:60]) for changes, parts in errors]
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "parts"),
+    [
+        *table(MoEConfig, MOE, MOE_ERRORS),
+        *table(ModelConfig, MODEL, MODEL_ERRORS),
+        *table(Recipe, {}, RECIPE_ERRORS),
+    ],
+)
+def test_every_refusal_names_value_and_repair(cls, values, parts):
+    # Through from_fields, so that the run-time type checker of the tests does not speak first.
+    with pytest.raises(UserError) as caught:
+        unchecked(cls, values)
+    message = str(caught.value)
+    assert message.startswith(cls.__name__)
+    assert "\n" not in message
+    assert [part for part in parts if part not in message] == [], message
+
+
+def unchecked(cls, values):
+    """Builds ``cls`` as a user without a type checker does."""
+    made = object.__new__(cls)
+    for field in dataclasses.fields(cls):
+        object.__setattr__(made, field.name, values.get(field.name, field.default))
+    made.__post_init__()
+    return made
+
+
+def test_good_values_pass():
+    assert unchecked(MoEConfig, MOE) == MoEConfig(**MOE)
+    assert unchecked(ModelConfig, MODEL) == ModelConfig(**MODEL)
+    assert unchecked(Recipe, {}) == Recipe()
+    assert MoEConfig(**MOE | {"top_k": 4}).active_fraction == 1.0
+
+
+@pytest.mark.parametrize(("cls", "known"), [(ModelConfig, PRESETS), (Recipe, RECIPES)])
+def test_unknown_preset_lists_the_known(cls, known):
+    with pytest.raises(UserError, match="'nanoo'") as caught:
+        cls.preset("nanoo")
+    assert all(name in str(caught.value) for name in known)
+    assert all(isinstance(cls.preset(name), cls) for name in known)
+
+
+def test_presets_and_recipes_go_together():
+    assert set(PRESETS) == set(RECIPES)
+    assert Recipe.preset("nano", steps=3).steps == 3
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), ModelConfig(**MODEL)])
+def test_dict_round_trip_through_json(config):
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_recipe_round_trip_through_json():
+    recipe = Recipe(steps=7, learning_rate=1e-4)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_unknown_and_missing_keys_are_reported_together():
+    with pytest.raises(UserError, match=r"ModelConfig: unknown keys \['width'\], missing keys \['d_model'\]"):
+        ModelConfig.from_dict({**{k: v for k, v in MODEL.items() if k != "d_model"}, "width": 8})
+    with pytest.raises(UserError, match=r"MoEConfig: unknown keys \[\], missing keys \['top_k'\].*another version"):
+        ModelConfig.from_dict(MODEL | {"moe": {k: v for k, v in MOE.items() if k != "top_k"}})
+    with pytest.raises(UserError, match=r"Recipe: unknown keys \['lr'\]"):
+        from_fields(Recipe, {"lr": 1.0})
+
+
+def test_replace_validates_again():
+    config = ModelConfig.preset("nano")
+    assert config.replace_moe(top_k=3).moe.top_k == 3
+    with pytest.raises(UserError, match="top_k=9"):
+        config.replace_moe(top_k=9)
+    with pytest.raises(UserError, match="head_dim=7"):
+        config.replace(head_dim=7)
+    with pytest.raises(UserError, match=r"dense \(moe=None\).*start from a sparse preset"):
+        ModelConfig(**MODEL).replace_moe(top_k=1)
+
+
+def test_configs_are_frozen_and_hashable():
+    config = ModelConfig.preset("nano")
+    assert hash(config) == hash(ModelConfig.from_dict(config.to_dict()))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.d_model = 3
+
+
+def test_user_errors_are_value_errors():
+    assert issubclass(UserError, ValueError)

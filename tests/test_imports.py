@@ -1,0 +1,94 @@
+"""The house: a room imports only rooms above it, `import minimoe` is instant, and public names exist."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minimoe
+
+ROOT = Path(minimoe.__file__).parent
+ROOMS = [
+    "errors", "config", "layers", "cost", "moe", "attention", "model", "data", "parallel", "inference", "training",
+    "quant", "distill", "hub", "plots", "exercises", "claims", "host", "cli",
+]  # fmt: skip
+ONLY_FOR = {"host": {"host", "cli"}}
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def dotted(path: Path) -> str:
+    parts = ("minimoe", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(ROOT).with_suffix("").parts[0]
+    return "cli" if first == "__main__" else first
+
+
+def imported_rooms(path: Path) -> set[tuple[str, int]]:
+    """Rooms named by any import statement of a file, at any depth, with the line."""
+    found = set()
+    package = dotted(path) if path.name == "__init__.py" else dotted(path).rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *filter(None, [node.module])])
+            # `from minimoe import name`: the room it lives in
+            names = [f"minimoe.{public_room(a.name)}" for a in node.names] if base == "minimoe" else [base]
+        else:
+            continue
+        found |= {(name.split(".")[1], node.lineno) for name in names if name.startswith("minimoe.")}
+    return found
+
+
+def public_room(name: str) -> str:
+    home = minimoe._HOME.get(name, f"minimoe.{name}")
+    return home.split(".")[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=dotted)
+def test_a_room_imports_only_rooms_above_it(path):
+    room = room_of(path)
+    assert room in ROOMS, f"{room} has no place in the order of rooms"
+    for other, line in imported_rooms(path):
+        if other.startswith("__"):  # __version__
+            continue
+        assert other in ROOMS, f"{path}:{line} imports {other}, which has no place in the order of rooms"
+        assert ROOMS.index(other) <= ROOMS.index(room), f"{path}:{line}: {room} imports {other}, a room below it"
+        assert room in ONLY_FOR.get(other, {room}), f"{path}:{line}: {other} is not for {room}"
+
+
+def test_the_order_is_tested_at_all():
+    """The parser sees what it should: plain, nested and type-checking imports."""
+    seen = {(room_of(path), other) for path in FILES for other, _ in imported_rooms(path)}
+    assert {("model", "moe"), ("training", "data"), ("moe", "layers")} <= seen
+
+
+def test_import_does_not_load_jax():
+    code = "import sys, minimoe; dir(minimoe); print(sorted({'jax', 'flax', 'numpy', 'orbax'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["minimoe", *(dotted(p) for p in FILES if p.name != "__main__.py")])
+def test_public_names_exist(name):
+    module = importlib.import_module(name)
+    public = getattr(module, "__all__", [])
+    assert [n for n in public if not hasattr(module, n)] == []
+    assert len(set(public)) == len(public)
+
+
+def test_unknown_attribute():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = minimoe.nothing
+    assert {"MoEConfig", "moe", "training"} <= set(dir(minimoe))

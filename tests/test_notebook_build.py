@@ -1,0 +1,229 @@
+"""The builder of the notebooks, run as a command on tiny masters."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "notebooks" / "build.py"
+pytest.importorskip("jupytext")
+pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+
+GOOD = """\
+# %% [markdown]
+# # A lesson
+
+# %%
+import os, sys
+print(sys.executable)
+print("fast:", os.environ.get("MINIMOE_FAST"), "in", os.path.basename(os.getcwd()))
+
+# %%
+1 + 1
+
+# %%
+1 + 1
+"""
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--folder", str(folder), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", timeout=120, env={**os.environ, **environment}
+    )
+
+
+def write_master(folder: Path, name: str, text: str) -> Path:
+    (folder / "source").mkdir(parents=True, exist_ok=True)
+    path = folder / "source" / f"{name}.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lessons", numbered=False)
+    write_master(folder, "00_good", GOOD)
+    result = run(folder, MINIMOE_FAST="1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "ok    00_good" in result.stdout
+    return folder
+
+
+@pytest.fixture
+def lessons(built: Path, tmp_path: Path) -> Path:
+    """A copy that the test may spoil."""
+    return Path(shutil.copytree(built, tmp_path / "lessons"))
+
+
+def load(folder: Path, name: str = "00_good") -> dict:
+    return json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))
+
+
+def store(folder: Path, notebook: dict, name: str = "00_good") -> None:
+    (folder / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def test_build_runs_this_interpreter_in_the_folder_and_in_full(built: Path):
+    cells = load(built)["cells"]
+    text = "".join(cells[1]["outputs"][0]["text"])
+    assert text.splitlines() == [sys.executable, f"fast: None in {built.name}"]  # MINIMOE_FAST=1 outside is not heard
+    assert [cell.get("execution_count") for cell in cells] == [None, 1, 2, 3]
+    assert cells[2]["outputs"][0]["data"]["text/plain"] == ["2"]
+
+
+def test_metadata_is_minimal_and_ids_are_distinct(built: Path):
+    notebook = load(built)
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert all(cell["metadata"] == {} for cell in notebook["cells"])
+    assert len({cell["id"] for cell in notebook["cells"]}) == 4
+
+
+def test_building_again_gives_the_same_bytes(lessons: Path):
+    before = (lessons / "00_good.ipynb").read_bytes()
+    assert run(lessons, "00_good").returncode == 0
+    assert (lessons / "00_good.ipynb").read_bytes() == before
+    assert sorted(path.name for path in lessons.iterdir()) == ["00_good.ipynb", "source"]
+
+
+def test_check_passes_on_a_fresh_build_and_writes_nothing(lessons: Path):
+    before = (lessons / "00_good.ipynb").read_bytes()
+    result = run(lessons, "--check")
+    assert result.returncode == 0, result.stdout
+    assert "1 notebooks checked, 0 with problems" in result.stdout
+    assert (lessons / "00_good.ipynb").read_bytes() == before
+
+
+def test_check_executes_fast(lessons: Path):
+    write_master(lessons, "00_good", GOOD + "\n# %%\nassert os.environ.get('MINIMOE_FAST') != '1', 'ran fast'\n")
+    result = run(lessons, "--check")
+    assert result.returncode == 1
+    assert "run with MINIMOE_FAST=1: cell 5 of 5 failed" in result.stdout
+    assert "AssertionError: ran fast" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [("--check", "--no-execute"), ("--check",), ()])
+def test_no_notebook_at_all_fails(tmp_path: Path, arguments: tuple[str, ...]):
+    result = run(tmp_path, *arguments)
+    assert result.returncode == 1
+    assert "no notebook and no master" in result.stdout
+
+
+def spoil_code(folder: Path) -> None:
+    notebook = load(folder)
+    notebook["cells"][2]["source"] = ["1 + 2"]
+    store(folder, notebook)
+
+
+def spoil_prose(folder: Path) -> None:
+    notebook = load(folder)
+    notebook["cells"][0]["source"] = ["# Another lesson"]
+    store(folder, notebook)
+
+
+def drop_cell(folder: Path) -> None:
+    notebook = load(folder)
+    notebook["cells"].pop()
+    store(folder, notebook)
+
+
+def forget_execution(folder: Path) -> None:
+    notebook = load(folder)
+    notebook["cells"][2].update(execution_count=None, outputs=[])
+    store(folder, notebook)
+
+
+def hold_error(folder: Path) -> None:
+    notebook = load(folder)
+    error = {"output_type": "error", "ename": "ValueError", "evalue": "left behind", "traceback": []}
+    notebook["cells"][2]["outputs"] = [error]
+    store(folder, notebook)
+
+
+def grow(folder: Path) -> None:
+    notebook = load(folder)
+    notebook["cells"][1]["outputs"][0]["text"] = ["x" * 1_100_000]
+    store(folder, notebook)
+
+
+def break_file(folder: Path) -> None:
+    (folder / "00_good.ipynb").write_text("{", encoding="utf-8")
+
+
+def lose_notebook(folder: Path) -> None:
+    (folder / "00_good.ipynb").unlink()
+
+
+def lose_master(folder: Path) -> None:
+    (folder / "source" / "00_good.py").unlink()
+
+
+def write_long_cell(folder: Path) -> None:
+    write_master(folder, "00_good", GOOD + "\n# %%\n" + "\n".join(f"x{i} = {i}" for i in range(26)) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_code, "cell 3 differs from the master"),
+        (spoil_prose, "cell 1 differs from the master"),
+        (drop_cell, "has 3 cells, its master 4"),
+        (forget_execution, "cell 3 was never executed"),
+        (hold_error, "cell 3 holds an error: ValueError: left behind"),
+        (grow, "is 1.10 MB, over 1 MB"),
+        (break_file, "00_good.ipynb cannot be read"),
+        (lose_notebook, "has no 00_good.ipynb; run: python notebooks/build.py 00_good"),
+        (lose_master, "has no master source/00_good.py"),
+        (write_long_cell, "cell 5 has 26 lines of code, over 25"),
+    ],
+)
+def test_comparison_finds(lessons: Path, spoil, message: str):
+    spoil(lessons)
+    result = run(lessons, "--check", "--no-execute")
+    assert result.returncode == 1, result.stdout
+    assert "FAIL  00_good" in result.stdout
+    assert message in result.stdout
+    assert not result.stderr
+
+
+def test_a_failing_cell_stops_the_build_and_keeps_the_old_notebook(lessons: Path):
+    before = (lessons / "00_good.ipynb").read_bytes()
+    write_master(lessons, "00_good", GOOD + "\n# %%\nvalue = 0\nprint(1 / value)\n")
+    write_master(lessons, "01_later", GOOD)
+    result = run(lessons)
+    assert result.returncode == 1
+    assert "FAIL  00_good: cell 5 of 5 failed" in result.stdout
+    assert "    | print(1 / value)" in result.stdout
+    assert "ZeroDivisionError: division by zero" in result.stdout
+    assert "\x1b" not in result.stdout
+    assert (lessons / "00_good.ipynb").read_bytes() == before
+    assert not (lessons / "01_later.ipynb").exists()
+
+
+def test_a_hanging_notebook_is_stopped(tmp_path: Path):
+    slow = "# %%\nimport os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    write_master(tmp_path, "00_slow", slow)
+    result = run(tmp_path, "--timeout", "3")
+    assert result.returncode == 1
+    assert "took over 3 s" in result.stdout
+    if sys.platform != "win32":  # where signal 0 would not ask but end the process
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_wrong_usage_is_said_in_one_line(lessons: Path):
+    result = run(lessons, "07_missing")
+    assert (result.returncode, result.stderr) == (2, "no notebook called 07_missing; there are: 00_good\n")
+    assert run(lessons, "--no-execute").returncode == 2
+
+
+def test_help_shows_an_example(tmp_path: Path):
+    assert "python notebooks/build.py --check" in run(tmp_path, "--help").stdout
