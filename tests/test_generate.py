@@ -76,7 +76,9 @@ def test_the_narrowest_filters_are_greedy(setting, tiny_model, greedy):
 
 
 def test_the_key_decides_the_text(tiny_model):
-    runs = [np.asarray(generate(tiny_model, PROMPTS[:, :4], NEW, key=key)) for key in (None, *map(jax.random.key, (0, 1)))]
+    runs = [
+        np.asarray(generate(tiny_model, PROMPTS[:, :4], NEW, key=key)) for key in (None, *map(jax.random.key, (0, 1)))
+    ]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert (runs[1] != runs[2]).any()
     assert all((run[:, :4] == np.asarray(PROMPTS[:, :4])).all() for run in runs)

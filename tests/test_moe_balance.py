@@ -97,7 +97,7 @@ def test_masked_is_the_same_as_left_out(logits):
 
 
 def test_balance_loss_refuses_rows_that_do_not_match():
-    with pytest.raises(Exception, match="12 tokens but experts has 3|parameter 'experts'"):
+    with pytest.raises(Exception, match=r"12 tokens but experts has 3|parameter 'experts'"):
         load_balance_loss(jnp.ones((12, E)), jnp.zeros((3, 2), jnp.int32))
 
 

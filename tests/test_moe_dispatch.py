@@ -11,7 +11,7 @@ import oracles
 import pytest
 from jax.test_util import check_grads
 
-from minimoe.moe import DISPATCHERS, loop_dispatch
+from minimoe.moe import DISPATCHERS
 from minimoe.moe.dropless import (
     BLOCK_ROWS,
     FEW_ASSIGNMENTS,
@@ -134,7 +134,9 @@ def test_the_choice_of_path_depends_on_shapes(case, few):
 
 def test_both_paths_agree_on_the_same_tokens():
     many = jax.jit(functools.partial(value_and_gradients, dropless_experts))(*problem("few_tokens"))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), results("few_tokens")["dropless"], many)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), results("few_tokens")["dropless"], many
+    )
 
 
 def test_any_load_gives_the_same_answer():

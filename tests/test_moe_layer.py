@@ -84,7 +84,7 @@ def test_with_dispatch_changes_no_answer(dispatch, x):
 
 
 def test_records_are_shaped_and_typed_as_documented(x):
-    y, routing = make()(x)
+    y, routing = run(make(), x, EVERYONE)
     shapes = {name: (a.shape, a.dtype.name) for name, a in vars(routing).items()}
     assert y.shape == (T, D)
     assert shapes == {

@@ -157,7 +157,9 @@ def test_a_step_compiles_once_and_learns(monkeypatch):
 
     monkeypatch.setattr("minimoe.training.step.lm_loss", counted)
     recipe = Recipe(**RECIPE.to_dict() | {"steps": 40, "learning_rate": 5e-2})
-    model, optimizer = init_training(RunConfig(MODEL.replace(dropout=0.0).replace_moe(dispatch="dropless"), recipe, {}, "byte"))
+    model, optimizer = init_training(
+        RunConfig(MODEL.replace(dropout=0.0).replace_moe(dispatch="dropless"), recipe, {}, "byte")
+    )
     losses = []
     for _ in range(40):
         metrics = train_step(model, optimizer, *batch(0), jax.random.key(0), recipe=recipe)

@@ -46,7 +46,7 @@ def measure(
     x = _tilt(layer, x, skew)
     runs = {name: _sparse(with_dispatch(layer, name), x, dy) for name in dispatches}
     runs["dense_ffn"] = _dense(SwiGLU(d, k * f, rngs=nnx.Rngs(0)), x, dy)
-    reference = bench_reference.unavailable()
+    reference = bench_reference.unaligned(config) or bench_reference.unavailable()
     if reference is None:
         runs["grouped_mm"] = _transformers(layer, x, dy)
     differences = _differences(runs, dispatches)
@@ -78,8 +78,9 @@ def _tilt(layer: MoELayer, x: jax.Array, skew: float) -> jax.Array:
     if skew == 0:
         return x
     e, k = layer.config.num_experts, layer.config.top_k
-    preference = -10.0 * skew * np.log2(1 + np.arange(e) // k).astype(np.float32)
-    layer.router.kernel[...] = layer.router.kernel[...].at[0].set(jnp.asarray(preference))
+    spread = float(layer.router(x).logits.std())  # what the preference must overcome
+    preference = -10.0 * skew * spread * np.log2(1 + np.arange(e) // k)
+    layer.router.kernel[...] = layer.router.kernel[...].at[0].set(jnp.asarray(preference, jnp.float32))
     return x.at[:, 0].set(1.0)
 
 

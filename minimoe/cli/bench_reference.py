@@ -63,6 +63,13 @@ def unavailable() -> str | None:
     return NOT_INSTALLED if missing else None
 
 
+def unaligned(moe: MoEConfig) -> str | None:
+    """Why ``grouped_mm`` refuses these experts, or None: PyTorch wants every row to fill whole blocks of 16 bytes."""
+    if moe.d_model % 4 or moe.d_expert % 4:
+        return f"not compared: grouped_mm needs D={moe.d_model} and F={moe.d_expert} to be multiples of 4"
+    return None
+
+
 def not_mixtral(config: ModelConfig) -> str | None:
     """Why Mixtral cannot express ``config``, or None if it can."""
     moe = config.moe
@@ -71,6 +78,8 @@ def not_mixtral(config: ModelConfig) -> str | None:
     wanted = MoEConfig(moe.d_model, moe.d_expert, moe.num_experts, moe.top_k, dispatch=moe.dispatch)
     if moe != wanted:
         return "not compared: Mixtral has softmax scores, normalised weights and no shared experts"
+    if reason := unaligned(moe):
+        return reason
     if config.dropout or {config.dtype, config.param_dtype} != {"float32"}:
         return "not compared: the reference runs in float32 without dropout"
     return None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -40,8 +40,9 @@ class Bar:
     """
 
     def __init__(self, title: str, total: int, start: int = 0):
-        self.title, self.total, self.start = title, total, start
-        self._began = self._last = time.monotonic()
+        self.title, self.total = title, total
+        self._last = time.monotonic()
+        self._first: tuple[int, float] | None = None
         self._progress: Progress | None = None
         if messages.is_terminal:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
@@ -50,7 +51,7 @@ class Bar:
             self._progress = Progress(*columns, *times, *notes, console=messages, transient=False)
             self._task = self._progress.add_task(title, total=total, completed=start, note="")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Bar:
         if self._progress:
             self._progress.start()
         return self
@@ -68,10 +69,14 @@ class Bar:
             self._progress.update(self._task, completed=done, total=self.total, note=note)
             return
         now = time.monotonic()
+        if self._first is None:  # the first unit of work holds the compilation: it says nothing of the others
+            self._first = (done, now)
         if now - self._last >= QUIET_SECONDS or done == self.total:
             self._last = now
-            left = (now - self._began) / max(done - self.start, 1) * (self.total - done)
-            messages.print(f"{self.title}: {done}/{self.total}, ETA {left:.0f} s  {note}", markup=False)
+            since_done, since = self._first
+            left = (now - since) / max(done - since_done, 1) * (self.total - done)
+            eta = f", ETA {left:.0f} s" if since_done < done < self.total else ""
+            messages.print(f"{self.title}: {done}/{self.total}{eta}  {note}".rstrip(), markup=False)
 
 
 def start(title: str | None = None) -> None:

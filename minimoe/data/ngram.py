@@ -102,9 +102,13 @@ def _count(keys: UInt[np.ndarray, " n"], order: int) -> _Counts:
     grams, gram_counts = np.unique(_low_bytes(keys, order), return_counts=True)
     contexts, first, continuations = np.unique(grams >> np.uint64(8), return_index=True, return_counts=True)
     totals = np.add.reduceat(gram_counts, first)
-    as_float = (array.astype(np.float64) for array in (gram_counts, totals, continuations))
-    gram_counts, totals, continuations = as_float
-    return _Counts(grams, gram_counts, contexts, totals, continuations)
+    return _Counts(
+        grams,
+        gram_counts.astype(np.float64),
+        contexts,
+        totals.astype(np.float64),
+        continuations.astype(np.float64),
+    )
 
 
 def _look_up(
