@@ -81,7 +81,7 @@ def test_padding_does_not_count(tiny_model, tokens):
     np.testing.assert_allclose(logits[where], full[where], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunks", [(12,), (5, 7), (4, *[1] * 8)], ids=str)
+@pytest.mark.parametrize("chunks", [(12,), (6, 6), (6, *[1] * 6)], ids=str)
 def test_extend_equals_one_call(chunks, tiny_model, tokens):
     """Prefill at once, in chunks, and token by token; the cache has room left over."""
     want, _ = forward(tiny_model, tokens)
@@ -93,13 +93,6 @@ def test_extend_equals_one_call(chunks, tiny_model, tokens):
         assert float(routing[0].load.sum()) == B * size * 2
     np.testing.assert_allclose(jnp.concatenate(found, axis=1), want, rtol=1e-3, atol=1e-4)
     assert [int(c.length) for c in cache] == [L, L]
-
-
-def test_last_only_is_the_last(tiny_model, tokens):
-    want, _ = forward(tiny_model, tokens)
-    run = jax.jit(lambda model, tokens, cache: model.extend(tokens, cache, last_only=True))
-    logits, _, _ = run(tiny_model, tokens, tiny_model.init_cache(B, L))
-    np.testing.assert_allclose(logits, want[:, -1:], rtol=1e-3, atol=1e-4)
 
 
 def test_dropout_needs_rngs(tiny_config, tokens):

@@ -28,7 +28,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(lab.app, name="lab")
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool | None) -> None:
     if wanted:
         typer.echo(f"minimoe {__version__}")
         raise typer.Exit
@@ -36,7 +36,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+    version: Annotated[bool | None, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = None,
 ) -> None:
     """Efficient Mixture-of-Experts models, small enough to read. Don't trust the headline, run it."""
 

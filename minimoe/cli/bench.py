@@ -258,7 +258,8 @@ def _print(
         console.print(table)
         for line in _facts(report):
             console.print(line)
-    versions = ", ".join(f"{name} {value}" for name, value in whole["environment"].items() if value is not None)
+    shown = {name: value for name, value in whole["environment"].items() if name != "allocator" and value is not None}
+    versions = ", ".join(f"{name} {value}" for name, value in shown.items())
     console.print(f"Median [quartiles] of {settings['rounds']} rounds. {versions}")
 
 

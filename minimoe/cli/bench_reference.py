@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EXPERTS_IMPLEMENTATION = "grouped_mm"
 NOT_INSTALLED = "not installed: pip install 'minimoe[interop]'"
 
-# The model of the training and decoding benchmarks: 21.1M parameters, 4.4M of them active.
+# The model of the training and decoding benchmarks: 21.1M parameters, 4.1M of them active.
 MIXTRAL_21M = ModelConfig(
     vocab_size=2048,
     d_model=256,

@@ -79,12 +79,16 @@ def _quartiles(values) -> tuple[float, float]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions (None where not installed), cores and platform: a time means nothing without them."""
+    """Versions (None where not installed), cores and settings: a time means nothing without them."""
+    import jax
+
     versions = {name: _version(name) for name in VERSIONED}
     return versions | {
         "python": platform.python_version(),
         "cpu_count": os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "allocator": os.environ.get("GLIBC_TUNABLES"),  # see `minimoe.host`; it serves both sides
+        "compilation_cache": bool(jax.config.values["jax_compilation_cache_dir"]),  # then a first step may not compile
     }
 
 

@@ -184,6 +184,7 @@ def summary(
     import platform
 
     import jax
+    import jax.numpy as jnp
 
     from minimoe import __version__
     from minimoe.moe import max_violation
@@ -206,7 +207,7 @@ def summary(
         "byte_ngram": {"order": NGRAM_ORDER, "bits_per_byte": sum(ngram.values()) / len(ngram), "per_domain": ngram},
         "domains": list(sparse.evaluation.per_domain),
         "load": load.tolist(),
-        "max_violation_validation": [round(float(v), 4) for v in max_violation(load.sum(axis=0))],
+        "max_violation_validation": [round(float(v), 4) for v in max_violation(jnp.asarray(load.sum(axis=0)))],
         "samples": samples,
     }
 

@@ -50,9 +50,9 @@ def train(
     changes |= {"checkpoint_every": checkpoint_every, "eval_every": eval_every}
     documents = choose_documents(text)
     run = make_run(config, changes, dense=dense, dropout=dropout, tokenizer=tokens, data=describe_data(text, documents))
-    data = training_data(documents, tokens)
     prepare_folder(out)
     first = check_resume(out, run, resume)
+    data = training_data(documents, tokens)
     start(f"{config}{' (dense)' if dense else ''}: {describe(run)}; {data.num_tokens:,} training tokens")
     if not first:
         write_run_config(out, run, tokens)

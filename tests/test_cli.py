@@ -1,0 +1,275 @@
+"""The command line as a person meets it: what it writes, what it says, and what it leaves behind when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minimoe.config
+from minimoe import ModelConfig, MoEConfig
+from minimoe.cli import app, lab, tour
+from minimoe.training import recipe as recipes
+from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
+from minimoe.training.recipe import Recipe
+
+TINY = ModelConfig(
+    vocab_size=2048,
+    d_model=16,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    context_length=32,
+    moe=MoEConfig(16, 8, 4, 2, num_shared_experts=1, score="sigmoid"),
+)
+TINY_RECIPE = Recipe(steps=6, batch_size=4, learning_rate=0.01, warmup_steps=2, log_every=1, checkpoint_every=2)
+TEXT = "The quick brown fox jumps over the lazy dog.\n\nPack my box with five dozen liquor jugs.\n\n" * 40
+
+# A process of its own with the same tiny preset, for tests that kill it.
+PROGRAM = """
+import sys
+import minimoe.config
+from minimoe.training import recipe as recipes
+from tests.test_cli import TINY, TINY_RECIPE
+minimoe.config.PRESETS["tiny"] = TINY
+recipes.RECIPES["tiny"] = TINY_RECIPE
+from minimoe.cli.app import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(monkeypatch, tmp_path):
+    monkeypatch.setitem(minimoe.config.PRESETS, "tiny", TINY)
+    monkeypatch.setitem(recipes.RECIPES, "tiny", TINY_RECIPE)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # leave the suite's own JAX settings alone
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with one finished tiny run on a small text; tests copy it before they change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(TEXT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(minimoe.config.PRESETS, "tiny", TINY)
+        patch.setitem(recipes.RECIPES, "tiny", TINY_RECIPE)
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+        code = app.run(["train", "--config", "tiny", "--text", str(folder / "text.txt"), "--out", str(folder / "run")])
+    assert code == 0
+    return folder
+
+
+def run_json(capsys, *arguments: str) -> dict:
+    capsys.readouterr()
+    assert app.run([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)  # one object and nothing else
+
+
+def test_train_leaves_a_complete_folder(trained):
+    run = trained / "run"
+    assert {p.name for p in run.iterdir()} == {
+        "config.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "curve.png",
+        "checkpoints",
+    }
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if r["kind"] == "eval"] == [6]
+    assert len(records[0]["max_violation"]) == TINY.num_layers
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert CheckpointFolder(run).steps() == [4, 6]
+
+
+def test_eval_and_generate(trained, capsys):
+    run, text = str(trained / "run"), str(trained / "text.txt")
+    values = run_json(capsys, "eval", run, "--text", text)
+    assert 0 < values["bits_per_byte"] < 12
+    assert values["num_bytes"] <= len(TEXT.encode())
+    arguments = ("generate", run, "--prompt", "The quick", "--max-new-tokens", "5", "--temperature", "0")
+    first, second = (run_json(capsys, *arguments)["texts"] for _ in range(2))
+    assert first == second
+    assert app.run([*arguments]) == 0
+    assert capsys.readouterr().out.startswith("The quick")
+
+
+def test_resuming_a_finished_run_changes_nothing(trained, tmp_path, capsys):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:6]
+    text = str(trained / "text.txt")
+    assert app.run(["train", "--config", "tiny", "--text", text, "--out", "run", "--resume"]) == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:6] == before
+
+
+def test_killed_in_the_middle_then_resumed_is_the_unbroken_run(trained, tmp_path):
+    text = str(trained / "text.txt")
+    arguments = ["train", "--config", "tiny", "--text", text, "--steps", "150", "--checkpoint-every", "10"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments, "--out", "killed"], env=environment, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not CheckpointFolder(tmp_path / "killed").steps() and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    steps = CheckpointFolder(tmp_path / "killed").steps()
+    assert steps
+    assert steps[-1] < 150
+    for name in ("killed", "whole"):
+        code = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *arguments, "--out", name, "--resume"],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        ).returncode
+        assert code == 0
+    (killed, _, _), (whole, _, _) = load_checkpoint(tmp_path / "killed"), load_checkpoint(tmp_path / "whole")
+    import jax
+    from flax import nnx
+
+    for a, b in zip(jax.tree.leaves(nnx.state(killed)), jax.tree.leaves(nnx.state(whole)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    losses = [
+        [
+            r["loss"]
+            for r in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+            if "loss" in r
+        ]
+        for name in ("killed", "whole")
+    ]
+    assert losses[0] == losses[1]
+
+
+BAD = {
+    "no command": (["frob"], "frob"),
+    "unknown preset": (["train", "--config", "nosuch", "--out", "new"], "nosuch"),
+    "not a number": (["train", "--config", "tiny", "--steps", "x", "--out", "new"], "'--steps'"),
+    "no steps": (["train", "--config", "tiny", "--steps", "0", "--out", "new"], "steps=0"),
+    "dropout of one": (["train", "--config", "tiny", "--dropout", "1", "--out", "new"], "dropout=1.0"),
+    "missing text": (["train", "--config", "tiny", "--text", "nosuch.txt", "--out", "new"], "nosuch.txt"),
+    "empty text": (["train", "--config", "tiny", "--text", "empty.txt", "--out", "new"], "empty.txt"),
+    "not UTF-8": (["train", "--config", "tiny", "--text", "latin.txt", "--out", "new"], "latin.txt"),
+    "unknown tokenizer": (["train", "--config", "tiny", "--tokenizer", "nosuch", "--out", "new"], "nosuch"),
+    "folder in use": (["train", "--config", "tiny", "--out", "foreign"], "foreign"),
+    "out is a file": (["train", "--config", "tiny", "--out", "empty.txt"], "empty.txt"),
+    "out below a file": (["train", "--config", "tiny", "--out", "empty.txt/new"], "empty.txt"),
+    "no checkpoint": (["eval", "nosuch"], "nosuch"),
+    "foreign checkpoint": (["eval", "foreign"], "foreign"),
+    "no such protocol": (["eval", "run", "--protocol", "half"], "half"),
+    "long prompt": (["generate", "run", "--max-new-tokens", "32"], "max_new_tokens=32"),
+    "no new tokens": (["generate", "run", "--max-new-tokens", "0"], "max_new_tokens=0"),
+    "negative temperature": (["generate", "run", "--max-new-tokens", "4", "--temperature", "-1"], "temperature=-1.0"),
+    "top_p of two": (["generate", "run", "--max-new-tokens", "4", "--top-p", "2"], "top_p=2.0"),
+    "no samples": (["generate", "run", "--samples", "0"], "--samples 0"),
+    "tour into a foreign folder": (["tour", "--fast", "--out", "foreign"], "foreign"),
+    "unknown experiment": (["lab", "run", "nosuch"], "nosuch"),
+    "bad shape": (["bench", "moe", "--shape", "1,2"], "1,2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_exit_code_two_and_nothing_left(name, trained, tmp_path, capsys):
+    arguments, value = BAD[name]
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 50)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.doc").write_text("years of work")
+    shutil.copytree(trained / "run", tmp_path / "run")
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert app.run(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.strip().splitlines()
+    assert len(lines) == 1, said.err
+    assert lines[0].startswith("minimoe: ")
+    assert value in lines[0]
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "config"])
+def test_a_damaged_checkpoint_is_named(damage, trained, tmp_path, capsys):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "6"
+    if damage == "config":
+        (tmp_path / "run" / "config.json").write_text('{"format": "minimoe-training-1", "model": ')
+    else:
+        files = [p for p in last.rglob("*") if p.is_file()]
+        for path in files:
+            path.unlink() if damage == "delete" else os.truncate(path, path.stat().st_size // 2)
+    capsys.readouterr()
+    assert app.run(["eval", "run", "--text", str(trained / "text.txt")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "run" in lines[0]
+    if damage != "config":
+        shutil.rmtree(last)  # the repair that the message names
+        assert str(last) in lines[0]
+        assert app.run(["eval", "run", "--text", str(trained / "text.txt")]) == 0
+
+
+def test_another_recipe_does_not_resume(trained, tmp_path, capsys):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    text = str(trained / "text.txt")
+    assert app.run(["train", "--config", "tiny", "--text", text, "--out", "run", "--resume", "--steps", "9"]) == 2
+    assert "steps=9" in capsys.readouterr().err
+    assert app.run(["train", "--config", "tiny", "--text", text, "--out", "run"]) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(minimoe.config.PRESETS, "nano", TINY.replace(context_length=80))
+    monkeypatch.setitem(recipes.RECIPES, "nano", TINY_RECIPE)
+    monkeypatch.setattr(tour, "FAST_STEPS", 4)
+    monkeypatch.setattr(tour, "NGRAM_ORDER", 2)
+    values = run_json(capsys, "tour", "--fast", "--out", "report")
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == values
+    assert [m["name"] for m in values["models"]] == ["sparse", "dense"]
+    assert np.asarray(values["load"]).shape == (6, TINY.num_layers, 4)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert f"{values['models'][0]['bits_per_byte']:.3f}" in page
+    assert page.count("<img") == len(list((tmp_path / "report" / "figures").iterdir())) == 6
+    (tmp_path / "report" / "figures" / "old.png").write_bytes(b"")
+    assert app.run(["tour", "--fast", "--out", "report"]) == 0
+    assert not (tmp_path / "report" / "figures" / "old.png").exists()
+
+
+def test_lab_records_what_it_ran_and_continues(monkeypatch, tmp_path, capsys):
+    def trials(done):
+        return [lab.Trial("one", "tiny"), lab.Trial("two", "tiny", dense=True, changes={"seed": 1})]
+
+    monkeypatch.setitem(lab.EXPERIMENTS, "toy", trials)
+    monkeypatch.setattr("minimoe.data.documents", _few_documents)
+    assert app.run(["lab", "run", "toy", "--work", "work", "--record", "toy.json", "--minutes", "0"]) == 0
+    assert app.run(["lab", "run", "toy", "--work", "work", "--record", "toy.json"]) == 0
+    record = json.loads((tmp_path / "toy.json").read_text())
+    assert set(record["runs"]) == {"one", "two"}
+    assert record["runs"]["one"]["full"]["num_bytes"] == sum(d.num_bytes for d in _few_documents() if d.split == "val")
+    assert record["runs"]["two"]["config"]["model"]["moe"] is None
+
+
+def _few_documents(domain=None, split=None):
+    from minimoe.data.corpus import documents
+
+    train, val = documents("austen", "train")[:2], documents("austen", "val")[:1]
+    return [d for d in train + val if split in (None, d.split)]
+
+
+def test_help_has_an_example_everywhere(capsys):
+    for command in ("tour", "train", "eval", "generate", "lab run", "lab show", "lab list", "bench moe", "bench train"):
+        capsys.readouterr()
+        assert app.run([*command.split(), "--help"]) == 0
+        assert f"minimoe {command}" in " ".join(capsys.readouterr().out.split())
