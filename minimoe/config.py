@@ -30,6 +30,13 @@ def _require_positive(owner: object, *names: str) -> None:
         _require(is_count and value >= 1, owner, f"{name}={value!r} must be a whole number of at least 1")
 
 
+def _require_number(owner: object, name: str, low: int | float, high: int | float, hint: str) -> None:
+    """A finite number in ``[low, high)``."""
+    value = getattr(owner, name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    _require(is_number and low <= value < high, owner, f"{name}={value!r} must be in [{low}, {high}); {hint}")
+
+
 def _require_choice(owner: object, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(owner, name)
     _require(value in choices, owner, f"{name}={value!r} is not known; choose one of {', '.join(choices)}")
@@ -76,14 +83,17 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "d_model", "d_expert", "num_experts", "top_k")
-        shared, scale = self.num_shared_experts, self.routed_scaling_factor
         _require(
             self.top_k <= self.num_experts,
             self,
             f"top_k={self.top_k} must be in 1..num_experts={self.num_experts}; lower top_k or raise num_experts",
         )
-        _require(shared >= 0, self, f"num_shared_experts={shared} must not be negative; use 0 for none")
-        _require(scale > 0, self, f"routed_scaling_factor={scale} must be above 0; use 1.0 for no scaling")
+        shared = self.num_shared_experts
+        is_count = isinstance(shared, int) and not isinstance(shared, bool) and shared >= 0
+        _require(is_count, self, f"num_shared_experts={shared!r} must be a whole number, not negative; use 0 for none")
+        _require_number(self, "routed_scaling_factor", 1e-6, 1e6, "use 1.0 for no scaling")
+        normalize = self.normalize_weights
+        _require(isinstance(normalize, bool), self, f"normalize_weights={normalize!r} must be True or False")
         _require_choice(self, "score", SCORES)
         _require_choice(self, "select", SELECTORS)
         _require_choice(self, "dispatch", DISPATCHES)
@@ -140,15 +150,15 @@ class ModelConfig:
         n, m, h = self.num_heads, self.num_kv_heads, self.head_dim
         _require(n % m == 0, self, f"num_heads={n} must be a multiple of num_kv_heads={m}; change one of them")
         _require(h % 2 == 0, self, f"head_dim={h} must be even, because rotary embeddings turn pairs; use {h + 1}")
-        _require(0 <= self.dropout < 1, self, f"dropout={self.dropout} must be in [0, 1); use 0 for none")
-        _require(self.rope_theta > 0, self, f"rope_theta={self.rope_theta} must be above 0; 10000.0 is usual")
-        _require(self.norm_eps > 0, self, f"norm_eps={self.norm_eps} must be above 0; 1e-5 is usual")
+        _require_number(self, "dropout", 0, 1, "use 0 for none")
+        _require_number(self, "rope_theta", 1, 1e12, "10000.0 is usual")
+        _require_number(self, "norm_eps", 1e-30, 1, "1e-5 is usual")
         _require_choice(self, "dtype", DTYPES)
         _require_choice(self, "param_dtype", DTYPES)
+        right = self.moe is None or isinstance(self.moe, MoEConfig)
+        _require(right, self, f"moe={self.moe!r} must be a MoEConfig; ModelConfig.from_dict reads plain values")
         given = f"moe={'given' if self.moe else None}, d_ff={self.d_ff}"
-        _require(
-            (self.moe is None) != (self.d_ff is None), self, f"{given}: give moe (sparse) or d_ff (dense), not both"
-        )
+        _require((self.moe is None) != (self.d_ff is None), self, f"{given}: give either moe (sparse) or d_ff (dense)")
         if self.moe is not None:
             widths = f"moe.d_model={self.moe.d_model} must equal d_model={self.d_model}"
             _require(self.moe.d_model == self.d_model, self, f"{widths}; make them the same")

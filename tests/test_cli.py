@@ -114,7 +114,7 @@ def test_resuming_a_finished_run_changes_nothing(trained, tmp_path, capsys):
 
 def test_killed_in_the_middle_then_resumed_is_the_unbroken_run(trained, tmp_path):
     text = str(trained / "text.txt")
-    arguments = ["train", "--config", "tiny", "--text", text, "--steps", "150", "--checkpoint-every", "10"]
+    arguments = ["train", "--config", "tiny", "--text", text, "--steps", "80", "--checkpoint-every", "5"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments, "--out", "killed"], env=environment, stderr=subprocess.DEVNULL
@@ -127,7 +127,7 @@ def test_killed_in_the_middle_then_resumed_is_the_unbroken_run(trained, tmp_path
     process.wait()
     steps = CheckpointFolder(tmp_path / "killed").steps()
     assert steps
-    assert steps[-1] < 150
+    assert steps[-1] < 80
     for name in ("killed", "whole"):
         code = subprocess.run(
             [sys.executable, "-c", PROGRAM, *arguments, "--out", name, "--resume"],

@@ -23,7 +23,7 @@ MOE_ERRORS = [
     ({"top_k": 9}, ("top_k=9", "1..num_experts=4", "lower top_k or raise num_experts")),
     ({"num_shared_experts": -1}, ("num_shared_experts=-1", "use 0 for none")),
     ({"routed_scaling_factor": 0.0}, ("routed_scaling_factor=0.0", "use 1.0 for no scaling")),
-    ({"routed_scaling_factor": float("nan")}, ("routed_scaling_factor=nan", "above 0")),
+    ({"routed_scaling_factor": float("nan")}, ("routed_scaling_factor=nan", "use 1.0")),
     ({"score": "relu"}, ("score='relu'", "softmax, sigmoid, sqrtsoftplus")),
     ({"select": "top"}, ("select='top'", "topk")),
     ({"dispatch": "fast"}, ("dispatch='fast'", "loop, dense, dropless")),
@@ -41,15 +41,18 @@ MODEL_ERRORS = [
     ({"norm_eps": 0.0}, ("norm_eps=0.0", "1e-5 is usual")),
     ({"dtype": "float64"}, ("dtype='float64'", "float32, bfloat16")),
     ({"param_dtype": "fp8"}, ("param_dtype='fp8'", "float32, bfloat16")),
-    ({"d_ff": None}, ("moe=None, d_ff=None", "give moe (sparse) or d_ff (dense)")),
-    ({"moe": MoEConfig(**MOE)}, ("moe=given, d_ff=16", "not both")),
+    ({"d_ff": None}, ("moe=None, d_ff=None", "give either moe (sparse) or d_ff (dense)")),
+    ({"moe": MoEConfig(**MOE)}, ("moe=given, d_ff=16", "give either moe (sparse) or d_ff (dense)")),
     ({"moe": MoEConfig(**MOE | {"d_model": 9}), "d_ff": None}, ("moe.d_model=9", "d_model=8", "make them the same")),
 ]
 RECIPE_ERRORS = [
     *(({name: 0}, (f"{name}=0", "at least 1")) for name in ("steps", "batch_size", "log_every")),
     *(({name: -1}, (f"{name}=-1", "use 0")) for name in ("warmup_steps", "eval_every", "checkpoint_every", "seed")),
     ({"learning_rate": 0.0}, ("learning_rate=0.0", "0.003 suits")),
-    ({"learning_rate": float("nan")}, ("learning_rate=nan", "above 0")),
+    ({"beta1": 1.0}, ("beta1=1.0", "0.9 and 0.95")),
+    ({"final_fraction": -1.0}, ("final_fraction=-1.0", "0.05 is usual")),
+    ({"learning_rate": float("inf")}, ("learning_rate=inf", "0.003 suits")),
+    ({"learning_rate": float("nan")}, ("learning_rate=nan", "0.003 suits")),
     ({"clip_norm": -1.0}, ("clip_norm=-1.0", "1.0 is usual")),
     *(
         ({name: -0.5}, (f"{name}=-0.5", "0 switches it off"))

@@ -133,10 +133,6 @@ def test_both_nnx_modes_take_the_same_steps():
     assert all(bias > 0 for bias in here["biases"] + there["biases"])
 
 
-GUARD = "train_step: nnx.state shares its Variables with the model, so `before` changes along with it"
-
-
-@pytest.mark.xfail(strict=True, reason=GUARD)
 def test_a_step_that_is_not_finite_changes_no_bit():
     model, optimizer = init_training(run_config())
     train_step(model, optimizer, *batch(0), jax.random.key(0), recipe=RECIPE)
@@ -310,7 +306,6 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_state(tmp_path):
     assert CheckpointFolder(tmp_path / "run").steps()[-1] == failed - 1
 
 
-@pytest.mark.xfail(strict=True, reason=GUARD)
 def test_what_divergence_saves_is_finite(tmp_path):
     run = run_config(learning_rate=1e38)
     start(tmp_path / "run", run)
@@ -376,7 +371,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         ("{", "is broken .*; restore the file or train again"),
         ("[]", "is broken"),
         ("{}", "is broken .*format"),
-        ('{"format": "other"}', "has format 'other'; this version reads 'minimoe-training-1'"),
+        ('{"format": "other"}', "format 'other' is not known; this version reads 'minimoe-training-1'"),
         (b"\xff\xfe", "is broken"),
     ],
     ids=str,
@@ -474,7 +469,6 @@ def test_nothing_to_evaluate_is_refused(model):
             evaluate(model, nothing, TOKENIZER)
 
 
-@pytest.mark.xfail(strict=True, reason="evaluate() names domains from all documents, windows() from those with text")
 def test_an_empty_document_does_not_shift_the_domains(model):
     empty_first = [Document("num", "val", "0", ""), *VALIDATION]
     assert evaluate(model, empty_first, TOKENIZER).per_domain == evaluate(model, VALIDATION, TOKENIZER).per_domain

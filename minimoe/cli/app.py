@@ -36,7 +36,9 @@ def _print_version(wanted: bool | None) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool | None, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = None,
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = None,
 ) -> None:
     """Efficient Mixture-of-Experts models, small enough to read. Don't trust the headline, run it."""
 

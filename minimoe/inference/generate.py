@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
 
+COLDEST = 1e-4  # temperatures above 0 but below this would overflow the logits; they sample as this one does
+
 
 def filter_logits(
     logits: Float[Array, "B V"], top_k: int | None = None, top_p: Float[Array, ""] | float | None = None
@@ -73,8 +75,10 @@ def generate(
       >>> generate(model, jnp.array([[1, 2, 3]]), 5, temperature=0.0).shape
       (1, 8)
     """
-    tokens = jnp.asarray(tokens, jnp.int32)
-    _check(model, tokens.shape, max_new_tokens, temperature, top_k, top_p)
+    tokens = jnp.asarray(tokens)
+    _check_tokens(model, tokens, max_new_tokens, stop_token)
+    _check_sampling(temperature, top_k, top_p)
+    tokens = tokens.astype(jnp.int32)
     key = jax.random.key(0) if key is None else key
     graphdef, state = nnx.split(model)
     return _generate(
@@ -82,7 +86,7 @@ def generate(
         state,
         tokens,
         key,
-        jnp.float32(temperature if temperature > 0 else 1.0),
+        jnp.float32(max(temperature, COLDEST) if temperature > 0 else 1.0),
         jnp.float32(1.0 if top_p is None else top_p),
         max_new_tokens=max_new_tokens,
         greedy=temperature == 0,
@@ -92,21 +96,31 @@ def generate(
     )
 
 
-def _check(model, shape, max_new_tokens, temperature, top_k, top_p) -> None:
-    limit = model.config.context_length
-    if len(shape) != 2 or shape[1] < 1:
-        raise UserError(f"tokens has shape {tuple(shape)}; give prompts [B, L] with at least one token each")
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    if shape[1] + max_new_tokens > limit:
+def _check_tokens(model: MoETransformer, tokens: Array, max_new_tokens: int, stop_token: int | None) -> None:
+    limit, vocab = model.config.context_length, model.config.vocab_size
+    if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 1:
+        raise UserError(f"tokens has shape {tuple(tokens.shape)}; give prompts [B, L] with at least one token each")
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise UserError(f"tokens has dtype {tokens.dtype}; give token ids as integers")
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocab:
+        raise UserError(f"token ids {low}..{high} are outside 0..{vocab - 1}; use the model's own tokenizer")
+    if stop_token is not None and not 0 <= stop_token < vocab:
+        raise UserError(f"stop_token={stop_token} is outside 0..{vocab - 1}; use the tokenizer's end-of-text id")
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens} must be a whole number of at least 1")
+    if tokens.shape[1] + max_new_tokens > limit:
         raise UserError(
-            f"prompt of {shape[1]} tokens + max_new_tokens={max_new_tokens} is above context_length={limit}; "
-            f"shorten the prompt or ask for at most {max(0, limit - shape[1])} new tokens"
+            f"prompt of {tokens.shape[1]} tokens + max_new_tokens={max_new_tokens} is above context_length={limit}; "
+            f"shorten the prompt or ask for at most {max(0, limit - tokens.shape[1])} new tokens"
         )
-    if not temperature >= 0:
-        raise UserError(f"temperature={temperature} must not be negative; 0 is greedy, 1 samples as trained")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k={top_k} must be at least 1; leave it out to sample from all tokens")
+
+
+def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature={temperature} must be finite, not negative; 0 is greedy, 1 samples as trained")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise UserError(f"top_k={top_k} must be a whole number of at least 1; leave it out to sample from all tokens")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p={top_p} must be in (0, 1]; leave it out to sample from all tokens")
 

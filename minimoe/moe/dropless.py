@@ -228,6 +228,8 @@ def dropless_dispatch(
 
     The choice depends on shapes only. Shapes as in `minimoe.moe.dispatch`.
     """
+    if not experts.size:
+        return jnp.zeros_like(x)
     if experts.size <= FEW_ASSIGNMENTS:
         return few_tokens(x, experts, weights, gate_up, down)
     return dropless_experts(x, experts, weights, gate_up, down)

@@ -90,7 +90,7 @@ class MoELayer(nnx.Module):
 
 
 def with_dispatch(layer: MoELayer, dispatch: str) -> MoELayer:
-    """The same layer (sharing its weights) with another dispatch: for comparing answers and clocks."""
+    """A copy of the layer with the same weights and another dispatch: for comparing answers and clocks."""
     config = dataclasses.replace(layer.config, dispatch=dispatch)
     graphdef, state = nnx.split(layer)
     twin = nnx.merge(graphdef, state)

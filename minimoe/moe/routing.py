@@ -46,8 +46,12 @@ def softmax_affinity(logits: Float[Array, "T E"]) -> Float[Array, "T E"]:
 
 
 def sigmoid_affinity(logits: Float[Array, "T E"]) -> Float[Array, "T E"]:
-    """Each expert judged alone, in (0, 1) (DeepSeek-V3 eq. 15, GLM-4.5)."""
-    return jax.nn.sigmoid(logits)
+    """Each expert judged alone, in (0, 1) (DeepSeek-V3 eq. 15, GLM-4.5).
+
+    Held at its value at -40 (4e-18) below that: rows that sum to less would be squared to 0 in the backward pass of
+    their normalisation, and give NaN.
+    """
+    return jax.nn.sigmoid(jnp.maximum(logits, -40.0))
 
 
 def sqrtsoftplus_affinity(logits: Float[Array, "T E"]) -> Float[Array, "T E"]:
@@ -123,7 +127,8 @@ class Router(nnx.Module):
 
     def __call__(self, x: Float[Array, "T D"], *, where: Bool[Array, "T"] | None = None) -> Routing:
         config = self.config
-        logits = x.astype(jnp.float32) @ self.kernel[...]
+        # Full float32 also where the hardware would rather round to TF32: a rounded logit is another expert.
+        logits = jnp.matmul(x.astype(jnp.float32), self.kernel[...], precision=jax.lax.Precision.HIGHEST)
         probs = AFFINITIES[config.score](logits)
         experts = SELECTORS[config.select](probs, self.bias[...], config.top_k)
         weights = combine_weights(

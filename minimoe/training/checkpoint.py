@@ -13,7 +13,6 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,11 +107,11 @@ def read_run_config(folder: Path) -> RunConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != "minimoe-training-1":
-            raise UserError(f"{path} has format {values['format']!r}; this version reads 'minimoe-training-1'")
+            raise UserError(f"format {values['format']!r} is not known; this version reads 'minimoe-training-1'")
         model, recipe = ModelConfig.from_dict(values["model"]), Recipe.from_dict(values["recipe"])
         return RunConfig(model, recipe, values["data"], values["tokenizer"], values.get("versions", {}))
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is broken ({type(error).__name__}: {error}); restore the file or train again"
@@ -170,12 +169,6 @@ class CheckpointFolder:
         _fill(model, saved["model"], folder)
         if optimizer is not None:
             _fill(optimizer, saved["optimizer"], folder)
-
-    def remove_after(self, step: int) -> None:
-        """Deletes checkpoints beyond ``step``."""
-        for other in self.steps():
-            if other > step:
-                shutil.rmtree(self.path / str(other))
 
     def close(self) -> None:
         """Releases Orbax's resources."""

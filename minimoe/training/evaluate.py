@@ -92,14 +92,11 @@ def evaluate(
             f"{model.config.vocab_size}; use the tokenizer the model was trained with"
         )
     cut = windows(documents, tokenizer, model.config.context_length)
-    if not len(cut.tokens):
-        raise UserError("there is no text to evaluate; give at least one document that is not empty")
-    names = list(dict.fromkeys(document.domain for document in documents))
+    names, num_bytes = cut.domain_names, cut.domain_bytes
     nats, load = _score(model, cut, progress)
     domain_of_row = np.asarray(cut.domains)
     bits = np.array([nats[domain_of_row == d].sum() for d in range(len(names))]) / math.log(2)
     load = np.stack([load[domain_of_row == d].sum(axis=0) for d in range(len(names))])
-    num_bytes = np.array([sum(len(x.text.encode()) for x in documents if x.domain == name) for name in names])
     per_domain = {name: float(b / n) for name, b, n in zip(names, bits, num_bytes, strict=True)}
     return Evaluation(
         bits_per_byte=float(np.mean(list(per_domain.values()))),

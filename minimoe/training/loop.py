@@ -124,6 +124,8 @@ def train(
             f"raise vocab_size to {tokenizer.vocab_size}"
         )
     session = _Session(run, tokenizer, out, on_record)
+    if session.checkpoints and session.checkpoints.steps() and not resume:
+        raise UserError(f"{out} already holds checkpoints; pass resume=True to continue or name another folder")
     model, optimizer = init_training(run)
     try:
         first = session.restore(model, optimizer) if resume else 0
@@ -175,7 +177,7 @@ def _due(step: int, every: int, last: int) -> bool:
 
 
 def _not_finite(step: int, metrics: StepMetrics, out: Path | None) -> str:
-    kept = f"the state after step {step} is kept" + (f" in {out}" if out else "")
+    kept = f"the state after step {step} is kept in {out}" if out else "nothing after it was learned"
     values = f"loss={float(metrics.loss)}, gradient norm={float(metrics.grad_norm)}"
     return f"training stopped: step {step + 1} is not finite ({values}); {kept}. Lower --learning-rate and train again"
 
@@ -233,6 +235,8 @@ class _Session:
 
 def read_metrics(folder: Path) -> list[Record]:
     """The records of a training folder; a last line cut short by a kill is left out."""
+    if not (folder / METRICS_FILE).is_file():
+        raise UserError(f"{folder} holds no {METRICS_FILE}; name a training folder")
     records = []
     for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines():
         try:

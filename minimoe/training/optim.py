@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import optax
 
@@ -9,7 +11,7 @@ from minimoe.training.recipe import Recipe
 
 
 def learning_rate(recipe: Recipe) -> optax.Schedule:
-    """Linear warm-up from 0, then a cosine to ``final_fraction`` of the peak at the last step."""
+    """Linear warm-up from ``peak / warmup_steps``, then a cosine to ``final_fraction`` of the peak at the last step."""
     warmup = min(recipe.warmup_steps, max(recipe.steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(
         init_value=recipe.learning_rate / max(warmup, 1),
@@ -29,6 +31,7 @@ def bias_rate(recipe: Recipe) -> optax.Schedule:
     return optax.cosine_decay_schedule(recipe.router_bias_rate, max(recipe.steps, 1), alpha=recipe.final_fraction)
 
 
+@functools.cache  # equal recipes share one object, so that programs compiled for one serve the other
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW; weight decay spares vectors (norm scales)."""
     return optax.chain(

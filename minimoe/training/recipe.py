@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,18 +49,27 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"Recipe: {name}={getattr(self, name)} must be at least 1")
+            self._require_whole(name, 1, "at least 1")
         for name in ("warmup_steps", "eval_every", "checkpoint_every", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"Recipe: {name}={getattr(self, name)} must not be negative; use 0")
-        if not self.learning_rate > 0:
-            raise UserError(f"Recipe: learning_rate={self.learning_rate} must be above 0; 0.003 suits small models")
-        if not self.clip_norm > 0:
-            raise UserError(f"Recipe: clip_norm={self.clip_norm} must be above 0; 1.0 is usual")
+            self._require_whole(name, 0, "not negative; use 0")
+        self._require_range("learning_rate", 1e-12, math.inf, "0.003 suits small models")
+        self._require_range("clip_norm", 1e-12, math.inf, "1.0 is usual")
+        self._require_range("final_fraction", 0, 1.000001, "0.05 is usual, 1 keeps the rate constant")
+        for name in ("beta1", "beta2"):
+            self._require_range(name, 0, 1, "0.9 and 0.95 are usual")
         for name in ("weight_decay", "router_bias_rate", "balance_weight", "z_weight"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"Recipe: {name}={getattr(self, name)} must not be negative; 0 switches it off")
+            self._require_range(name, 0, math.inf, "0 switches it off")
+
+    def _require_whole(self, name: str, low: int, words: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise UserError(f"Recipe: {name}={value!r} must be a whole number, {words}")
+
+    def _require_range(self, name: str, low: int | float, high: int | float, hint: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value < high:
+            words = f"a number in [{low}, {high})"
+            raise UserError(f"Recipe: {name}={value!r} must be {words}; {hint}")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Recipe:

@@ -75,7 +75,7 @@ def train_step(
     the state in memory is always the last good one.
     """
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    before = nnx.state((model, optimizer))
+    before = jax.tree.map(lambda array: array, nnx.state((model, optimizer)))  # a copy: the update writes in place
 
     def loss_fn(params):
         rngs = nnx.Rngs(dropout=dropout_key) if model.config.dropout else None
