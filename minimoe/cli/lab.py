@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from minimoe.cli.console import Bar, messages, print_json, start
+from minimoe.cli.console import messages, print_json, start
 from minimoe.errors import UserError
 
 app = typer.Typer(help="Long experiments behind the recorded numbers; each resumes.", no_args_is_help=True)
@@ -139,9 +139,8 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 def _run_trial(trial: Trial, out: Path) -> dict[str, Any] | None:
     """Trains (or continues) one run and scores it; None after Ctrl-C."""
-    from minimoe.cli.train import Note, check_resume, describe, draw, make_run
+    from minimoe.cli.train import check_resume, describe, draw, make_run, train_with_bar
     from minimoe.data import corpus_hash, documents, load_tokenizer, training_data
-    from minimoe.training import train
     from minimoe.training.checkpoint import prepare_folder, write_run_config
 
     tokenizer, corpus = load_tokenizer(), documents()
@@ -154,18 +153,7 @@ def _run_trial(trial: Trial, out: Path) -> dict[str, Any] | None:
     messages.print(f"{trial.name}: {describe(run)}", markup=False)
     validation = [document for document in corpus if document.split == "val"]
     data = training_data(corpus, tokenizer)
-    with Bar(trial.name, run.recipe.steps, first) as bar:
-        note = Note()
-        result = train(
-            run,
-            data,
-            validation,
-            tokenizer,
-            out=out,
-            resume=True,
-            on_record=note.record,
-            on_step=lambda step, metrics: bar.update(step, note.step(metrics)),
-        )
+    result = train_with_bar(trial.name, run, data, validation, tokenizer, first=first, out=out, resume=True)
     draw(out, result)
     return None if result.interrupted else _outcome(run, result, validation, tokenizer)
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minimoe.cli.console import Bar, messages, print_json, start
-from minimoe.errors import UserError
+from minimoe.cli.console import messages, print_json, start
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from minimoe.data import Document, Tokenizer
     from minimoe.training import RunConfig, TrainResult
 
-FORMAT = "minimoe-tour-1"
+FORMAT, REPORT_FILE = "minimoe-tour-1", "report.json"
 STEPS, FAST_STEPS = 360, 40
 NGRAM_ORDER = 6
 
@@ -103,23 +102,15 @@ def prepare(out: Path) -> None:
     Raises:
       UserError: if it is something else or cannot be written.
     """
-    if out.is_file():
-        raise UserError(f"--out {out} is a file; name a folder that is new or empty")
-    if out.is_dir() and any(out.iterdir()) and not _is_report(out):
-        raise UserError(
-            f"--out {out} holds something that is not an earlier report; name a folder that is new or empty"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}); name another folder") from error
+    from minimoe.training.checkpoint import prepare_folder
+
+    marker = REPORT_FILE if not out.is_dir() or _is_report(out) else "no such file"
+    prepare_folder(out, marker, "an earlier report")
 
 
 def _is_report(out: Path) -> bool:
     try:
-        return json_module.loads((out / "report.json").read_text(encoding="utf-8")).get("format") == FORMAT
+        return json_module.loads((out / REPORT_FILE).read_text(encoding="utf-8")).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -128,25 +119,15 @@ def climb(
     name: str, dense: bool, steps: int, seed: int, data: Any, validation: list[Document], tokenizer: Tokenizer
 ) -> Rung | None:
     """Trains one model; None after Ctrl-C."""
-    from minimoe.cli.train import Note, describe, make_run
+    from minimoe.cli.train import describe, make_run, train_with_bar
     from minimoe.data import corpus_hash
-    from minimoe.training import train
 
     changes = {"steps": steps, "seed": seed, "log_every": max(1, steps // 60), "checkpoint_every": 0}
     source = {"name": "minimoe-corpus", "sha256": corpus_hash()}
     run = make_run("nano", changes, dense=dense, dropout=None, tokenizer=tokenizer, data=source)
     messages.print(f"{name}: {describe(run)}", markup=False)
     began = time.monotonic()
-    with Bar(name, steps) as bar:
-        note = Note()
-        result = train(
-            run,
-            data,
-            validation,
-            tokenizer,
-            on_record=note.record,
-            on_step=lambda step, metrics: bar.update(step, note.step(metrics)),
-        )
+    result = train_with_bar(name, run, data, validation, tokenizer)
     if result.interrupted:
         messages.print("stopped before the report; an earlier report, if there was one, is untouched", markup=False)
         return None
@@ -243,7 +224,7 @@ def write(out: Path, values: dict[str, Any], figures: dict[str, Figure]) -> None
     for name, figure in figures.items():
         save(figure, folder / f"{name}.png")
     write_report(out / "report.html", **page(values, figures))
-    write_text(out / "report.json", json_module.dumps(values, indent=1) + "\n")
+    write_text(out / REPORT_FILE, json_module.dumps(values, indent=1) + "\n")
 
 
 def show(values: dict[str, Any], out: Path) -> None:

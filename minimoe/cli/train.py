@@ -12,6 +12,7 @@ from minimoe.cli.console import Bar, choose_documents, describe_data, messages, 
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
+    from minimoe.data import Document, Tokenizer, TrainingData
     from minimoe.training import RunConfig, StepMetrics, TrainResult
 
 EPILOG = "Example: minimoe train --config nano --steps 500 --out runs/nano"
@@ -42,7 +43,6 @@ def train(
     Example: minimoe train --config nano --steps 500 --out runs/nano
     """
     from minimoe.data import load_tokenizer, training_data
-    from minimoe.training import train as run_training
     from minimoe.training.checkpoint import prepare_folder, write_run_config
 
     tokens = load_tokenizer(tokenizer)
@@ -57,20 +57,37 @@ def train(
     if not first:
         write_run_config(out, run, tokens)
     validation = [document for document in documents if document.split == "val"]
-    with Bar("train", run.recipe.steps, first) as bar:
-        note = Note()
-        result = run_training(
+    result = train_with_bar("train", run, data, validation, tokens, first=first, out=out, resume=resume)
+    draw(out, result)
+    return report(out, run, result, json)
+
+
+def train_with_bar(
+    title: str,
+    run: RunConfig,
+    data: TrainingData,
+    validation: list[Document],
+    tokenizer: Tokenizer,
+    *,
+    first: int = 0,
+    out: Path | None = None,
+    resume: bool = False,
+) -> TrainResult:
+    """`minimoe.training.train` with a progress bar that starts at step ``first``."""
+    from minimoe.training import train as run_training
+
+    note = Note()
+    with Bar(title, run.recipe.steps, first) as bar:
+        return run_training(
             run,
             data,
             validation,
-            tokens,
+            tokenizer,
             out=out,
             resume=resume,
             on_record=note.record,
             on_step=lambda step, metrics: bar.update(step, note.step(metrics)),
         )
-    draw(out, result)
-    return report(out, run, result, json)
 
 
 def make_run(

@@ -65,16 +65,16 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def prepare_folder(out: Path) -> None:
-    """Makes ``out`` ready for a run's files.
+def prepare_folder(out: Path, marker: str = CONFIG_FILE, what: str = "a training run") -> None:
+    """Makes ``out`` ready to be written: new, empty, or holding ``what`` already, which its file ``marker`` tells.
 
     Raises:
-      UserError: if it is a file, cannot be written, or holds something that is not a training run.
+      UserError: if it is a file, cannot be written, or holds something else.
     """
     if out.is_file():
         raise UserError(f"--out {out} is a file; name a folder that is new or empty")
-    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG_FILE).is_file():
-        raise UserError(f"--out {out} holds something that is not a training run; name a folder that is new or empty")
+    if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
+        raise UserError(f"--out {out} holds something that is not {what}; name a folder that is new or empty")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
