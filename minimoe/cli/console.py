@@ -96,7 +96,7 @@ def choose_documents(text: Path | None) -> list[Document]:
 
 
 def describe_data(text: Path | None, documents: list[Document]) -> dict[str, str]:
-    """Name and hash of the text, to be recorded with a run."""
+    """Name and hash of the text, to be recorded with a run; the bundled corpus (``text`` None) has a hash of its own."""
     import hashlib
 
     from minimoe.data import corpus_hash

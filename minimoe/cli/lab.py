@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from minimoe.cli.console import messages, print_json, start
+from minimoe.cli.console import describe_data, messages, print_json, start
 from minimoe.errors import UserError
 
 app = typer.Typer(help="Long experiments behind the recorded numbers; each resumes.", no_args_is_help=True)
@@ -140,11 +140,11 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 def _run_trial(trial: Trial, out: Path) -> dict[str, Any] | None:
     """Trains (or continues) one run and scores it; None after Ctrl-C."""
     from minimoe.cli.train import check_resume, describe, draw, make_run, train_with_bar
-    from minimoe.data import corpus_hash, documents, load_tokenizer, training_data
+    from minimoe.data import documents, load_tokenizer, training_data
     from minimoe.training.checkpoint import prepare_folder, write_run_config
 
     tokenizer, corpus = load_tokenizer(), documents()
-    source = {"name": "minimoe-corpus", "sha256": corpus_hash()}
+    source = describe_data(None, corpus)
     run = make_run(trial.preset, dict(trial.changes), dense=trial.dense, dropout=None, tokenizer=tokenizer, data=source)
     prepare_folder(out)
     first = check_resume(out, run, resume=True)

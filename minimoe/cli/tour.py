@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minimoe.cli.console import messages, print_json, start
+from minimoe.cli.console import describe_data, messages, print_json, start
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,10 +120,9 @@ def climb(
 ) -> Rung | None:
     """Trains one model; None after Ctrl-C."""
     from minimoe.cli.train import describe, make_run, train_with_bar
-    from minimoe.data import corpus_hash
 
     changes = {"steps": steps, "seed": seed, "log_every": max(1, steps // 60), "checkpoint_every": 0}
-    source = {"name": "minimoe-corpus", "sha256": corpus_hash()}
+    source = describe_data(None, validation)
     run = make_run("nano", changes, dense=dense, dropout=None, tokenizer=tokenizer, data=source)
     messages.print(f"{name}: {describe(run)}", markup=False)
     began = time.monotonic()
