@@ -1,7 +1,7 @@
 """minimoe: efficient Mixture-of-Experts models in JAX and Flax NNX, small enough to read.
 
 Don't trust the headline, run it. The rooms, in reading order: config, layers, cost, moe, attention, model, data,
-inference, training, plots, cli. Each imports only rooms before it.
+inference, training, plots, exercises, cli. Each imports only rooms before it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HOME = {
     "MoETransformer": "minimoe.model.transformer",
     "generate": "minimoe.inference.generate",
 }
-_ROOMS = ("attention", "cost", "data", "inference", "layers", "model", "moe", "plots", "training")
+_ROOMS = ("attention", "cost", "data", "exercises", "inference", "layers", "model", "moe", "plots", "training")
 
 __all__ = ["MoEConfig", "MoETransformer", "ModelConfig", "UserError", "__version__", "generate"]
 

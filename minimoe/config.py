@@ -13,8 +13,8 @@ from typing import Any
 from minimoe.errors import UserError
 
 SCORES = ("softmax", "sigmoid", "sqrtsoftplus")
-SELECTORS = ("topk",)
-DISPATCHES = ("loop", "dense", "dropless")
+SELECTORS = ("topk", "group_limited", "noisy_topk", "hash", "expert_choice")
+DISPATCHES = ("loop", "dense", "capacity", "ragged", "dropless")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -53,9 +53,15 @@ class MoEConfig:
       top_k: K, routed experts per token, 1..E.
       num_shared_experts: experts that every token uses; stored as one SwiGLU of width ``num_shared_experts * F``.
       score: how router logits become affinities.
-      select: how affinities become choices.
-      dispatch: how tokens reach their experts; every dispatch computes the same function (``loop`` is the oracle).
-      normalize_weights: divide the chosen affinities by their sum.
+      select: how affinities become choices; `minimoe.moe.selectors` describes each.
+      dispatch: how tokens reach their experts; every dispatch computes the same function (``loop`` is the oracle),
+        except that ``capacity`` drops what does not fit.
+      capacity_factor: slots per expert over the mean load, above 0: for ``dispatch="capacity"``, and for
+        ``select="expert_choice"``, where an expert takes as many tokens as it has slots.
+      num_groups, top_k_groups: for ``select="group_limited"``: the experts form ``num_groups`` equal groups, and a
+        token chooses within the best ``top_k_groups`` of them.
+      hash_vocab_size: rows of the table of ``select="hash"``, one a token id; must be the model's vocabulary.
+      normalize_weights: divide the chosen affinities by their sum (expert choice never does).
       routed_scaling_factor: multiplies the combine weights of routed experts, never the shared ones.
       dtype: of the expert matmuls. Router, affinities and combine weights are float32 always.
       param_dtype: of the stored expert weights.
@@ -76,8 +82,12 @@ class MoEConfig:
     score: str = "softmax"
     select: str = "topk"
     dispatch: str = "dropless"
+    capacity_factor: int | float = 1.25
+    num_groups: int = 1
+    top_k_groups: int = 1
+    hash_vocab_size: int | None = None
     normalize_weights: bool = True
-    routed_scaling_factor: float = 1.0
+    routed_scaling_factor: int | float = 1.0
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -97,13 +107,66 @@ class MoEConfig:
         _require_choice(self, "score", SCORES)
         _require_choice(self, "select", SELECTORS)
         _require_choice(self, "dispatch", DISPATCHES)
+        _require_number(self, "capacity_factor", 1e-6, 1e6, '1.25 is usual; dispatch="dropless" has no limit at all')
+        self._check_groups()
+        self._check_hash()
         _require_choice(self, "dtype", DTYPES)
         _require_choice(self, "param_dtype", DTYPES)
+
+    def _check_groups(self) -> None:
+        _require_positive(self, "num_groups", "top_k_groups")
+        experts, groups, kept = self.num_experts, self.num_groups, self.top_k_groups
+        even = f"num_experts={experts} must be a multiple of num_groups={groups}; change one of them"
+        _require(experts % groups == 0, self, even)
+        known = f"top_k_groups={kept} must be in 1..num_groups={groups}; lower top_k_groups or raise num_groups"
+        _require(kept <= groups, self, known)
+        inside = kept * (experts // groups)
+        room = f"top_k={self.top_k} does not fit in top_k_groups={kept} groups of {experts // groups} experts"
+        _require(inside >= self.top_k, self, f"{room}; raise top_k_groups or lower top_k")
+
+    def _check_hash(self) -> None:
+        if self.hash_vocab_size is not None:
+            _require_positive(self, "hash_vocab_size")
+        missing = self.select == "hash" and self.hash_vocab_size is None
+        needs = 'select="hash" keeps one row of experts a token id'
+        _require(not missing, self, f"hash_vocab_size=None, but {needs}; set hash_vocab_size to the vocabulary size")
 
     @property
     def active_fraction(self) -> float:
         """Share of this layer's experts that one token uses, shared ones included."""
         return (self.top_k + self.num_shared_experts) / (self.num_experts + self.num_shared_experts)
+
+    def fine_grained(self, factor: int) -> MoEConfig:
+        """Splits every expert into ``factor`` smaller ones and chooses ``factor`` times as many.
+
+        Expert parameters stay as they were, in all and per token; the number of possible combinations explodes. Only
+        the router grows, from ``D*E`` to ``factor*D*E``.
+
+        Args:
+          factor: m, a divisor of ``d_expert``.
+
+        Raises:
+          UserError: if it does not divide ``d_expert``.
+
+        Example:
+          >>> fine = MoEConfig(d_model=64, d_expert=32, num_experts=8, top_k=2).fine_grained(4)
+          >>> fine.num_experts, fine.top_k, fine.d_expert, fine.active_fraction
+          (32, 8, 8, 0.25)
+
+        References:
+          Dai et al., `DeepSeekMoE <https://arxiv.org/abs/2401.06066>`_, section 3.1.
+        """
+        whole = isinstance(factor, int) and not isinstance(factor, bool) and factor >= 1
+        _require(whole, self, f"fine_grained({factor!r}): the factor must be a whole number of at least 1")
+        width = f"d_expert={self.d_expert} must be a multiple of the factor"
+        _require(self.d_expert % factor == 0, self, f"fine_grained({factor}): {width}; choose a divisor of d_expert")
+        return dataclasses.replace(
+            self,
+            num_experts=factor * self.num_experts,
+            top_k=factor * self.top_k,
+            d_expert=self.d_expert // factor,
+            num_shared_experts=factor * self.num_shared_experts,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +225,9 @@ class ModelConfig:
         if self.moe is not None:
             widths = f"moe.d_model={self.moe.d_model} must equal d_model={self.d_model}"
             _require(self.moe.d_model == self.d_model, self, f"{widths}; make them the same")
+            rows = f"moe.hash_vocab_size={self.moe.hash_vocab_size} must equal vocab_size={self.vocab_size}"
+            fits = self.moe.select != "hash" or self.moe.hash_vocab_size == self.vocab_size
+            _require(fits, self, f"{rows}, since ids choose experts; make them the same")
         else:
             _require_positive(self, "d_ff")
 

@@ -45,6 +45,45 @@ def route(logits, bias, top_k, *, score="softmax", normalize=True, scale=1.0):
     return np.array(experts), np.array(weights), probs
 
 
+def best(scores, count):
+    """Positions of the ``count`` largest, ties to the lower."""
+    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count]
+
+
+def group_limited(probs, bias, top_k, num_groups, top_k_groups):
+    """Experts ``[T, K]``: groups ranked by the sum of their two best biased scores, then top-k inside those kept."""
+    size = len(bias) // num_groups
+    experts = []
+    for row in np.asarray(probs, np.float64) + np.asarray(bias, np.float64):
+        groups = [range(g * size, (g + 1) * size) for g in range(num_groups)]
+        kept = best([sum(sorted((row[e] for e in group), reverse=True)[:2]) for group in groups], top_k_groups)
+        allowed = sorted(e for g in kept for e in groups[g])
+        experts.append([allowed[i] for i in best([row[e] for e in allowed], top_k)])
+    return np.array(experts)
+
+
+def expert_choice(probs, capacity, where=None):
+    """``[T, E]``, True where expert e takes token t: each expert's best real tokens."""
+    taken = np.zeros(np.shape(probs), bool)
+    for e in range(taken.shape[1]):
+        real = [t for t in range(len(taken)) if where is None or where[t]]
+        for i in best([probs[t][e] for t in real], capacity):
+            taken[real[i], e] = True
+    return taken
+
+
+def kept_by_capacity(experts, used, num_experts, capacity):
+    """``[T, K]``: first choices of all tokens take slots before second choices, earlier tokens before later ones."""
+    free = [capacity] * num_experts
+    kept = np.zeros(np.shape(experts), bool)
+    for k in range(kept.shape[1]):
+        for t in range(len(kept)):
+            if used[t][k] and free[experts[t][k]] > 0:
+                free[experts[t][k]] -= 1
+                kept[t, k] = True
+    return kept
+
+
 def swiglu_ffn(row, gate_up, down):
     """One token ``[D]`` through one expert ``[D, 2F]``, ``[F, D]``."""
     gate, up = np.split(np.asarray(row, np.float64) @ np.asarray(gate_up, np.float64), 2)
@@ -80,6 +119,60 @@ def balance_loss(probs, experts, where=None):
     for e in range(probs.shape[1]):
         total += counts[e] * sum(probs[t, e] / probs[t].sum() for t in real) / len(real)
     return probs.shape[1] / (len(real) * experts.shape[1]) * total
+
+
+def sequence_balance_loss(probs, experts, segments, where=None):
+    """Mean of `balance_loss` over the sequences that have a real token."""
+    probs, experts, segments = np.asarray(probs), np.asarray(experts), np.asarray(segments)
+    real = np.ones(len(probs), bool) if where is None else np.asarray(where)
+    found = [segments == s for s in sorted(set(segments[real].tolist()))]
+    losses = [balance_loss(probs[here], experts[here], real[here]) for here in found]
+    return sum(losses) / max(len(losses), 1)
+
+
+def importance_loss(weights, experts, num_experts):
+    importance = [0.0] * num_experts
+    for chosen, row in zip(np.asarray(experts), np.asarray(weights, np.float64), strict=True):
+        for expert, weight in zip(chosen, row, strict=True):
+            importance[expert] += weight
+    return load_cv(importance) ** 2
+
+
+# The balance loss as others define it: softmax affinities p [T, E], chosen ids [T, K], loss weight 1.
+
+
+def switch_loss(p, experts):
+    """Switch eq. 4-6: E times the product of two fractions, tokens sent and probability, for one expert a token."""
+    num_experts = p.shape[1]
+    sent = [np.mean(experts[:, 0] == e) for e in range(num_experts)]
+    return num_experts * sum(f * p[:, e].mean() for e, f in enumerate(sent))
+
+
+def transformers_loss(layers):
+    """`load_balancing_loss_func`: layers pooled first, and the fractions of the K slots added, not averaged."""
+    p, experts = (np.concatenate(parts) for parts in zip(*layers, strict=True))
+    sent = np.stack([[np.mean(experts[:, k] == e) for e in range(p.shape[1])] for k in range(experts.shape[1])])
+    return (sent * p.mean(axis=0)[None, :]).sum() * p.shape[1]
+
+
+def gshard_loss(p, experts):
+    """Algorithm 1: a mean over experts, not a sum times E, and first choices only."""
+    return np.mean([np.mean(experts[:, 0] == e) * p[:, e].mean() for e in range(p.shape[1])])
+
+
+def deepseek_loss(scores, experts, normalize):
+    """One sequence, weight 1. V3 (eq. 17-20) makes rows sum to 1 first; V2 has a softmax and no need to."""
+    tokens, num_experts = scores.shape
+    share = scores / scores.sum(axis=1, keepdims=True) if normalize else scores
+    f = [num_experts / (experts.shape[1] * tokens) * np.sum(experts == i) for i in range(num_experts)]
+    return sum(f[i] * share[:, i].sum() / tokens for i in range(num_experts))
+
+
+def megablocks_loss(layers):
+    """Counts against mean scores, summed over layers, and one scale for everything."""
+    tokens, num_experts = layers[0][0].shape
+    scale = num_experts / (len(layers) * tokens * layers[0][1].shape[1])
+    return scale * sum(np.dot(load(experts, num_experts), p.mean(axis=0)) for p, experts in layers)
 
 
 def z_loss(logits, where=None):

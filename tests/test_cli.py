@@ -269,7 +269,21 @@ def _few_documents(domain=None, split=None):
 
 
 def test_help_has_an_example_everywhere(capsys):
-    for command in ("tour", "train", "eval", "generate", "lab run", "lab show", "lab list", "bench moe", "bench train"):
+    for command in (
+        "tour",
+        "train",
+        "eval",
+        "generate",
+        "lab run",
+        "lab show",
+        "lab list",
+        "bench moe",
+        "bench train",
+        "exercises list",
+        "exercises show",
+        "exercises hint",
+        "exercises grade",
+    ):
         capsys.readouterr()
         assert app.run([*command.split(), "--help"]) == 0
         assert f"minimoe {command}" in " ".join(capsys.readouterr().out.split())

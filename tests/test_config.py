@@ -8,7 +8,8 @@ import json
 import pytest
 
 from minimoe import ModelConfig, MoEConfig, UserError
-from minimoe.config import PRESETS, from_fields
+from minimoe.config import DISPATCHES, PRESETS, SCORES, SELECTORS, from_fields
+from minimoe.cost import count_params
 from minimoe.training import RECIPES, Recipe
 
 MOE = {"d_model": 8, "d_expert": 6, "num_experts": 4, "top_k": 2}
@@ -26,7 +27,16 @@ MOE_ERRORS = [
     ({"routed_scaling_factor": float("nan")}, ("routed_scaling_factor=nan", "use 1.0")),
     ({"score": "relu"}, ("score='relu'", "softmax, sigmoid, sqrtsoftplus")),
     ({"select": "top"}, ("select='top'", "topk")),
-    ({"dispatch": "fast"}, ("dispatch='fast'", "loop, dense, dropless")),
+    ({"dispatch": "fast"}, ("dispatch='fast'", "loop, dense, capacity, ragged, dropless")),
+    ({"capacity_factor": 0}, ("capacity_factor=0", "1.25 is usual", "dropless")),
+    ({"capacity_factor": -1.0}, ("capacity_factor=-1.0", "1.25 is usual")),
+    ({"capacity_factor": float("inf")}, ("capacity_factor=inf", "1.25 is usual")),
+    ({"num_groups": 0}, ("num_groups=0", "at least 1")),
+    ({"num_groups": 3}, ("num_experts=4", "multiple of num_groups=3", "change one")),
+    ({"num_groups": 2, "top_k_groups": 3}, ("top_k_groups=3", "1..num_groups=2", "lower top_k_groups")),
+    ({"num_groups": 4}, ("top_k=2", "top_k_groups=1 groups of 1 experts", "raise top_k_groups or lower top_k")),
+    ({"select": "hash"}, ("hash_vocab_size=None", "set hash_vocab_size")),
+    ({"select": "hash", "hash_vocab_size": 0}, ("hash_vocab_size=0", "at least 1")),
     ({"dtype": "float16"}, ("dtype='float16'", "float32, bfloat16")),
     ({"param_dtype": "int8"}, ("param_dtype='int8'", "float32, bfloat16")),
 ]
@@ -44,6 +54,10 @@ MODEL_ERRORS = [
     ({"d_ff": None}, ("moe=None, d_ff=None", "give either moe (sparse) or d_ff (dense)")),
     ({"moe": MoEConfig(**MOE)}, ("moe=given, d_ff=16", "give either moe (sparse) or d_ff (dense)")),
     ({"moe": MoEConfig(**MOE | {"d_model": 9}), "d_ff": None}, ("moe.d_model=9", "d_model=8", "make them the same")),
+    (
+        {"moe": MoEConfig(**MOE, select="hash", hash_vocab_size=18), "d_ff": None},
+        ("moe.hash_vocab_size=18", "vocab_size=19", "make them the same"),
+    ),
 ]
 RECIPE_ERRORS = [
     *(({name: 0}, (f"{name}=0", "at least 1")) for name in ("steps", "batch_size", "log_every")),
@@ -56,7 +70,7 @@ RECIPE_ERRORS = [
     ({"clip_norm": -1.0}, ("clip_norm=-1.0", "1.0 is usual")),
     *(
         ({name: -0.5}, (f"{name}=-0.5", "0 switches it off"))
-        for name in ("weight_decay", "router_bias_rate", "balance_weight", "z_weight")
+        for name in ("weight_decay", "router_bias_rate", "balance_weight", "z_weight", "sequence_balance_weight")
     ),
 ]
 
@@ -90,6 +104,31 @@ def unchecked(cls, values):
         object.__setattr__(made, field.name, values.get(field.name, field.default))
     made.__post_init__()
     return made
+
+
+def test_the_names_in_configs_are_the_registered_ones():
+    from minimoe import moe
+
+    assert (*moe.AFFINITIES,) == SCORES
+    assert (*moe.SELECTORS,) == SELECTORS
+    assert (*moe.DISPATCHERS,) == DISPATCHES
+
+
+@pytest.mark.parametrize("factor", [1, 2, 6])
+def test_fine_grained_experts_keep_the_parameters(factor):
+    """All but the router's, which has a column an expert."""
+    model = ModelConfig(**MODEL | {"moe": MoEConfig(**MOE, num_shared_experts=1), "d_ff": None})
+    fine = model.replace(moe=model.moe.fine_grained(factor))
+    assert (fine.moe.num_experts, fine.moe.top_k, fine.moe.d_expert) == (4 * factor, 2 * factor, 6 // factor)
+    before, after = vars(count_params(model)), vars(count_params(fine))
+    assert after == before | {"router": factor * before["router"]}
+
+
+@pytest.mark.parametrize(("factor", "part"), [(4, "d_expert=6"), (0, "at least 1"), (1.5, "whole number")])
+def test_fine_grained_refuses_what_does_not_divide(factor, part):
+    fine_grained = getattr(MoEConfig.fine_grained, "__wrapped__", MoEConfig.fine_grained)
+    with pytest.raises(UserError, match=part):
+        fine_grained(MoEConfig(**MOE), factor)
 
 
 def test_good_values_pass():
@@ -129,6 +168,18 @@ def test_unknown_and_missing_keys_are_reported_together():
         ModelConfig.from_dict(MODEL | {"moe": {k: v for k, v in MOE.items() if k != "top_k"}})
     with pytest.raises(UserError, match=r"Recipe: unknown keys \['lr'\]"):
         from_fields(Recipe, {"lr": 1.0})
+
+
+def test_files_from_before_a_field_existed_are_read():
+    """Fields with a default may be missing: that is how old checkpoints stay readable."""
+    config = ModelConfig(**MODEL | {"moe": MoEConfig(**MOE), "d_ff": None})
+    old = config.to_dict()
+    for name in ("capacity_factor", "num_groups", "top_k_groups", "hash_vocab_size"):
+        del old["moe"][name]
+    assert ModelConfig.from_dict(old) == config
+    recipe = Recipe().to_dict()
+    del recipe["sequence_balance_weight"]
+    assert Recipe.from_dict(recipe) == Recipe()
 
 
 def test_replace_validates_again():

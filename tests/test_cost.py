@@ -23,6 +23,8 @@ CONFIGS = {
     "untied": NANO.replace(tie_embeddings=False),
     "no shared expert": NANO.replace_moe(num_shared_experts=0),
     "two shared experts": NANO.replace_moe(num_shared_experts=2),
+    "noisy": NANO.replace_moe(select="noisy_topk"),
+    "hash": NANO.replace_moe(select="hash", hash_vocab_size=NANO.vocab_size),
 }
 
 

@@ -14,8 +14,8 @@ import minimoe
 
 ROOT = Path(minimoe.__file__).parent
 ROOMS = [
-    "errors", "config", "layers", "cost", "moe", "attention", "model", "data", "parallel", "inference", "training",
-    "quant", "distill", "hub", "plots", "exercises", "claims", "host", "cli",
+    "errors", "files", "config", "layers", "cost", "moe", "attention", "model", "data", "parallel", "inference",
+    "training", "quant", "distill", "hub", "plots", "exercises", "claims", "host", "cli",
 ]  # fmt: skip
 ONLY_FOR = {"host": {"host", "cli"}}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -11,7 +11,10 @@ import oracles
 import pytest
 from jax.test_util import check_grads
 
-from minimoe.moe import DISPATCHERS
+from minimoe import MoEConfig, UserError
+from minimoe.config import DISPATCHES
+from minimoe.moe import DISPATCHERS, capacity_dispatch, dispatch_flops, drop_rate, expert_capacity
+from minimoe.moe.capacity import make_capacity_plan
 from minimoe.moe.dropless import (
     BLOCK_ROWS,
     FEW_ASSIGNMENTS,
@@ -209,3 +212,166 @@ def test_bfloat16_stays_within_its_precision():
 def relative_error(found, wanted) -> float:
     found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+# Sizes at the edge, and pairs that were not chosen
+
+
+@pytest.mark.parametrize("dispatch", DISPATCHERS)
+def test_no_tokens_give_no_output(dispatch):
+    x, experts, weights = jnp.zeros((0, 4)), jnp.zeros((0, 2), jnp.int32), jnp.zeros((0, 2))
+    y = DISPATCHERS[dispatch](x, experts, weights, jnp.ones((3, 4, 6)), jnp.ones((3, 3, 4)), capacity=0)
+    assert y.shape == (0, 4)
+
+
+@jax.jit
+def by_every_dispatch(x, experts, weights, gate_up, down):
+    return {name: run(x, experts, weights, gate_up, down, capacity=None) for name, run in DISPATCHERS.items()}
+
+
+@pytest.mark.parametrize(("tokens", "num_experts"), [(1, 1), (1, 5), (3, 4), (31, 4)], ids=str)
+def test_experts_that_choose(tokens, num_experts):
+    """K = E, most weights 0: for one token, for few, and for enough to leave the path for few."""
+    rng = np.random.default_rng(0)
+    experts = np.tile(np.arange(num_experts, dtype=np.int32), (tokens, 1))
+    weights = rng.uniform(size=(tokens, num_experts)) * (rng.uniform(size=(tokens, num_experts)) < 0.4)
+    arrays = rng.normal(size=(tokens, 4)), weights, rng.normal(size=(num_experts, 4, 6)), rng.normal(
+        size=(num_experts, 3, 4)
+    )  # fmt: skip
+    x, weights, gate_up, down = (jnp.asarray(a, jnp.float32) for a in arrays)
+    want = oracles.moe_forward(*map(np.asarray, (x, experts, weights, gate_up, down)))
+    for name, y in by_every_dispatch(x, jnp.asarray(experts), weights, gate_up, down).items():
+        np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+# Capacity
+
+
+@pytest.mark.parametrize(
+    ("tokens", "factor", "slots"), [(64, 1.25, 20), (64, 1, 16), (10, 1.1, 3), (40, 1.1, 11), (1, 0.1, 1), (0, 1.25, 0),
+     (4, 100.0, 4)],
+)  # fmt: skip
+def test_capacity_is_rounded_up_and_at_most_all_tokens(tokens, factor, slots):
+    """40 * 2 / 8 * 1.1 is 11, though not in binary."""
+    assert expert_capacity(tokens, MoEConfig(8, 8, num_experts=8, top_k=2, capacity_factor=factor)) == slots
+
+
+def plan_of(experts, used, num_experts, capacity):
+    arrays = jnp.asarray(experts, jnp.int32), jnp.asarray(used, bool)
+    return jax.jit(make_capacity_plan, static_argnums=(2, 3))(*arrays, num_experts, capacity)
+
+
+def test_first_choices_come_before_second_choices():
+    """Two slots an expert. Token 0's second choice is dropped for the first choices of later tokens."""
+    experts = [[1, 0], [0, 1], [0, 2], [2, 0]]
+    plan = plan_of(experts, np.ones((4, 2)), 3, 2)
+    np.testing.assert_array_equal(plan.kept, [[True, False], [True, True], [True, True], [True, False]])
+    np.testing.assert_array_equal(plan.token, [[1, 2], [0, 1], [3, 2]])
+
+
+def test_earlier_tokens_come_first():
+    plan = plan_of([[1], [1], [0], [1]], np.ones((4, 1)), 2, 2)
+    np.testing.assert_array_equal(plan.kept[:, 0], [True, True, True, False])
+    np.testing.assert_array_equal(plan.token, [[2, 4], [0, 1]])  # 4: the slot is empty
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("capacity", [1, 5])
+def test_capacity_plan_matches_the_loops(case, capacity):
+    _, num_experts, *_ = CASES[case]
+    experts = np.asarray(problem(case)[0][1])
+    used = np.random.default_rng(0).uniform(size=experts.shape) < 0.8
+    plan = plan_of(experts, used, num_experts, capacity)
+    kept = oracles.kept_by_capacity(experts, used, num_experts, capacity)
+    np.testing.assert_array_equal(plan.kept, kept)
+    slots = np.asarray(plan.slot)[kept]
+    assert len(set(slots.tolist())) == slots.size
+    np.testing.assert_array_equal(slots // capacity, experts[kept])
+    np.testing.assert_array_equal(np.asarray(plan.token).reshape(-1)[slots], np.nonzero(kept)[0])
+    assert (np.asarray(plan.token) < len(experts)).sum() == kept.sum()
+    load = oracles.load(experts, num_experts, None) if used.all() else np.array(
+        [np.sum(used & (experts == e)) for e in range(num_experts)], np.float32
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        drop_rate(jnp.asarray(load, jnp.float32), capacity), 1 - kept.sum() / used.sum(), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("case", ["one_expert_in_every_token", "odd_sizes"])
+def test_dropped_assignments_count_nothing(case):
+    """Value and gradients are those of the loop with the dropped weights at 0, and a dropped weight has no slope."""
+    args, cotangent = problem(case)
+    x, experts, weights, gate_up, down = args
+    kept = oracles.kept_by_capacity(np.asarray(experts), np.ones(experts.shape), gate_up.shape[0], 9)
+    assert 0 < kept.sum() < kept.size
+    y, grads = jax.jit(functools.partial(value_and_gradients, functools.partial(capacity_dispatch, capacity=9)))(
+        args, cotangent
+    )
+    masked = (x, experts, jnp.where(jnp.asarray(kept), weights, 0.0), gate_up, down)
+    want = jax.jit(functools.partial(value_and_gradients, DISPATCHERS["loop"]))(masked, cotangent)
+    np.testing.assert_allclose(y, want[0], rtol=1e-4, atol=1e-5)
+    d_x, d_weights, *rest = want[1]
+    assert_gradients_match(grads, (d_x, np.where(kept, d_weights, 0.0), *rest))
+
+
+def test_padding_takes_no_slot():
+    """Weight 0 marks it: forty real tokens find all slots free behind sixty of padding."""
+    (x, experts, weights, gate_up, down), _ = problem("one_expert_in_every_token")
+    padded = weights.at[:60].set(0.0)
+    run = jax.jit(functools.partial(capacity_dispatch, capacity=90))
+    y, alone = run(x, experts, padded, gate_up, down), run(x[60:], experts[60:], weights[60:], gate_up, down)
+    np.testing.assert_allclose(y[60:], alone, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(alone, by_definition("one_expert_in_every_token")[60:], rtol=1e-4, atol=1e-5)
+    assert (np.asarray(y[:60]) == 0).all()
+
+
+# What is computed in vain
+
+
+def flops_of(dispatch: str, load=None, **changes):
+    config = MoEConfig(**{"d_model": 8, "d_expert": 16, "num_experts": 8, "top_k": 2, "dispatch": dispatch} | changes)
+    return dispatch_flops(config, 64, load)
+
+
+def test_executed_rows_of_every_dispatch():
+    row = 2 * (8 * 32 + 16 * 8)
+    assert {flops_of(dispatch).useful for dispatch in DISPATCHES} == {row * 64 * 2.0}
+    executed = {dispatch: flops_of(dispatch).executed / row for dispatch in DISPATCHES}
+    slots = slots_per_expert(128, 8)
+    assert executed == {"loop": 512, "dense": 512, "capacity": 160, "ragged": 1024, "dropless": 8 * slots}
+    assert flops_of("dense").overhead == 8 / 2
+    assert flops_of("capacity", capacity_factor=0.5).overhead == 0.5, "half of the work is dropped"
+
+
+@pytest.mark.parametrize("dispatch", [name for name in DISPATCHERS if name != "dropless"])
+def test_the_compiler_counts_the_same(dispatch):
+    """XLA's own count on this CPU, which adds activations and gathers. (A loop body it would count once.)"""
+    config = MoEConfig(d_model=32, d_expert=64, num_experts=8, top_k=2, dispatch=dispatch)
+    shapes = ((256, 32), jnp.float32), ((256, 2), jnp.int32), ((256, 2), jnp.float32)
+    shapes = *shapes, ((8, 32, 128), jnp.float32), ((8, 64, 32), jnp.float32)
+    run = jax.jit(functools.partial(DISPATCHERS[dispatch], capacity=expert_capacity(256, config)))
+    found = run.lower(*(jax.ShapeDtypeStruct(*shape) for shape in shapes)).compile().cost_analysis()["flops"]
+    assert 1.0 <= found / dispatch_flops(config, 256).executed < 1.1
+
+
+def test_dropless_pays_for_imbalance():
+    slots = slots_per_expert(128, 8)
+    even, uneven = flops_of("dropless", [16] * 8), flops_of("dropless", [slots + 1, *[0] * 7])
+    assert even == flops_of("dropless")
+    row = even.useful / 128
+    assert uneven.executed - even.executed == row * BLOCK_ROWS
+    load = np.asarray(planned(problem("one_expert_takes_everything")[0][1], 4).load)
+    config = MoEConfig(d_model=8, d_expert=6, num_experts=4, top_k=1)
+    rows = 4 * slots_per_expert(300, 4) + BLOCK_ROWS * num_blocks("one_expert_takes_everything")
+    assert dispatch_flops(config, 300, load.tolist()).executed == rows * 2 * 3 * 8 * 6
+    assert dispatch_flops(config, 3).overhead == 1.0, "few tokens slice out what they need"
+    with pytest.raises(UserError, match="load has 3 entries but num_experts=8"):
+        flops_of("dropless", [1, 2, 3])
+
+
+def test_expert_choice_fits_capacity_exactly():
+    """E*C pairs are chosen and E*C slots multiplied; the other dispatches see all T*E pairs."""
+    assert flops_of("capacity", select="expert_choice").overhead == 1.0
+    assert flops_of("dense", select="expert_choice", capacity_factor=1).overhead == 8 / 2
+    assert flops_of("dropless", select="expert_choice").executed >= flops_of("dense").executed
+    assert dispatch_flops(MoEConfig(8, 8, 4, 2), 0).overhead == 0.0

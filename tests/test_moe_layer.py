@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +15,8 @@ import oracles
 import pytest
 from flax import nnx
 
-from minimoe import MoEConfig
-from minimoe.moe import AFFINITIES, DISPATCHERS, MoELayer, RouterBias, with_dispatch
+from minimoe import ModelConfig, MoEConfig, MoETransformer
+from minimoe.moe import AFFINITIES, DISPATCHERS, MoELayer, RouterBias, expert_capacity, with_dispatch
 
 T, D, F, E, K = 13, 8, 6, 4, 2
 CONFIG = MoEConfig(d_model=D, d_expert=F, num_experts=E, top_k=K, num_shared_experts=2, score="sigmoid")
@@ -77,7 +81,7 @@ def test_layer_matches_the_loops(changes, x):
 
 @pytest.mark.parametrize("dispatch", DISPATCHERS)
 def test_with_dispatch_changes_no_answer(dispatch, x):
-    layer = make()
+    layer = make(dataclasses.replace(CONFIG, capacity_factor=E / K))  # room for all
     twin = with_dispatch(layer, dispatch)
     assert (twin.config.dispatch, layer.config.dispatch) == (dispatch, "dropless")
     np.testing.assert_allclose(run(twin, x, EVERYONE)[0], run(layer, x, EVERYONE)[0], rtol=1e-4, atol=1e-6)
@@ -189,3 +193,174 @@ def test_bfloat16_experts_keep_a_float32_router(x):
     assert y.dtype == jnp.float32, "the dtype that came in"
     assert layer.experts.down_proj.dtype == jnp.bfloat16
     assert layer.router.kernel.dtype == routing.logits.dtype == routing.weights.dtype == jnp.float32
+
+
+# What a token's output may depend on
+
+
+def swapped(x, start: int):
+    """The same tokens up to ``start``, others after."""
+    return jnp.concatenate([x[:start], jax.random.normal(jax.random.key(9), (T - start, D))])
+
+
+@pytest.mark.parametrize("dispatch", [name for name in DISPATCHERS if name != "capacity"])
+def test_exact_dispatches_keep_sequences_apart(dispatch, x):
+    """Two sequences in one batch: another second one leaves the first as it was."""
+    layer = make(dataclasses.replace(CONFIG, dispatch=dispatch))
+    here, there = run(layer, x, EVERYONE)[0], run(layer, swapped(x, 6), EVERYONE)[0]
+    np.testing.assert_allclose(there[:6], here[:6], rtol=1e-5, atol=1e-6)
+    assert np.abs(np.asarray(there - here)[6:]).min(axis=1).max() > 1e-3
+
+
+def test_capacity_lets_batch_mates_interfere(x):
+    """And the later ones the earlier: a first choice over there takes the slot of a second choice here."""
+    layer = make(dataclasses.replace(CONFIG, dispatch="capacity", capacity_factor=0.7, num_shared_experts=0))
+    outputs = []
+    for i in range(6):  # the second sequence is one token over and over
+        y, routing = run(layer, jnp.concatenate([x[:6], jnp.repeat(x[i : i + 1], T - 6, axis=0)]), EVERYONE)
+        assert float(routing.dropped) > 0.2
+        outputs.append(np.asarray(y)[:6])
+    assert np.ptp(outputs, axis=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("where", [EVERYONE, jnp.arange(T) % 3 != 0], ids=["all", "masked"])
+def test_capacity_drops_as_in_the_loops(where, x):
+    layer = make(dataclasses.replace(CONFIG, dispatch="capacity", capacity_factor=0.8, num_shared_experts=0))
+    y, routing = run(layer, x, where)
+    experts, used = np.asarray(routing.experts), np.repeat(np.asarray(where)[:, None], K, axis=1)
+    kept = oracles.kept_by_capacity(experts, used, E, expert_capacity(T, layer.config))
+    assert 0 < kept.sum() < used.sum()
+    np.testing.assert_allclose(routing.dropped, 1 - kept.sum() / used.sum(), rtol=1e-5)
+    np.testing.assert_array_equal(routing.load, oracles.load(experts, E, np.asarray(where)))
+    stacked = np.asarray(layer.experts.gate_up_proj[...]), np.asarray(layer.experts.down_proj[...])
+    want = oracles.moe_forward(np.asarray(x), experts, np.where(kept, routing.weights, 0.0), *stacked)
+    np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("select", "leaks"), [("topk", False), ("expert_choice", True)])
+def test_expert_choice_reads_the_future(select, leaks, x):
+    """Only the last token is another one. Top-k changes its output alone; expert choice changes earlier ones."""
+    layer = make(dataclasses.replace(CONFIG, select=select, score="softmax", capacity_factor=1.0))
+    here, there = run(layer, x, EVERYONE)[0], run(layer, x.at[-1].multiply(-1.0), EVERYONE)[0]
+    changed = np.abs(np.asarray(there - here)).max(axis=1) > 1e-4
+    assert changed[-1]
+    assert changed[:-1].any() == leaks
+
+
+@pytest.mark.parametrize("dispatch", DISPATCHERS)
+def test_expert_choice_through_every_dispatch(dispatch, x):
+    """Capacity included: its slots are exactly those that experts fill."""
+    config = dataclasses.replace(CONFIG, select="expert_choice", score="softmax", num_shared_experts=0)
+    layer = make(dataclasses.replace(config, dispatch=dispatch, capacity_factor=1))
+    where = np.arange(T) % 5 != 0
+    y, routing = run(layer, x, jnp.asarray(where))
+    capacity = expert_capacity(T, layer.config)
+    used = oracles.expert_choice(np.asarray(routing.probs), capacity, where)
+    weights = np.where(used, np.asarray(routing.probs), 0.0)
+    stacked = np.asarray(layer.experts.gate_up_proj[...]), np.asarray(layer.experts.down_proj[...])
+    want = oracles.moe_forward(np.asarray(x), np.asarray(routing.experts), weights, *stacked)
+    np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5)
+    assert (routing.experts.shape, float(routing.dropped)) == ((T, E), 0.0)
+    np.testing.assert_array_equal(routing.load, capacity)
+
+
+# In a model: the other selectors train, are saved and restored, and decode
+
+SELECT = {
+    "hash": {"select": "hash", "hash_vocab_size": 19},
+    "noisy_topk": {"select": "noisy_topk"},
+    "group_limited": {"select": "group_limited", "num_groups": 2},
+    "expert_choice": {"select": "expert_choice", "score": "softmax"},
+}
+
+
+def model_of(select: str) -> ModelConfig:
+    moe = MoEConfig(d_model=D, d_expert=F, num_experts=E, top_k=K, score="sigmoid", dispatch="dense")
+    return ModelConfig(19, D, 1, 2, 1, 4, context_length=16, moe=dataclasses.replace(moe, **SELECT[select]))
+
+
+def trained(select: str):
+    """Model, optimiser and losses after two steps."""
+    from minimoe.training import Recipe, RunConfig, init_training, train_step
+
+    run = RunConfig(model_of(select), Recipe(steps=2, warmup_steps=0), {}, "byte")
+    model, optimizer = init_training(run)
+    before = np.array(model.layers[0].ffn.router.table[...]) if select == "hash" else None
+    tokens, where = jax.random.randint(jax.random.key(0), (2, 6), 0, 19, jnp.int32), jnp.ones((2, 6), bool)
+    losses = []
+    for step in range(2):
+        metrics = train_step(model, optimizer, tokens, tokens, where, jax.random.key(step), recipe=run.recipe)
+        assert bool(metrics.ok)
+        losses.append(float(metrics.loss))
+    if before is not None:
+        np.testing.assert_array_equal(model.layers[0].ffn.router.table[...], before)
+    return model, optimizer, losses
+
+
+def train_and_restore(folder: str) -> list[float]:
+    """Losses with a hash table, whose model then goes through a checkpoint into one with another table."""
+    from minimoe.training.checkpoint import CheckpointFolder
+
+    model, optimizer, losses = trained("hash")
+    other = MoETransformer(model.config, rngs=nnx.Rngs(5))
+    assert (other.layers[0].ffn.router.table[...] != model.layers[0].ffn.router.table[...]).any()
+    checkpoints = CheckpointFolder(Path(folder))
+    checkpoints.save(2, model, optimizer)
+    checkpoints.restore(2, other)
+    checkpoints.close()
+    here, there = (jax.tree.leaves(nnx.state(node)) for node in (model, other))
+    assert sum(a.dtype == jnp.int32 for a in here) == 1
+    assert [a.dtype for a in here] == [b.dtype for b in there]
+    assert all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(here, there, strict=True))
+    return losses
+
+
+def test_a_hash_table_trains_and_is_saved_in_both_nnx_modes(tmp_path):
+    """An int Variable in the model: no gradient, no change, and the same bits after a checkpoint."""
+    code = "import sys, conftest, test_moe_layer as t; print(t.train_and_restore(sys.argv[1]))"
+    modes = {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false", "JAX_PLATFORMS": "cpu"}
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    command = [sys.executable, "-W", "error::DeprecationWarning:flax", "-c", code, str(tmp_path / "tree")]
+    done = subprocess.run(
+        command, env=os.environ | modes | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == str(train_and_restore(str(tmp_path / "graph")))
+
+
+def test_noise_learns_in_a_training_step():
+    model, _, losses = trained("noisy_topk")
+    assert float(jnp.abs(model.layers[0].ffn.router.noise_kernel[...]).max()) > 0
+    assert losses == trained("noisy_topk")[2], "the same keys, the same noise"
+
+
+@nnx.jit
+def in_two_parts(model, tokens):
+    """Logits of six tokens from a prefill of five and one decoding step, and of a plain forward pass."""
+    logits, _, cache = model.extend(tokens[:, :5], model.init_cache(tokens.shape[0], 6))
+    last, _, _ = model.extend(tokens[:, 5:], cache)
+    return jnp.concatenate([logits, last], axis=1), model(tokens)[0]
+
+
+@pytest.mark.parametrize("select", SELECT)
+def test_decoding_is_the_forward_pass_except_for_expert_choice(select):
+    model = MoETransformer(model_of(select), rngs=nnx.Rngs(0))
+    nnx.update(model, jax.tree.map(lambda p: p * 3, nnx.state(model, nnx.Param)))
+    parts, whole = in_two_parts(model, jax.random.randint(jax.random.key(1), (2, 6), 0, 19, jnp.int32))
+    difference = float(jnp.abs(parts - whole).max())
+    assert difference > 1e-2 if select == "expert_choice" else difference < 1e-4
+
+
+def test_streams_of_a_training_step():
+    from minimoe.training.step import noise_streams
+
+    key = jax.random.key(3)
+    quiet, noisy = model_of("hash"), model_of("noisy_topk")
+    assert noise_streams(quiet, key) is None
+    assert noise_streams(ModelConfig(19, D, 1, 2, 1, 4, d_ff=8), key) is None
+    assert set(vars(noise_streams(noisy, key))) >= {"routing"}
+    both, plain = (noise_streams(config.replace(dropout=0.1), key) for config in (noisy, quiet))
+    draws = [jax.random.key_data(rngs.dropout()) for rngs in (both, plain, nnx.Rngs(dropout=key))]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    np.testing.assert_array_equal(draws[1], draws[2])
+    assert (jax.random.key_data(both.routing()) != draws[0]).any()

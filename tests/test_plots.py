@@ -13,7 +13,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from minimoe import plots
+from minimoe import files, plots
 from minimoe.errors import UserError
 from minimoe.plots import records, style, text
 
@@ -318,10 +318,10 @@ def test_save_refuses_other_formats(tmp_path: Path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = style.write_atomically(tmp_path / "file", b"old")
+    path = files.write_atomically(tmp_path / "file", b"old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
-        style.write_atomically(path, b"new")
+        files.write_atomically(path, b"new")
     assert [entry.read_bytes() for entry in tmp_path.iterdir()] == [b"old"]
 
 

@@ -284,6 +284,7 @@ def test_resuming_a_finished_run_evaluates_and_trains_no_more(unbroken, tmp_path
     result = go(tmp_path / "run", resume=True, on_step=lambda step, metrics: pytest.fail("trained"))
     assert (result.step, result.interrupted) == (6, False)
     assert result.evaluation.bits_per_byte == unbroken[1].evaluation.bits_per_byte
+    assert result.records == unbroken[1].records  # no second line for what was known
 
 
 def test_resume_without_a_checkpoint_starts_at_the_beginning(unbroken, tmp_path):

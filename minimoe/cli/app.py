@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from minimoe import __version__
-from minimoe.cli import bench, evaluate, generate, lab, tour, train
+from minimoe.cli import bench, evaluate, exercises, generate, lab, tour, train
 from minimoe.errors import UserError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.add_typer(bench.app, name="bench")
 app.add_typer(lab.app, name="lab")
+app.add_typer(exercises.app, name="exercises")
 
 
 def _print_version(wanted: bool | None) -> None:

@@ -24,12 +24,13 @@ RECORDS = Path(__file__).parent.parent / "records"
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One training run of an experiment. ``changes`` go to its recipe."""
+    """One training run of an experiment. ``changes`` go to its recipe, ``experts`` to its `minimoe.MoEConfig`."""
 
     name: str
     preset: str
     dense: bool = False
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    experts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def small_hour(done: Mapping[str, Any]) -> list[Trial]:
@@ -56,9 +57,29 @@ def sparse_vs_dense(done: Mapping[str, Any]) -> list[Trial]:
     return trials
 
 
+# What each method changes in the recipe of `nano`, all else equal. 0.02 is the preset's own rate of the bias.
+BALANCE_METHODS: dict[str, dict[str, int | float]] = {
+    "none": {"router_bias_rate": 0.0},
+    "switch": {"router_bias_rate": 0.0, "balance_weight": 0.01},
+    "sequence": {"router_bias_rate": 0.0, "sequence_balance_weight": 0.01},
+    "loss-free": {"router_bias_rate": 0.02},
+    "loss-free+sequence": {"router_bias_rate": 0.02, "sequence_balance_weight": 1e-4},
+}
+
+
+def balance_methods(done: Mapping[str, Any]) -> list[Trial]:
+    """``nano`` under five ways of balancing, equal steps, three seeds: quality, balance, specialisation."""
+    return [
+        Trial(f"{method}-{seed}", "nano", changes={"steps": 300, "seed": seed} | changes)
+        for seed in (0, 1, 2)
+        for method, changes in BALANCE_METHODS.items()
+    ]
+
+
 EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Trial]]] = {
     "small-hour": small_hour,
     "sparse-vs-dense": sparse_vs_dense,
+    "balance-methods": balance_methods,
 }
 
 
@@ -131,10 +152,10 @@ def _next(name: str, done: Mapping[str, Any]) -> Trial | None:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    from minimoe.training.checkpoint import write_text
+    from minimoe.files import write_atomically
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json_module.dumps(values, indent=1) + "\n")
+    write_atomically(path, json_module.dumps(values, indent=1) + "\n")
 
 
 def _run_trial(trial: Trial, out: Path) -> dict[str, Any] | None:
@@ -146,6 +167,8 @@ def _run_trial(trial: Trial, out: Path) -> dict[str, Any] | None:
     tokenizer, corpus = load_tokenizer(), documents()
     source = describe_data(None, corpus)
     run = make_run(trial.preset, dict(trial.changes), dense=trial.dense, dropout=None, tokenizer=tokenizer, data=source)
+    if trial.experts:
+        run = dataclasses.replace(run, model=run.model.replace_moe(**trial.experts))
     prepare_folder(out)
     first = check_resume(out, run, resume=True)
     if not first:
@@ -181,5 +204,27 @@ def _outcome(run: Any, result: Any, validation: list[Any], tokenizer: Any) -> di
         "train_seconds": curve[-1]["seconds"],
         "quick": result.evaluation.to_record() if result.evaluation else None,
         "full": full.to_record(),
+        "routing": _routing(full, curve) if run.model.moe else None,
         "curve": curve[:: max(1, len(curve) // 200)] + evals,
     }
+
+
+def _routing(full: Any, curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """Balance and specialisation, one number a layer.
+
+    ``max_violation_batch``: mean over the last tenth of the logged training batches. ``max_violation_global``: of the
+    counts of the whole validation text. ``mutual_information``: of expert and domain there, in bits.
+    """
+    import jax.numpy as jnp
+    import numpy as np
+
+    from minimoe.moe import max_violation, mutual_information
+
+    load = jnp.asarray(full.load)  # [domains, layers, E]
+    late = [record["max_violation"] for record in curve[-max(1, len(curve) // 10) :]]
+    values = {
+        "max_violation_batch": np.mean(late, axis=0),
+        "max_violation_global": max_violation(load.sum(axis=0)),
+        "mutual_information": mutual_information(load.swapaxes(0, 1)),
+    }
+    return {name: [round(float(v), 4) for v in value] for name, value in values.items()}

@@ -18,7 +18,8 @@ from string import Template
 from matplotlib.figure import Figure
 
 from minimoe.errors import UserError
-from minimoe.plots.style import png_bytes, write_atomically
+from minimoe.files import write_atomically
+from minimoe.plots.style import png_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def write_report(path: str | os.PathLike[str], *, title: str, lead: str, section
     path = Path(path)
     if path.is_dir():
         raise UserError(f"report {path.name!r} is a folder; name a file, such as {path.name}/report.html")
-    return write_atomically(path, page(title, lead, sections).encode("utf-8"))
+    return write_atomically(path, page(title, lead, sections))
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:

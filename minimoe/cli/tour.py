@@ -214,8 +214,8 @@ def write(out: Path, values: dict[str, Any], figures: dict[str, Figure]) -> None
     """Writes the page, the figures and the numbers; ``report.json`` last, because it marks the folder as a report."""
     from minimoe.cli.report import write_report
     from minimoe.cli.tour_page import page
+    from minimoe.files import write_atomically
     from minimoe.plots import save
-    from minimoe.training.checkpoint import write_text
 
     folder = out / "figures"
     shutil.rmtree(folder, ignore_errors=True)
@@ -223,7 +223,7 @@ def write(out: Path, values: dict[str, Any], figures: dict[str, Figure]) -> None
     for name, figure in figures.items():
         save(figure, folder / f"{name}.png")
     write_report(out / "report.html", **page(values, figures))
-    write_text(out / REPORT_FILE, json_module.dumps(values, indent=1) + "\n")
+    write_atomically(out / REPORT_FILE, json_module.dumps(values, indent=1) + "\n")
 
 
 def show(values: dict[str, Any], out: Path) -> None:

@@ -112,6 +112,10 @@ def make_run(
     return RunConfig(model, recipe, data, tokenizer.name, versions)
 
 
+# How often a run is looked at and saved: free to change on the way, since no weight depends on it.
+WATCHING = frozenset({"log_every", "eval_every", "checkpoint_every"})
+
+
 def check_resume(out: Path, run: RunConfig, resume: bool) -> int:
     """The step to continue from.
 
@@ -130,7 +134,7 @@ def check_resume(out: Path, run: RunConfig, resume: bool) -> int:
     here = run.to_dict()
     for part in ("model", "recipe", "data"):
         for name, value in here[part].items():
-            if there[part].get(name) != value:
+            if name not in WATCHING and there[part].get(name) != value:
                 was = there[part].get(name)
                 raise UserError(
                     f"--resume: {part} {name}={value!r}, but the run in {out} was started with {name}={was!r}; "

@@ -42,6 +42,8 @@ class ParamCount:
 def count_params(config: ModelConfig) -> ParamCount:
     """Counts from the formula alone; a test holds it against the built model.
 
+    Under expert choice a token uses ``capacity_factor * K`` experts on average; K are counted here.
+
     Example:
       >>> count = count_params(ModelConfig.preset("small"))
       >>> f"{count.total / 1e6:.1f}M total, {count.active / 1e6:.1f}M active"
@@ -57,7 +59,8 @@ def count_params(config: ModelConfig) -> ParamCount:
     else:
         moe = config.moe
         expert = 3 * d * moe.d_expert
-        router, shared = d * moe.num_experts, moe.num_shared_experts * expert
+        noise = moe.select == "noisy_topk"  # a second matrix, for the size of the noise
+        router, shared = (1 + noise) * d * moe.num_experts, moe.num_shared_experts * expert
         routed, active = moe.num_experts * expert, moe.top_k * expert
     return ParamCount(
         embedding=matrix,

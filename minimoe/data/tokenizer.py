@@ -22,6 +22,7 @@ import tokenizers
 from jaxtyping import Int
 
 from minimoe.errors import UserError
+from minimoe.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 NAMES = ("bpe2048", "byte")
@@ -98,13 +99,10 @@ class Tokenizer(abc.ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a ``tokenizer.json`` that `load_tokenizer` reads; never leaves half a file."""
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(self.to_json().encode())
-            os.replace(temporary, path)
+            Path(path).parent.stat()  # a mistyped folder is an error here, not a new folder
+            write_atomically(path, self.to_json())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
 
 

@@ -1,48 +1,77 @@
 """Mixture of Experts: routing, balancing, dispatch and the layer that joins them."""
 
+from minimoe.moe.accounting import DispatchFlops, dispatch_flops
 from minimoe.moe.balance import (
     bias_update,
-    dead_experts,
+    global_balance_loss,
+    importance_loss,
     load_balance_loss,
+    sequence_balance_loss,
+    z_loss,
+)
+from minimoe.moe.capacity import capacity_dispatch, drop_rate, expert_capacity
+from minimoe.moe.dispatch import DISPATCHERS, dense_dispatch, dropless_dispatch, loop_dispatch
+from minimoe.moe.layer import Experts, MoELayer, with_dispatch
+from minimoe.moe.measures import (
+    dead_experts,
+    global_max_violation,
     load_cv,
     load_entropy,
     max_violation,
-    z_loss,
+    straggler_factor,
 )
-from minimoe.moe.dispatch import DISPATCHERS, dense_dispatch, dropless_dispatch, loop_dispatch
-from minimoe.moe.layer import Experts, MoELayer, with_dispatch
-from minimoe.moe.routing import (
-    AFFINITIES,
+from minimoe.moe.ragged import ragged_dispatch
+from minimoe.moe.routing import AFFINITIES, HashTable, Router, RouterBias, Routing, combine_weights, expert_load
+from minimoe.moe.selectors import (
     SELECTORS,
-    Router,
-    RouterBias,
-    Routing,
-    combine_weights,
-    expert_load,
+    make_hash_table,
+    noisy_logits,
+    select_expert_choice,
+    select_group_limited,
+    select_hash,
     select_topk,
 )
+from minimoe.moe.specialisation import mutual_information
 
 __all__ = [
     "AFFINITIES",
     "DISPATCHERS",
     "SELECTORS",
+    "DispatchFlops",
     "Experts",
+    "HashTable",
     "MoELayer",
     "Router",
     "RouterBias",
     "Routing",
     "bias_update",
+    "capacity_dispatch",
     "combine_weights",
     "dead_experts",
     "dense_dispatch",
+    "dispatch_flops",
+    "drop_rate",
     "dropless_dispatch",
+    "expert_capacity",
     "expert_load",
+    "global_balance_loss",
+    "global_max_violation",
+    "importance_loss",
     "load_balance_loss",
     "load_cv",
     "load_entropy",
     "loop_dispatch",
+    "make_hash_table",
     "max_violation",
+    "mutual_information",
+    "noisy_logits",
+    "ragged_dispatch",
+    "select_expert_choice",
+    "select_group_limited",
+    "select_hash",
     "select_topk",
+    "sequence_balance_loss",
+    "straggler_factor",
     "with_dispatch",
     "z_loss",
 ]

@@ -1,4 +1,24 @@
-"""Load balancing: the losses, the loss-free bias, and the metrics. Axes: T tokens, E experts, K experts per token."""
+"""Balancing: the losses and the loss-free bias. Axes: T tokens, E experts, K experts per token.
+
+One quantity, many conventions. Ours is ``E / (T*K) * sum_e load[e] * mean_t p[t, e]`` for each layer, with rows of p
+made to sum to 1, then a mean over layers: 1.0 when balanced for any K, E/K when K experts take everything. Call it B.
+With a softmax, on the same choices and weight 1:
+
+=====================================  ===========================================  ======================
+convention                             its value                                    when balanced
+=====================================  ===========================================  ======================
+Switch, eq. 4-6 (one expert a token)   B                                            1
+Transformers                           K * B of all layers' tokens in one pool      K
+``load_balancing_loss_func``
+GShard, algorithm 1                    B of the first choices / E**2                1/E**2
+DeepSeek-V2, expert level              mean over sequences of each one's own B      1
+DeepSeek-V3, eq. 17-20                 the same, rows normalised: sigmoid scores    1
+MegaBlocks                             mean over layers of B                        1
+=====================================  ===========================================  ======================
+
+Pooling layers, as Transformers does, lets opposite imbalances of two layers cancel. A weight from a paper carries
+over once multiplied by the balanced value. The tests hold each row against a few lines of NumPy.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +40,8 @@ def load_balance_loss(
 
     Args:
       probs: affinities, float32, not negative; rows need not sum to 1.
-      experts: the ids actually used, so that a biased router is measured honestly.
+      experts: the ids actually used, so that a biased router is measured honestly. (Expert choice lists every
+        pair, used or not, and gives 1.0: it is balanced by construction.)
       where: True for real tokens; padding neither counts nor pulls.
 
     Returns:
@@ -44,11 +65,112 @@ def load_balance_loss(
         )
     num_experts, top_k = probs.shape[1], experts.shape[1]
     where = jnp.ones(probs.shape[0], bool) if where is None else where
-    rows = probs / (probs.sum(axis=-1, keepdims=True) + 1e-20)
     load = expert_load(experts, num_experts, where)  # [E], counts
-    mass = jnp.sum(rows, axis=0, where=where[:, None])  # [E]
+    mass = jnp.sum(_normalized(probs), axis=0, where=where[:, None])  # [E]
     tokens = jnp.maximum(where.sum(), 1).astype(jnp.float32)
     return num_experts * jnp.dot(load, mass) / (top_k * tokens**2)
+
+
+def _normalized(probs: Float[Array, "T E"]) -> Float[Array, "T E"]:
+    return probs / (probs.sum(axis=-1, keepdims=True) + 1e-20)
+
+
+def sequence_balance_loss(
+    probs: Float[Array, "T E"],
+    experts: Int[Array, "T K"],
+    segments: Int[Array, "T"],
+    num_segments: int,
+    *,
+    where: Bool[Array, "T"] | None = None,
+) -> Float[Array, ""]:
+    """`load_balance_loss` of every sequence by itself, then the mean over sequences with any real token.
+
+    Stricter than balance over the batch: each single text must use all experts alike, which stands against
+    specialisation. DeepSeek gives it a weight of 1e-4, as a guard against extremes.
+
+    Args:
+      probs, experts: as for `load_balance_loss`. The paper counts the top-K of the affinities without the bias; pass
+        those ids to follow it to the letter.
+      segments: sequence of each token, 0..num_segments-1.
+      num_segments: S, the number of sequences.
+      where: True for real tokens.
+
+    Returns:
+      A float32 scalar, 1.0 when every sequence is balanced; 0.0 if no token is selected.
+
+    Example:
+      >>> experts = jnp.array([[0], [0], [1], [1]])  # balanced as a batch, not within either sequence
+      >>> print(sequence_balance_loss(jax.nn.one_hot(experts[:, 0], 2), experts, jnp.array([0, 0, 1, 1]), 2))
+      2.0
+
+    References:
+      DeepSeek-AI, `DeepSeek-V3 <https://arxiv.org/abs/2412.19437>`_, eq. 17-20.
+    """
+    num_experts, top_k = probs.shape[1], experts.shape[1]
+    where = jnp.ones(probs.shape[0], bool) if where is None else where
+    taken = (experts[:, :, None] == jnp.arange(num_experts, dtype=experts.dtype)[None, None, :]).sum(axis=1)  # [T, E]
+
+    def by_segment(values: Float[Array, "T _"]) -> Float[Array, "S _"]:
+        return jax.ops.segment_sum(jnp.where(where[:, None], values, 0.0), segments, num_segments)
+
+    load, mass = by_segment(taken.astype(jnp.float32)), by_segment(_normalized(probs))  # [S, E]
+    tokens = by_segment(jnp.ones((probs.shape[0], 1)))[:, 0]  # [S]
+    losses = num_experts * (load * mass).sum(axis=-1) / (top_k * jnp.maximum(tokens, 1.0) ** 2)
+    return losses.sum() / jnp.maximum((tokens > 0).sum(), 1).astype(jnp.float32)
+
+
+def global_balance_loss(
+    probs: Float[Array, "T E"], load: Float[Array, "E"], *, where: Bool[Array, "T"] | None = None
+) -> Float[Array, ""]:
+    """`load_balance_loss` with a load counted elsewhere: over micro-batches, devices, or the last few steps.
+
+    ``E * sum_e share[e] * mean_t p[t, e]`` with ``share = load / sum(load)``, so K need not be known. The mean over
+    micro-batches of equal size is the loss of the whole batch, since it is linear in p. A micro-batch may then be as
+    one-sided as its text, so long as the whole is not.
+
+    Args:
+      probs: affinities of this micro-batch. They alone carry gradient.
+      load: counts of the whole batch.
+      where: True for real tokens.
+
+    Returns:
+      A float32 scalar, 1.0 for an even load whatever the affinities; 0.0 if no token is selected.
+
+    Example:
+      >>> print(global_balance_loss(jnp.array([[1.0, 0.0]]), jnp.array([3.0, 1.0])))
+      1.5
+
+    References:
+      Qiu et al., `Demons in the Detail <https://arxiv.org/abs/2501.11873>`_ (the global-batch loss of Qwen).
+    """
+    where = jnp.ones(probs.shape[0], bool) if where is None else where
+    load = jax.lax.stop_gradient(load)
+    share = load / jnp.maximum(load.sum(), 1.0)
+    mass = jnp.sum(_normalized(probs), axis=0, where=where[:, None])
+    return probs.shape[1] * jnp.dot(share, mass) / jnp.maximum(where.sum(), 1).astype(jnp.float32)
+
+
+def importance_loss(
+    weights: Float[Array, "T K"],
+    experts: Int[Array, "T K"],
+    num_experts: int,
+    *,
+    where: Bool[Array, "T"] | None = None,
+) -> Float[Array, ""]:
+    """Squared coefficient of variation of the importance, the sum of combine weights of each expert.
+
+    0.0 when even. It balances weight, not work: one expert with many small weights looks as important as one with a
+    few large ones, which is why the paper adds a second loss for the load.
+
+    References:
+      Shazeer et al., `Outrageously Large Neural Networks <https://arxiv.org/abs/1701.06538>`_, eq. 6-7.
+    """
+    if where is not None:
+        weights = jnp.where(where[:, None], weights, 0.0)
+    chosen = experts[:, :, None] == jnp.arange(num_experts, dtype=experts.dtype)[None, None, :]  # [T, K, E]
+    importance = jnp.where(chosen, weights[:, :, None], 0.0).sum(axis=(0, 1))  # [E]
+    mean = importance.mean()
+    return jnp.where(mean > 0, importance.var() / jnp.where(mean > 0, mean, 1.0) ** 2, 0.0)
 
 
 def z_loss(logits: Float[Array, "T E"], *, where: Bool[Array, "T"] | None = None) -> Float[Array, ""]:
@@ -85,30 +207,3 @@ def bias_update(bias: Float[Array, "E"], load: Float[Array, "E"], rate: float | 
     """
     moved = bias + rate * jnp.sign(load.mean() - load)
     return moved - moved.mean()
-
-
-def max_violation(load: Float[Array, "*B E"]) -> Float[Array, "*B"]:
-    """MaxVio: ``max load / mean load - 1``; 0 when even, E/K - 1 at worst, 0 for no load (arXiv 2408.15664, eq. 4)."""
-    mean = load.mean(axis=-1)
-    return jnp.where(mean > 0, load.max(axis=-1) / jnp.where(mean > 0, mean, 1.0) - 1.0, 0.0)
-
-
-def load_cv(load: Float[Array, "*B E"]) -> Float[Array, "*B"]:
-    """Coefficient of variation of the load: standard deviation over mean; 0 when even."""
-    mean = load.mean(axis=-1)
-    return jnp.where(mean > 0, load.std(axis=-1) / jnp.where(mean > 0, mean, 1.0), 0.0)
-
-
-def load_entropy(load: Float[Array, "*B E"]) -> Float[Array, "*B"]:
-    """Entropy of the load over ``log E``: 1 when even, 0 when one expert takes everything; 1 for a single expert."""
-    num_experts = load.shape[-1]
-    if num_experts == 1:
-        return jnp.ones(load.shape[:-1], load.dtype)
-    share = load / jnp.maximum(load.sum(axis=-1, keepdims=True), 1.0)
-    terms = jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1.0)), 0.0)
-    return -terms.sum(axis=-1) / jnp.log(float(num_experts))
-
-
-def dead_experts(load: Float[Array, "*B E"]) -> Float[Array, "*B"]:
-    """Number of experts that received nothing, as float32."""
-    return (load == 0).sum(axis=-1).astype(jnp.float32)

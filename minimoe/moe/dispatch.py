@@ -4,10 +4,21 @@ Axes: T tokens, D model width, K experts per token, E experts, F expert hidden w
 
 Every dispatch computes ``y[t] = sum_k weights[t, k] * FFN[experts[t, k]](x[t])`` from
 
-    x [T, D], experts [T, K] int32 in 0..E-1, weights [T, K], gate_up [E, D, 2F], down [E, F, D]
+    x [T, D], experts [T, K] int32 in 0..E-1, all different within a row, weights [T, K], gate_up [E, D, 2F],
+    down [E, F, D] and capacity, the slots per expert: only `capacity_dispatch` looks at it
 
-and returns ``y [T, D]``. `loop_dispatch` is the definition, `dense_dispatch` the shortest vectorised form and
-`minimoe.moe.dropless` the fast exact one.
+and returns ``y [T, D]``. K may be E, with weights of 0 for pairs that were not chosen: that is how expert choice comes
+in, and the capacity dispatch, whose slots it fills exactly, is the one that does not multiply for those zeros.
+
+===========  ==========================================================================================================
+``loop``     the definition: expert by expert, each on all tokens
+``dense``    the shortest vectorised form: all experts on all tokens at once
+``capacity`` C slots per expert, one batched matmul; what does not fit is dropped (`minimoe.moe.capacity`)
+``ragged``   sorted by expert, groups of unequal size, `jax.lax.ragged_dot` (`minimoe.moe.ragged`)
+``dropless`` sorted by expert, batched where even and looped where not: exact and fast (`minimoe.moe.dropless`)
+===========  ==========================================================================================================
+
+`minimoe.moe.accounting` counts what each of them computes in vain.
 """
 
 from __future__ import annotations
@@ -18,7 +29,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from minimoe.layers import swiglu
+from minimoe.moe.capacity import capacity_dispatch
 from minimoe.moe.dropless import dropless_dispatch
+from minimoe.moe.ragged import ragged_dispatch
 
 Dispatch = Callable[..., Float[Array, "T D"]]
 
@@ -29,8 +42,11 @@ def loop_dispatch(
     weights: Float[Array, "T K"],
     gate_up: Float[Array, "E D F2"],
     down: Float[Array, "E F D"],
+    *,
+    capacity: int | None = None,
 ) -> Float[Array, "T D"]:
     """Expert by expert, each on all tokens, kept where it was chosen: E/K times the useful work. The oracle."""
+    del capacity
     y = jnp.zeros_like(x)
     for expert in range(gate_up.shape[0]):
         weight = jnp.where(experts == expert, weights, 0.0).sum(axis=-1).astype(x.dtype)  # [T]
@@ -44,11 +60,14 @@ def dense_dispatch(
     weights: Float[Array, "T K"],
     gate_up: Float[Array, "E D F2"],
     down: Float[Array, "E F D"],
+    *,
+    capacity: int | None = None,
 ) -> Float[Array, "T D"]:
     """All experts on all tokens in three einsums, weighted by a ``[T, E]`` matrix that is mostly 0.
 
     E/K times the useful work and ``T*E*2F`` activations, yet hard to beat for a few wide-awake experts.
     """
+    del capacity
     chosen = experts[:, :, None] == jnp.arange(gate_up.shape[0], dtype=experts.dtype)[None, None, :]  # [T, K, E]
     weight = jnp.where(chosen, weights[:, :, None], 0.0).sum(axis=1).astype(x.dtype)  # [T, E]
     hidden = swiglu(jnp.einsum("td,edf->tef", x, gate_up))  # [T, E, F]
@@ -58,5 +77,7 @@ def dense_dispatch(
 DISPATCHERS: dict[str, Dispatch] = {
     "loop": loop_dispatch,
     "dense": dense_dispatch,
+    "capacity": capacity_dispatch,
+    "ragged": ragged_dispatch,
     "dropless": dropless_dispatch,
 }

@@ -223,11 +223,14 @@ def dropless_dispatch(
     weights: Float[Array, "T K"],
     gate_up: Float[Array, "E D F2"],
     down: Float[Array, "E F D"],
+    *,
+    capacity: int | None = None,
 ) -> Float[Array, "T D"]:
     """Exact at any load: `few_tokens` for up to `FEW_ASSIGNMENTS`, else the batched part plus the overflow loop.
 
     The choice depends on shapes only. Shapes as in `minimoe.moe.dispatch`.
     """
+    del capacity
     if not experts.size:
         return jnp.zeros_like(x)
     if experts.size <= FEW_ASSIGNMENTS:

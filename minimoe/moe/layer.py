@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import MoEConfig
 from minimoe.layers import SwiGLU, fan_in
+from minimoe.moe.capacity import drop_rate, expert_capacity
 from minimoe.moe.dispatch import DISPATCHERS
 from minimoe.moe.routing import Router, Routing
 
@@ -68,21 +69,25 @@ class MoELayer(nnx.Module):
 
         Args:
           x: tokens ``[T, D]``.
-          tokens: token ids, for selectors that look at them (none of the present ones does).
-          where: True for real tokens. Padding gets combine weights of 0 and is not counted in the load.
-          segments: sequence of each token, for terms computed per sequence (none yet).
-          rngs: noise, for selectors that want it (none yet).
+          tokens: token ids, for ``select="hash"``.
+          where: True for real tokens. Padding gets combine weights of 0, is not counted in the load and takes no slot.
+          segments: sequence of each token, for parts that work by sequence (no present one does).
+          rngs: noise for ``select="noisy_topk"``, from the stream ``routing`` or the default one.
 
         Returns:
           ``(y [T, D], routing)``.
         """
-        del tokens, segments, rngs
-        routing = self.router(x, where=where)
-        dtype = jnp.dtype(self.config.dtype)
-        dispatch = DISPATCHERS[self.config.dispatch]
+        del segments
+        config = self.config
+        routing = self.router(x, tokens=tokens, where=where, rngs=rngs)
+        capacity = expert_capacity(x.shape[0], config)
+        if config.dispatch == "capacity":
+            routing = dataclasses.replace(routing, dropped=drop_rate(routing.load, capacity))
+        dtype = jnp.dtype(config.dtype)
         gate_up, down = self.experts.gate_up_proj[...].astype(dtype), self.experts.down_proj[...].astype(dtype)
         with jax.named_scope("experts"):
-            y = dispatch(x.astype(dtype), routing.experts, routing.weights, gate_up, down)
+            dispatch = DISPATCHERS[config.dispatch]
+            y = dispatch(x.astype(dtype), routing.experts, routing.weights, gate_up, down, capacity=capacity)
         if self.shared is not None:
             with jax.named_scope("shared_expert"):
                 y = y + self.shared(x.astype(dtype))

@@ -11,7 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import MoEConfig
+from minimoe.errors import UserError
 from minimoe.layers import fan_in
+from minimoe.moe.selectors import SELECTORS, make_hash_table, noisy_logits
 
 
 @jax.tree_util.register_dataclass
@@ -19,13 +21,15 @@ from minimoe.layers import fan_in
 class Routing:
     """Who went where in one layer.
 
+    Under expert choice K is E, every row of ``experts`` is 0..E-1, and pairs that were not chosen weigh 0.
+
     Attributes:
       experts: chosen ids ``[T, K]`` int32, best selection score first; ties go to the lower id.
       weights: combine weights ``[T, K]`` float32, from affinities without the bias; 0 for masked tokens.
       probs: affinities ``[T, E]`` float32.
-      logits: router logits ``[T, E]`` float32.
-      load: assignments per expert ``[E]`` float32 counts; masked tokens are not counted.
-      dropped: share of assignments that reached no expert, a float32 scalar in [0, 1].
+      logits: router logits ``[T, E]`` float32, with their noise if there was any.
+      load: assignments per expert ``[E]`` float32 counts, before any are dropped; masked tokens are not counted.
+      dropped: share of assignments that found no slot, a float32 scalar in [0, 1]; 0 for exact dispatches.
     """
 
     experts: Int[Array, "T K"]
@@ -38,6 +42,10 @@ class Routing:
 
 class RouterBias(nnx.Variable):
     """Selection bias ``[E]`` of loss-free balancing. Not a Param: no gradient reaches it (see `balance.bias_update`)."""
+
+
+class HashTable(nnx.Variable):
+    """Experts by token id, ``[V, K]`` int32. Not a Param: it is drawn once and never changes."""
 
 
 def softmax_affinity(logits: Float[Array, "T E"]) -> Float[Array, "T E"]:
@@ -70,22 +78,8 @@ AFFINITIES: dict[str, Callable[[Float[Array, "T E"]], Float[Array, "T E"]]] = {
 }
 
 
-def select_topk(probs: Float[Array, "T E"], bias: Float[Array, "E"], top_k: int) -> Int[Array, "T K"]:
-    """The K experts of largest ``affinity + bias``; equal scores go to the lower id.
-
-    Example:
-      >>> print(select_topk(jnp.array([[0.1, 0.5, 0.5, 0.2]]), jnp.zeros(4), 2))
-      [[1 2]]
-    """
-    _, experts = jax.lax.top_k(jax.lax.stop_gradient(probs) + jax.lax.stop_gradient(bias)[None, :], top_k)
-    return experts.astype(jnp.int32)
-
-
-SELECTORS: dict[str, Callable[..., Int[Array, "T K"]]] = {"topk": select_topk}
-
-
 def combine_weights(
-    probs: Float[Array, "T E"], experts: Int[Array, "T K"], *, normalize: bool = True, scale: float = 1.0
+    probs: Float[Array, "T E"], experts: Int[Array, "T K"], *, normalize: bool = True, scale: int | float = 1.0
 ) -> Float[Array, "T K"]:
     """The chosen affinities, divided by their sum if ``normalize``, times ``scale``.
 
@@ -103,10 +97,16 @@ def combine_weights(
 
 
 def expert_load(
-    experts: Int[Array, "T K"], num_experts: int, where: Bool[Array, "T"] | None = None
+    experts: Int[Array, "T K"],
+    num_experts: int,
+    where: Bool[Array, "T"] | None = None,
+    *,
+    used: Bool[Array, "T K"] | None = None,
 ) -> Float[Array, "E"]:
-    """Assignments per expert, counts as float32 ``[E]``; tokens with ``where=False`` are not counted."""
+    """Assignments per expert, counts as float32 ``[E]``; tokens with ``where=False``, pairs not ``used`` do not count."""
     taken = experts[:, :, None] == jnp.arange(num_experts, dtype=experts.dtype)[None, None, :]  # [T, K, E]
+    if used is not None:
+        taken = taken & used[:, :, None]
     if where is not None:
         taken = taken & where[:, None, None]
     return taken.sum(axis=(0, 1)).astype(jnp.float32)
@@ -115,7 +115,8 @@ def expert_load(
 class Router(nnx.Module):
     """``logits = x @ kernel`` in float32, affinities, choice and combine weights.
 
-    Holds ``kernel [D, E]`` (a Param) and ``bias [E]`` (a `RouterBias`, zero until balancing moves it).
+    Holds ``kernel [D, E]`` (a Param) and ``bias [E]`` (a `RouterBias`, zero until balancing moves it); for noisy top-k
+    ``noise_kernel [D, E]`` too (a Param, zero at first), for hash ``table [V, K]`` (a `HashTable`).
     """
 
     def __init__(self, config: MoEConfig, *, rngs: nnx.Rngs):
@@ -124,17 +125,52 @@ class Router(nnx.Module):
         # A tenth of the usual size: affinities start nearly equal, so that a few bias steps can balance them.
         self.kernel = nnx.Param(fan_in(0.1)(rngs.params(), shape, jnp.float32))
         self.bias = RouterBias(jnp.zeros(config.num_experts, jnp.float32))
+        noisy = config.select == "noisy_topk"
+        self.noise_kernel = nnx.data(nnx.Param(jnp.zeros(shape, jnp.float32)) if noisy else None)
+        self.table = nnx.data(None)
+        if config.select == "hash":
+            assert config.hash_vocab_size is not None  # the config's own check
+            table = make_hash_table(rngs.params(), config.hash_vocab_size, config.num_experts, config.top_k)
+            self.table = HashTable(table)
 
-    def __call__(self, x: Float[Array, "T D"], *, where: Bool[Array, "T"] | None = None) -> Routing:
+    def __call__(
+        self,
+        x: Float[Array, "T D"],
+        *,
+        tokens: Int[Array, "T"] | None = None,
+        where: Bool[Array, "T"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Routing:
+        """Routes.
+
+        Args:
+          x: ``[T, D]``.
+          tokens: token ids, which ``hash`` needs.
+          where: True for real tokens.
+          rngs: with a ``routing`` or default stream, switches the noise of ``noisy_topk`` on; None is deterministic.
+        """
         config = self.config
-        # Full float32 also where the hardware would rather round to TF32: a rounded logit is another expert.
-        logits = jnp.matmul(x.astype(jnp.float32), self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+        logits = self._logits(x, rngs)
         probs = AFFINITIES[config.score](logits)
-        experts = SELECTORS[config.select](probs, self.bias[...], config.top_k)
-        weights = combine_weights(
-            probs, experts, normalize=config.normalize_weights, scale=config.routed_scaling_factor
-        )
+        table = None if self.table is None else self.table[...]
+        select = SELECTORS[config.select]
+        experts, used = select(config, probs, self.bias[...], tokens=tokens, table=table, where=where)
+        # Expert choice weighs by the affinity itself: how many experts a token got is not its own doing.
+        normalize = config.normalize_weights and config.select != "expert_choice"
+        weights = combine_weights(probs, experts, normalize=normalize, scale=config.routed_scaling_factor)
+        if used is not None:
+            weights = jnp.where(used, weights, 0.0)
         if where is not None:
             weights = jnp.where(where[:, None], weights, 0.0)
-        load = expert_load(experts, config.num_experts, where)
+        load = expert_load(experts, config.num_experts, where, used=used)
         return Routing(experts, weights, probs, logits, load, dropped=jnp.zeros((), jnp.float32))
+
+    def _logits(self, x: Float[Array, "T D"], rngs: nnx.Rngs | None) -> Float[Array, "T E"]:
+        # Full float32 also where the hardware would rather round to TF32: a rounded logit is another expert.
+        x, highest = x.astype(jnp.float32), jax.lax.Precision.HIGHEST
+        logits = jnp.matmul(x, self.kernel[...], precision=highest)
+        if self.noise_kernel is None or rngs is None:
+            return logits
+        if "routing" not in rngs and "default" not in rngs:
+            raise UserError('select="noisy_topk" draws its noise from rngs, which has no stream; add routing=key')
+        return noisy_logits(logits, jnp.matmul(x, self.noise_kernel[...], precision=highest), rngs.routing())

@@ -3,26 +3,75 @@
 - `training_curve`, `compare_runs`: learning curves from the records of runs;
 - `experts_by_domain`, `balance_over_time`, `load_bars`, `token_experts`: where tokens go;
 - `bits_per_byte_by_domain`, `ladder`: finished models side by side;
+- `assignments`, `parameter_parts`, `active_and_total`, `experts_read`, `time_per_token`, `costs_side_by_side`: what
+  sparsity buys and costs;
+- `score_functions`, `choices`, `routing_board`, `changed_outputs`, `combinations`, `information_by_window`,
+  `dispatch_clocks`: how tokens are scored and routed, and at what price;
+- `load_film`, `over_steps`, `loss_ranges`, `before_and_after`, `choices_under_bias`, `quality_against_balance`,
+  `price_of_imbalance`: how balance comes and goes, and what it is worth;
+- `seeds`, `curves_with_spread`: runs that differ in their seed alone;
 - `save`, `png_bytes`: the file, or its bytes.
 """
 
 from __future__ import annotations
 
+from minimoe.plots.balancing import (
+    before_and_after,
+    choices_under_bias,
+    load_film,
+    loss_ranges,
+    over_steps,
+    price_of_imbalance,
+    quality_against_balance,
+)
 from minimoe.plots.bars import bits_per_byte_by_domain, ladder
 from minimoe.plots.curves import compare_runs, training_curve
+from minimoe.plots.dispatch import changed_outputs, combinations, dispatch_clocks, information_by_window
 from minimoe.plots.routing import balance_over_time, experts_by_domain, load_bars
+from minimoe.plots.scores import choices, routing_board, score_functions
+from minimoe.plots.sparse import (
+    active_and_total,
+    assignments,
+    costs_side_by_side,
+    experts_read,
+    parameter_parts,
+    time_per_token,
+)
+from minimoe.plots.spread import curves_with_spread, seeds
 from minimoe.plots.style import png_bytes, save
 from minimoe.plots.text import token_experts
 
 __all__ = [
+    "active_and_total",
+    "assignments",
     "balance_over_time",
+    "before_and_after",
     "bits_per_byte_by_domain",
+    "changed_outputs",
+    "choices",
+    "choices_under_bias",
+    "combinations",
     "compare_runs",
+    "costs_side_by_side",
+    "curves_with_spread",
+    "dispatch_clocks",
     "experts_by_domain",
+    "experts_read",
+    "information_by_window",
     "ladder",
     "load_bars",
+    "load_film",
+    "loss_ranges",
+    "over_steps",
+    "parameter_parts",
     "png_bytes",
+    "price_of_imbalance",
+    "quality_against_balance",
+    "routing_board",
     "save",
+    "score_functions",
+    "seeds",
+    "time_per_token",
     "token_experts",
     "training_curve",
 ]

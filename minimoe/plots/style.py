@@ -9,7 +9,6 @@ from __future__ import annotations
 import colorsys
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from minimoe.errors import UserError
+from minimoe.files import write_atomically
 
 # Okabe and Ito's colour-blind-safe set, darkest contrast to white first; their yellow is left out, because a thin
 # yellow line on white cannot be seen.
@@ -194,19 +194,3 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path
     buffer = io.BytesIO()
     figure.savefig(buffer, format=suffix, dpi=dpi, metadata=metadata)
     return write_atomically(path, buffer.getvalue())
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Writes a file all or nothing: a reader sees the old content or the new one, never half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path

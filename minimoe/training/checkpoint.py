@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from flax import nnx
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer, load_tokenizer
 from minimoe.errors import UserError
+from minimoe.files import write_atomically
 from minimoe.model import MoETransformer
 from minimoe.training.recipe import Recipe
 
@@ -58,13 +58,6 @@ class RunConfig:
         }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def prepare_folder(out: Path, marker: str = CONFIG_FILE, what: str = "a training run") -> None:
     """Makes ``out`` ready to be written: new, empty, or holding ``what`` already, which its file ``marker`` tells.
 
@@ -87,10 +80,8 @@ def prepare_folder(out: Path, marker: str = CONFIG_FILE, what: str = "a training
 def write_run_config(out: Path, run: RunConfig, tokenizer: Tokenizer) -> None:
     """Writes ``config.json`` and, where the tokenizer needs one, its file."""
     if tokenizer.name != "byte":
-        temporary = out / (TOKENIZER_FILE + ".tmp")
-        tokenizer.save(temporary)
-        os.replace(temporary, out / TOKENIZER_FILE)
-    write_text(out / CONFIG_FILE, json.dumps(run.to_dict(), indent=1) + "\n")
+        tokenizer.save(out / TOKENIZER_FILE)
+    write_atomically(out / CONFIG_FILE, json.dumps(run.to_dict(), indent=1) + "\n")
 
 
 def read_run_config(folder: Path) -> RunConfig:

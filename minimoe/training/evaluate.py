@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.data import Document, Tokenizer, windows
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
+from minimoe.moe import Routing
 
 TOKENS_PER_BATCH = 4096
 
@@ -58,12 +59,15 @@ def eval_step(
     nats = jnp.sum(jax.nn.logsumexp(logits, axis=-1) - chosen, axis=-1, where=where)
     if not routing:
         return nats, jnp.zeros((tokens.shape[0], 0, 0))
-    return nats, jnp.stack([_row_load(r.experts, r.probs.shape[-1], where) for r in routing], axis=1)
+    return nats, jnp.stack([_row_load(r, where) for r in routing], axis=1)
 
 
-def _row_load(experts: Int[Array, "T K"], num_experts: int, where: Bool[Array, "B L"]) -> Float[Array, "B E"]:
+def _row_load(routing: Routing, where: Bool[Array, "B L"]) -> Float[Array, "B E"]:
+    experts, num_experts = routing.experts, routing.probs.shape[-1]
     by_row = experts.reshape(where.shape[0], -1)  # [B, L*K]
     counted = jnp.repeat(where, experts.shape[1], axis=1)
+    if experts.shape[1] == num_experts:  # expert choice lists all experts and gives those not used a weight of 0
+        counted = counted & (routing.weights != 0).reshape(counted.shape)
     ids = jnp.arange(num_experts, dtype=experts.dtype)
     return ((by_row[:, :, None] == ids[None, None, :]) & counted[:, :, None]).sum(axis=1).astype(jnp.float32)
 

@@ -28,9 +28,10 @@ from flax import nnx
 from minimoe.config import ModelConfig
 from minimoe.data import Document, Tokenizer, TrainingData, evaluation_documents
 from minimoe.errors import UserError
+from minimoe.files import write_atomically
 from minimoe.model import MoETransformer
 from minimoe.moe import dead_experts, load_cv, load_entropy, max_violation
-from minimoe.training.checkpoint import METRICS_FILE, CheckpointFolder, RunConfig, write_text
+from minimoe.training.checkpoint import METRICS_FILE, CheckpointFolder, RunConfig
 from minimoe.training.evaluate import Evaluation, evaluate
 from minimoe.training.optim import learning_rate, make_optimizer
 from minimoe.training.recipe import Recipe
@@ -164,8 +165,8 @@ def _run(session, model, optimizer, data, validation, first, stop, on_step) -> T
         if _due(step, recipe.checkpoint_every, recipe.steps):
             session.save(step, model, optimizer)
             window_start, window_step = time.monotonic(), step
-    if first >= recipe.steps:
-        evaluation = session.evaluate(step, per_step, model, documents)
+    if first >= recipe.steps:  # a finished run, resumed: its result again, but no second line for it
+        evaluation = session.evaluate(step, per_step, model, documents, known=True)
     interrupted = step < recipe.steps
     if interrupted:
         session.save(step, model, optimizer)
@@ -203,7 +204,7 @@ class _Session:
         step = steps[-1] if steps else 0
         if self.out and (self.out / METRICS_FILE).is_file():
             self.records = [r for r in read_metrics(self.out) if r["step"] <= step]
-            write_text(self.out / METRICS_FILE, "".join(json.dumps(r) + "\n" for r in self.records))
+            write_atomically(self.out / METRICS_FILE, "".join(json.dumps(r) + "\n" for r in self.records))
         self._before = self.records[-1]["seconds"] if self.records else 0.0
         return step
 
@@ -214,12 +215,16 @@ class _Session:
                 file.write(json.dumps(record) + "\n")
         self.on_record(record)
 
-    def evaluate(self, step: int, per_step: int, model: MoETransformer, documents: list[Document]) -> Evaluation | None:
+    def evaluate(
+        self, step: int, per_step: int, model: MoETransformer, documents: list[Document], *, known: bool = False
+    ) -> Evaluation | None:
         if not documents:
             return None
         seconds = self.seconds()
         result = evaluate(model, documents, self.tokenizer)
         self._started += self.seconds() - seconds  # the clock of the curve is training time
+        if known and any(r["kind"] == "eval" and r["step"] == step for r in self.records):
+            return result
         record = {"kind": "eval", "step": step, "tokens": step * per_step, "seconds": round(seconds, 3)}
         self.log(record | {"protocol": "quick"} | result.to_record())
         return result

@@ -18,12 +18,13 @@ class Recipe:
     Args:
       steps: optimiser steps in all; the learning rate decays to its end over exactly these.
       batch_size: B sequences a step, each as long as the model's context.
-      seed: decides initial weights, order of data and dropout.
+      seed: decides initial weights, order of data, dropout and routing noise.
       learning_rate: peak, after ``warmup_steps`` of linear warm-up; then a cosine down to ``final_fraction`` of it.
       weight_decay: decoupled, on matrices only. beta1, beta2: AdamW. clip_norm: of the global gradient norm.
       router_bias_rate: first step of loss-free balancing, in units of affinity; it follows a cosine down to
         ``final_fraction`` of itself. 0 switches it off.
       balance_weight: times the load-balance loss, mean over layers. z_weight: times the router z-loss.
+      sequence_balance_weight: times the load-balance loss within single sequences; DeepSeek-V3 uses 1e-4.
       log_every, eval_every, checkpoint_every: in steps; 0 evaluates (or saves) at the end only.
 
     Raises:
@@ -43,6 +44,7 @@ class Recipe:
     router_bias_rate: float = 0.001
     balance_weight: float = 0.0
     z_weight: float = 0.0
+    sequence_balance_weight: float = 0.0
     log_every: int = 10
     eval_every: int = 0
     checkpoint_every: int = 200
@@ -57,7 +59,7 @@ class Recipe:
         self._require_range("final_fraction", 0, 1.000001, "0.05 is usual, 1 keeps the rate constant")
         for name in ("beta1", "beta2"):
             self._require_range(name, 0, 1, "0.9 and 0.95 are usual")
-        for name in ("weight_decay", "router_bias_rate", "balance_weight", "z_weight"):
+        for name in ("weight_decay", "router_bias_rate", "balance_weight", "z_weight", "sequence_balance_weight"):
             self._require_range(name, 0, math.inf, "0 switches it off")
 
     def _require_whole(self, name: str, low: int, words: str) -> None:

@@ -10,8 +10,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from minimoe.config import ModelConfig
 from minimoe.model import MoETransformer
-from minimoe.moe import MoELayer, Routing, bias_update, load_balance_loss, z_loss
+from minimoe.moe import MoELayer, Routing, bias_update, load_balance_loss, sequence_balance_loss, z_loss
 from minimoe.training.optim import bias_rate
 from minimoe.training.recipe import Recipe
 
@@ -51,6 +52,24 @@ def router_losses(routing: tuple[Routing, ...], where: Bool[Array, "T"]) -> tupl
     return jnp.stack(balance).mean(), jnp.stack(z).mean()
 
 
+def sequence_loss(routing: tuple[Routing, ...], where: Bool[Array, "B L"]) -> Float[Array, ""]:
+    """`sequence_balance_loss` with a row of the batch as a sequence, mean over layers; 0 for a dense model."""
+    if not routing:
+        return jnp.zeros(())
+    batch, length = where.shape
+    segments = jnp.repeat(jnp.arange(batch, dtype=jnp.int32), length)
+    flat = where.reshape(-1)
+    return jnp.stack([sequence_balance_loss(r.probs, r.experts, segments, batch, where=flat) for r in routing]).mean()
+
+
+def noise_streams(config: ModelConfig, key: Array) -> nnx.Rngs | None:
+    """The random streams a training step of this model draws from: ``dropout``, ``routing``; None if neither."""
+    streams = {"dropout": key} if config.dropout else {}
+    if config.moe is not None and config.moe.select == "noisy_topk":
+        streams["routing"] = jax.random.fold_in(key, 1)
+    return nnx.Rngs(**streams) if streams else None
+
+
 def update_router_biases(model: MoETransformer, routing: tuple[Routing, ...], rate: float | Float[Array, ""]) -> None:
     """Moves every layer's selection bias by its load in this batch; outside the gradient, after the optimiser."""
     sparse = [layer.ffn for layer in model.layers if isinstance(layer.ffn, MoELayer)]
@@ -78,11 +97,14 @@ def train_step(
     before = jax.tree.map(lambda array: array, nnx.state((model, optimizer)))  # a copy: the update writes in place
 
     def loss_fn(params):
-        rngs = nnx.Rngs(dropout=dropout_key) if model.config.dropout else None
+        rngs = noise_streams(model.config, dropout_key)
         logits, routing = nnx.merge(graphdef, params, rest)(tokens, where=where, rngs=rngs)
         loss = lm_loss(logits, targets, where)
         balance, z = router_losses(routing, where.reshape(-1))
-        return loss + recipe.balance_weight * balance + recipe.z_weight * z, (loss, balance, z, routing)
+        total = loss + recipe.balance_weight * balance + recipe.z_weight * z
+        if recipe.sequence_balance_weight:  # not logged, so not computed for nothing
+            total = total + recipe.sequence_balance_weight * sequence_loss(routing, where)
+        return total, (loss, balance, z, routing)
 
     (_, (loss, balance, z, routing)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     grad_norm = optax.tree.norm(grads)

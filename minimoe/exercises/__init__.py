@@ -1,0 +1,17 @@
+"""Exercises that grade themselves: write a pure function, and `check` says what is wrong in the idea.
+
+`record` says what an exercise is, `lesson01` to `lesson03` hold them, `grade` judges (with `numeric` and `limits`),
+`registry` lists, `front` is what a notebook calls, `submission` reads a student's file.
+
+    import minimoe.exercises as ex
+
+    ex.exercises()["routing.topk"]       # the statement
+    ex.check("routing.topk", my_topk)    # the verdict, printed; .passed and .points in what it returns
+    ex.hint("routing.topk")              # the next of three hints
+    ex.status()                          # what is done
+"""
+
+from minimoe.exercises.front import check, exercises, hint, status
+from minimoe.exercises.record import Exercise, Result
+
+__all__ = ["Exercise", "Result", "check", "exercises", "hint", "status"]

@@ -1,0 +1,65 @@
+"""A wall-clock limit on somebody else's function that also works in notebooks and on Windows."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class TimeLimitExceeded(Exception):
+    """The function did not return in time."""
+
+
+class Raised(Exception):
+    """The function raised ``error``; wrapped, so that its ``exit()`` or Ctrl-C is not taken for the caller's."""
+
+    def __init__(self, error: BaseException):
+        super().__init__(repr(error))
+        self.error = error
+
+
+class _Stop(BaseException):
+    """Raised inside the thread that is to end; not an Exception, so that ``except Exception`` lets it through."""
+
+
+def run_limited(function: Callable[[], Any], seconds: int | float) -> Any:
+    """``function()`` in a daemon thread.
+
+    A Python loop that runs too long is ended, so that it does not go on taking half of the processor. A loop inside
+    compiled code cannot be ended; being a daemon it does not keep the process alive.
+
+    Raises:
+      TimeLimitExceeded: after ``seconds``.
+      Raised: for anything that the function raised.
+    """
+    outcome: dict[str, Any] = {}
+
+    def target() -> None:
+        try:
+            outcome["value"] = function()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=target, daemon=True, name="minimoe-exercise")
+    thread.start()
+    try:
+        thread.join(seconds)
+    finally:  # also after Ctrl-C
+        late = thread.is_alive()
+        if late:
+            _end(thread)
+    if late:
+        raise TimeLimitExceeded
+    if "error" in outcome:
+        raise Raised(outcome["error"])
+    return outcome["value"]
+
+
+def _end(thread: threading.Thread) -> None:
+    """Asks CPython to raise `_Stop` at the thread's next instruction; does nothing on other interpreters."""
+    raise_in = getattr(getattr(ctypes, "pythonapi", None), "PyThreadState_SetAsyncExc", None)
+    if raise_in is not None and thread.ident is not None:
+        raise_in(ctypes.c_ulong(thread.ident), ctypes.py_object(_Stop))
+        thread.join(0.2)

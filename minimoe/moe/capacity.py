@@ -1,0 +1,122 @@
+"""Capacity: a fixed number of slots per expert, and what does not fit is dropped (GShard, Switch).
+
+Axes: T tokens, D model width, K experts per token, E experts, F expert hidden width (F2 = 2*F), C slots per expert.
+
+Fixed shapes were the point: on hardware that wants every array size at compile time, ``[E, C, D]`` is one batched
+matmul. The price is paid twice: popular experts drop tokens and unpopular ones multiply zeros. Dropping also makes a
+token's output depend on the rest of the batch. See `minimoe.moe.dropless` for the way without either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from minimoe.config import MoEConfig
+from minimoe.layers import swiglu
+
+
+def expert_capacity(tokens: int, config: MoEConfig) -> int:
+    """C = ``ceil(capacity_factor * T * K / E)``, never above T: no token can use a second slot of one expert.
+
+    T counts padding too, since it is the static size of the batch.
+
+    Example:
+      >>> expert_capacity(64, MoEConfig(d_model=8, d_expert=8, num_experts=8, top_k=2, capacity_factor=1.25))
+      20
+
+    References:
+      Lepikhin et al., `GShard <https://arxiv.org/abs/2006.16668>`_, section 2.2, with the factor of Fedus et al.,
+      `Switch Transformers <https://arxiv.org/abs/2101.03961>`_, eq. 3.
+    """
+    slots = config.capacity_factor * tokens * config.top_k / config.num_experts
+    return min(tokens, math.ceil(round(slots, 6)))  # 1.1 * 10 is a little more than 11 in binary
+
+
+def drop_rate(load: Float[Array, "E"], capacity: int) -> Float[Array, ""]:
+    """Share of the assignments in ``load`` that find no slot; 0 when nothing is assigned.
+
+    It needs no plan: an expert drops what exceeds C, whichever tokens that hits.
+
+    Example:
+      >>> print(drop_rate(jnp.array([6.0, 2.0, 2.0, 0.0]), 4))
+      0.2
+    """
+    return jnp.maximum(load - capacity, 0.0).sum() / jnp.maximum(load.sum(), 1.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CapacityPlan:
+    """Who sits where.
+
+    Attributes:
+      slot: place of each assignment in the flattened ``[E*C]`` slots, ``[T, K]``; E*C for those without one.
+      kept: whether it has a slot, ``[T, K]``.
+      token: the token in each slot, ``[E, C]``; T where the slot is empty.
+    """
+
+    slot: Int[Array, "T K"]
+    kept: Bool[Array, "T K"]
+    token: Int[Array, "E C"]
+
+
+def make_capacity_plan(
+    experts: Int[Array, "T K"], used: Bool[Array, "T K"], num_experts: int, capacity: int
+) -> CapacityPlan:
+    """Fills slots in GShard's order: first choices of all tokens, then second choices, ...; earlier tokens first.
+
+    So a token's second choice is dropped before anybody's first. It also means that a later token can push out an
+    earlier one: in a causal model, dropping looks into the future.
+
+    Args:
+      experts: ids, different ones in each row.
+      used: assignments that ask for a slot at all.
+      num_experts: E. capacity: C.
+    """
+    tokens, top_k = experts.shape
+    flat = experts.T.reshape(-1)  # [K*T], choice by choice
+    asks = (flat[:, None] == jnp.arange(num_experts, dtype=flat.dtype)[None, :]) & used.T.reshape(-1)[:, None]
+    before = jnp.cumsum(asks.astype(jnp.int32), axis=0) - 1  # [K*T, E]
+    position = jnp.take_along_axis(before, flat[:, None], axis=1)[:, 0]
+    kept = used.T.reshape(-1) & (position < capacity)
+    slot = jnp.where(kept, flat * capacity + position, num_experts * capacity).astype(jnp.int32)
+    owner = jnp.tile(jnp.arange(tokens, dtype=jnp.int32), top_k)
+    token = jnp.full(num_experts * capacity, tokens, jnp.int32).at[slot].set(owner, mode="drop")
+    return CapacityPlan(
+        slot.reshape(top_k, tokens).T, kept.reshape(top_k, tokens).T, token.reshape(num_experts, capacity)
+    )
+
+
+def capacity_dispatch(
+    x: Float[Array, "T D"],
+    experts: Int[Array, "T K"],
+    weights: Float[Array, "T K"],
+    gate_up: Float[Array, "E D F2"],
+    down: Float[Array, "E F D"],
+    *,
+    capacity: int | None = None,
+) -> Float[Array, "T D"]:
+    """C slots per expert in one batched matmul; assignments beyond them contribute nothing.
+
+    An assignment of weight 0 takes no slot, so neither padding nor the unused pairs of expert choice crowd others
+    out. Shapes as in `minimoe.moe.dispatch`.
+
+    Args:
+      capacity: C; None is room for all, ``C = T``.
+
+    References:
+      Lepikhin et al., `GShard <https://arxiv.org/abs/2006.16668>`_, algorithm 1 (its random dropping of second
+      choices is left out).
+    """
+    num_experts, tokens = gate_up.shape[0], x.shape[0]
+    plan = make_capacity_plan(experts, weights != 0, num_experts, tokens if capacity is None else capacity)
+    rows = x.at[plan.token].get(mode="fill", fill_value=0)  # [E, C, D], zeros in empty slots
+    act = swiglu(jnp.einsum("ecd,edf->ecf", rows, gate_up))
+    out = jnp.einsum("ecf,efd->ecd", act, down).reshape(-1, x.shape[1])  # [E*C, D]
+    picked = out.at[plan.slot].get(mode="fill", fill_value=0)  # [T, K, D], zeros for dropped ones
+    return jnp.einsum("tk,tkd->td", weights.astype(x.dtype), picked)

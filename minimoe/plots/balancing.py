@@ -1,0 +1,355 @@
+"""Balance in motion: a collapse as a film, losses side by side, the bias at work, and what imbalance costs.
+
+Axis letters: E experts, K experts per token, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Num
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from minimoe.errors import UserError
+from minimoe.plots import style
+from minimoe.plots.records import smooth
+from minimoe.plots.routing import relative_share
+
+MARKERS = "osD^vP*"
+RAW_UP_TO = 400  # points of a line; beyond that the raw values are a smear behind their average
+
+
+def load_film(
+    loads: Num[np.ndarray, "steps E"], frames: Sequence[int] = (), title: str = "The load of every expert, step by step"
+) -> Figure:
+    """The load of one layer over the steps of a run: single frames as bars above, all steps as an image below.
+
+    Load is relative to an even split: 1.0 is fair, 0.0 (a cross above the bars' foot) an expert without a token.
+
+    Args:
+      loads: assignments per expert, counts or shares, one row a step.
+      frames: steps to draw as bars, counted from 1; about six fit. Without any, only the image is drawn.
+      title: above the figure.
+
+    Raises:
+      UserError: if there is no step, or a frame lies outside the run.
+    """
+    steps, experts = loads.shape
+    outside = [frame for frame in frames if not 1 <= frame <= steps]
+    if not steps or outside:
+        raise UserError(f"frames {outside} are not among the {steps} steps of loads; count them from 1")
+    relative = relative_share(loads)
+    top = max(2.0, float(np.nanmax(relative, initial=2.0)))
+    figure = style.blank(title, height_in=3.0 + (1.4 if frames else 0.0))
+    areas = figure.subfigures(2, 1, height_ratios=(1.0, 2.0)) if frames else [None, figure.subfigures(1, 1)]
+    if frames:
+        panels = areas[0].subplots(1, len(frames), sharey=True, squeeze=False)[0]
+        for index, (axes, frame) in enumerate(zip(panels, frames, strict=True)):
+            _draw_frame(axes, np.nan_to_num(relative[frame - 1]), top)
+            axes.set_title(f"step {frame}", fontsize=style.TICK_PT, color=style.INK, loc="left")
+            axes.set_ylabel("load / mean" if index == 0 else "", fontsize=style.TICK_PT)
+    axes = areas[1].subplots()
+    style.dress(axes, x="step", y="expert", grid=None)
+    palette = colormaps["RdBu_r"].with_extremes(bad=style.FAINT)
+    image = axes.imshow(
+        np.ma.masked_invalid(relative.T), cmap=palette, norm=TwoSlopeNorm(vmin=0.0, vcenter=1.0, vmax=top),
+        aspect="auto", interpolation="nearest", extent=(0.5, steps + 0.5, experts - 0.5, -0.5),
+    )  # fmt: skip
+    if experts <= 16:
+        axes.set_yticks(range(experts))
+    for frame in frames:
+        axes.plot([frame], [-0.75], marker="v", color=style.INK, markersize=4, clip_on=False)
+    bar = areas[1].colorbar(image, ax=axes, pad=0.02)
+    bar.set_ticks([0.0, 1.0, *np.unique(np.floor(np.linspace(1.0, top, 3)[1:]))])
+    bar.set_label("load / mean load", fontsize=style.TICK_PT)
+    bar.ax.tick_params(labelsize=style.TICK_PT)
+    return figure
+
+
+def _draw_frame(axes: Axes, values: Float[np.ndarray, " E"], top: float) -> None:
+    style.dress(axes)
+    shades = [style.ALARM if value > 2.0 else style.PALETTE[0] for value in values]
+    axes.bar(np.arange(len(values)), values, width=0.8, color=shades)
+    dead = np.flatnonzero(values == 0)
+    axes.plot(dead, np.full(len(dead), 0.06 * top), linestyle="", marker="x", color=style.ALARM, markersize=4)
+    axes.axhline(1.0, color=style.INK, linewidth=0.9, linestyle="--")
+    axes.set_ylim(0, 1.05 * top)
+    axes.set_xlim(-0.7, len(values) - 0.3)
+    axes.set_xticks([])
+
+
+def over_steps(
+    panels: Mapping[str, Mapping[str, Sequence[float] | Float[np.ndarray, " n"]]],
+    title: str = "Over the steps of training",
+    events: Mapping[str, int] | None = None,
+    half_width: int | None = None,
+    every: int = 1,
+) -> Figure:
+    """Panels above each other with one line a run: each step faint (up to 400 of them), a moving average on top.
+
+    Args:
+      panels: the values of every step, under the name of each run, under the label of each panel's axis. A run has the
+        same colour in all panels.
+      title: above the figure.
+      events: steps to mark with an upright line, under what happened there.
+      half_width: points of the moving average on either side; a hundredth of the run if not given.
+      every: steps from one value to the next; the first value is of step ``every``.
+
+    Raises:
+      UserError: if there is nothing to draw.
+    """
+    names = list(dict.fromkeys(name for runs in panels.values() for name in runs))
+    if not names:
+        raise UserError(f"panels {list(panels)} hold no run; give at least one")
+    figure = style.blank(title, height_in=0.8 + 1.9 * len(panels))
+    drawn = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    longest = max(len(values) for runs in panels.values() for values in runs.values())
+    for axes, (label, runs) in zip(drawn, panels.items(), strict=True):
+        style.dress(axes, y=label)
+        highest = 0.0
+        for name, given in runs.items():
+            values, shade = np.asarray(given, dtype=np.float64), style.color_of(names.index(name))
+            at = every * np.arange(1, len(values) + 1)
+            if len(at) <= RAW_UP_TO:
+                axes.plot(at, values, color=shade, linewidth=0.7, alpha=0.25)
+            axes.plot(at, smooth(values, half_width), color=shade, linewidth=1.8, marker="o" if len(at) < 3 else "")
+            highest = max(highest, float(np.nanmax(values, initial=0.0)))
+        if all(np.nanmin(values, initial=0.0) >= 0 for values in runs.values()):
+            axes.set_ylim(-0.04 * (highest or 1.0), 1.06 * (highest or 1.0))
+        for step in (events or {}).values():
+            axes.axvline(step, color=style.QUIET, linewidth=1.0, linestyle=":")
+    for what, step in (events or {}).items():
+        drawn[0].annotate(
+            what, (step, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -9), textcoords="offset points",
+            fontsize=style.SMALL_PT, color=style.QUIET,
+        )  # fmt: skip
+    style.start_at_zero(drawn[-1], np.asarray([float(every * longest)]))
+    drawn[-1].set_xlabel("step", fontsize=style.LABEL_PT)
+    style.label_key(drawn[0], names, [style.color_of(index) for index in range(len(names))])
+    return figure
+
+
+def loss_ranges(
+    values: Mapping[str, Mapping[str, float]],
+    title: str = "What each loss says of each routing",
+    quantity: str = "loss",
+) -> Figure:
+    """A row a loss: a marker for every state of the router, on a bar from the lowest to the highest of them.
+
+    A dashed line marks 1.0, where a loss that is 1 when balanced should have its lowest value.
+
+    Args:
+      values: the loss under the name of each state, under the name of each loss.
+      title: above the figure.
+      quantity: for the axis.
+
+    Raises:
+      UserError: if a loss lacks a state that another has.
+    """
+    states = list(dict.fromkeys(state for row in values.values() for state in row))
+    if not states or any(set(row) != set(states) for row in values.values()):
+        raise UserError(f"every loss must have the states {states}; give each of them a value")
+    figure = style.blank(title, height_in=1.5 + 0.34 * len(values))
+    axes = figure.subplots()
+    style.dress(axes, x=quantity, grid="x")
+    axes.axvline(1.0, color=style.INK, linewidth=1.0, linestyle="--")
+    offsets = 0.5 * (np.arange(len(states)) - (len(states) - 1) / 2) / max(1, len(states))
+    for row, losses in enumerate(values.values()):
+        low, high = min(losses.values()), max(losses.values())
+        axes.barh(row, high - low, left=low, height=0.72, color=style.blend(style.FAINT, "white", 0.4))
+        for index, state in enumerate(states):
+            marker, shade = MARKERS[index % len(MARKERS)], style.color_of(index)
+            label = state if row == 0 else "_nolegend_"
+            axes.plot([losses[state]], [row + offsets[index]], marker, color=shade, markersize=5.5, label=label)
+    lowest, highest = (pick(pick(losses.values()) for losses in values.values()) for pick in (min, max))
+    room = 0.04 * (highest - lowest or 1.0)
+    axes.set_xlim(min(lowest, 1.0) - room, max(highest, 1.0) + room)
+    _name_rows(axes, list(values))
+    _legend_above(axes, columns=min(5, len(states)))
+    return figure
+
+
+def before_and_after(
+    panels: Mapping[str, Mapping[str, tuple[float, float]]],
+    quantity: str = "MaxVio",
+    title: str = "Before (ring) and after (dot)",
+) -> Figure:
+    """A panel a starting point, a row a method: an arrow from the value before to the value after.
+
+    Args:
+      panels: (before, after) under the name of each method, under the name of each panel. A row that a panel lacks is
+        left empty.
+      quantity: for the axes.
+      title: above the figure.
+
+    Raises:
+      UserError: if there is nothing to draw.
+    """
+    rows = list(dict.fromkeys(row for panel in panels.values() for row in panel))
+    if not rows:
+        raise UserError(f"panels {list(panels)} hold no row; give at least one")
+    figure = style.blank(title, height_in=1.2 + 0.3 * len(rows))
+    drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    top = max(max(pair) for panel in panels.values() for pair in panel.values())
+    for axes, (name, panel) in zip(drawn, panels.items(), strict=True):
+        style.dress(axes, title=name, x=quantity, grid="x")
+        for row, (before, after) in panel.items():
+            at, shade = rows.index(row), style.color_of(rows.index(row))
+            axes.plot([before, after], [at, at], color=shade, linewidth=1.4, alpha=0.7)
+            axes.plot([before], [at], "o", markerfacecolor="white", markeredgecolor=shade, markersize=6)
+            axes.plot([after], [at], "o", color=shade, markersize=6)
+        axes.set_xlim(-0.05 * (top or 1.0), 1.08 * (top or 1.0))
+        axes.axvline(0.0, color=style.INK, linewidth=1.0, linestyle="--")
+        _name_rows(axes, rows)
+    return figure
+
+
+def choices_under_bias(
+    affinity: Num[np.ndarray, "T E"],
+    bias: Num[np.ndarray, " E"],
+    top_k: int,
+    title: str = "Who is chosen by affinity plus bias",
+) -> Figure:
+    """Tokens as columns, experts as rows: filled where ``affinity + bias`` is among the token's K largest.
+
+    Dark cells were chosen without the bias too, orange ones because of it, ringed ones no longer. Bars on the right are
+    the load against the mean (dashed). Equal scores go to the lower expert.
+
+    Args:
+      affinity: of every token for every expert.
+      bias: of every expert; it selects and does nothing else.
+      top_k: K.
+      title: above the figure.
+
+    Raises:
+      UserError: if K is not in 1..E.
+    """
+    tokens, experts = affinity.shape
+    if not 1 <= top_k <= experts:
+        raise UserError(f"top_k={top_k} must be in 1..{experts}")
+    plain, chosen = (_top(affinity + extra, top_k) for extra in (np.zeros(experts), bias))
+    figure = style.blank(title, height_in=1.3 + 0.36 * experts)
+    board, bars = figure.subplots(1, 2, sharey=True, width_ratios=(3.2, 1.0))
+    style.dress(board, x="token", grid=None)
+    for (token, expert), here in np.ndenumerate(chosen):
+        was = plain[token, expert]
+        shade = (style.PALETTE[0] if was else style.ALARM) if here else style.blend(style.FAINT, "white", 0.5)
+        edge = style.ALARM if was and not here else "none"
+        board.barh(expert, 0.8, left=token - 0.4, height=0.74, color=shade, edgecolor=edge, linewidth=1.6)
+    board.set_xlim(-0.6, tokens - 0.4)
+    board.set_xticks(range(0, tokens, max(1, tokens // 8)))
+    _name_rows(board, [f"expert {e}  {float(b):+.2f}" for e, b in enumerate(bias)])
+    load = chosen.sum(axis=0)
+    mean = tokens * top_k / experts
+    style.dress(bars, x="load", title=f"MaxVio {load.max() / mean - 1:.2f}", grid="x")
+    bars.barh(np.arange(experts), load, height=0.74, color=style.PALETTE[0])
+    bars.axvline(mean, color=style.INK, linewidth=1.0, linestyle="--")
+    bars.set_xlim(0, tokens)
+    bars.tick_params(axis="y", length=0)
+    return figure
+
+
+def _top(scores: Num[np.ndarray, "T E"], top_k: int) -> np.ndarray:
+    """Whether each expert is among the K best of each token, ``[T, E]`` bool; ties to the lower id."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    return (order[:, :, None] == np.arange(scores.shape[1])).any(axis=1)
+
+
+def quality_against_balance(
+    results: Mapping[str, Sequence[tuple[float, float]]],
+    published: Mapping[str, tuple[float, float]] | None = None,
+    title: str = "Quality against balance",
+) -> Figure:
+    """Each method as points of (MaxVio, bits per byte): a small one a seed, a large one their mean. Down left is best.
+
+    Args:
+      results: (MaxVio, bits per byte) of each seed under the name of each method.
+      published: (MaxVio, perplexity) from a paper, drawn in a panel of its own: neither axis compares.
+      title: above the figure.
+
+    Raises:
+      UserError: if a method has no seed.
+    """
+    if not results or not all(len(points) for points in results.values()):
+        raise UserError(f"results {list(results)} must each hold a seed; leave empty ones out")
+    figure = style.blank(title, height_in=3.6)
+    panels = figure.subplots(1, 2 if published else 1, squeeze=False, width_ratios=(2.0, 1.0) if published else None)[0]
+    style.dress(panels[0], x="MaxVio", y="bits per byte (lower is better)", grid="both", title="measured here")
+    for index, (name, points) in enumerate(results.items()):
+        array, shade = np.asarray(points, dtype=np.float64), style.color_of(index)
+        panels[0].plot(array[:, 0], array[:, 1], "o", color=shade, alpha=0.45, markersize=4)
+        marker = MARKERS[index % len(MARKERS)]
+        panels[0].plot(*array.mean(axis=0)[:, None], marker, color=shade, markersize=9, label=name)
+    panels[0].margins(0.12)
+    panels[0].set_xlim(left=0)
+    panels[0].legend(frameon=False, fontsize=style.TICK_PT, loc="best")
+    if published:
+        style.dress(panels[1], x="MaxVio", y="perplexity", grid="both", title="published")
+        for name, (violation, perplexity) in published.items():
+            panels[1].plot([violation], [perplexity], "s", color=style.INK, markersize=6)
+            look = {"xytext": (0, 7), "textcoords": "offset points", "fontsize": style.SMALL_PT}
+            panels[1].annotate(name, (violation, perplexity), ha="center", **look)  # type: ignore[arg-type]
+        panels[1].margins(0.45)
+    return figure
+
+
+def price_of_imbalance(
+    devices: Sequence[int],
+    straggler: Mapping[str, Sequence[float]],
+    capacity_factors: Sequence[float],
+    dropped: Mapping[str, Sequence[float]],
+    title: str = "What imbalance costs",
+) -> Figure:
+    """Left, the time of a step over its balanced time against the devices; right, the tokens dropped at a capacity.
+
+    Args:
+      devices: over which the experts are spread.
+      straggler: load of the busiest device over the mean, one a number of devices, under the name of each run.
+      capacity_factors: slots of an expert over the mean load.
+      dropped: share (0..1) of the assignments without a slot, one a capacity factor, under the same names.
+      title: above the figure.
+
+    Raises:
+      UserError: if a row has another length than its x values.
+    """
+    for xs, rows in ((devices, straggler), (capacity_factors, dropped)):
+        for name, values in rows.items():
+            if len(values) != len(xs):
+                raise UserError(f"{name}: {len(values)} values for {list(xs)}; give one each")
+    figure = style.blank(title, height_in=3.1)
+    left, right = figure.subplots(1, 2)
+    style.dress(left, x="devices", y="step time / balanced time", title="everyone waits for the busiest")
+    style.dress(right, x="capacity factor", title="or what does not fit is dropped")
+    for index, (name, values) in enumerate(straggler.items()):
+        look = {"color": style.color_of(index), "linewidth": 1.8, "markersize": 5.0}
+        left.plot(range(len(devices)), values, marker=MARKERS[index], label=name, **look)  # type: ignore[arg-type]
+        if name in dropped:
+            right.plot(capacity_factors, dropped[name], marker=MARKERS[index], **look)  # type: ignore[arg-type]
+    left.set_xticks(range(len(devices)), labels=[str(count) for count in devices])
+    left.axhline(1.0, color=style.INK, linewidth=1.0, linestyle="--")
+    left.set_ylim(bottom=0)
+    right.set_ylim(bottom=0)
+    right.yaxis.set_major_formatter(PercentFormatter(1.0))
+    right.set_ylabel("assignments dropped", fontsize=style.LABEL_PT)
+    left.legend(frameon=False, fontsize=style.TICK_PT, loc="upper left")
+    return figure
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """The first row on top."""
+    axes.set_yticks(range(len(names)), labels=[style.shorten(name, 28) for name in names], parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+
+
+def _legend_above(axes: Axes, columns: int) -> None:
+    """Above the axes, where nothing drawn can reach it."""
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, frameon=False, fontsize=style.TICK_PT,
+        columnspacing=1.2, handletextpad=0.4,
+    )  # fmt: skip

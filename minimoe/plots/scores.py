@@ -1,0 +1,150 @@
+"""Scores and choices: affinity functions, what selectors pick from one matrix, and a board to play on.
+
+Axis letters: T tokens, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from minimoe.errors import UserError
+from minimoe.plots import style
+
+YOURS = "your token"
+
+
+def score_functions(
+    logits: Float[np.ndarray, " n"],
+    affinities: Mapping[str, Float[np.ndarray, " n"]],
+    slopes: Mapping[str, Float[np.ndarray, " n"]],
+    title: str = "From logit to affinity",
+) -> Figure:
+    """Affinities against the logit, and their derivatives beside them.
+
+    Args:
+      logits: the x axis, ascending.
+      affinities: one curve under each name. slopes: the derivatives, under the same names.
+      title: above the figure.
+
+    Raises:
+      UserError: if the names differ.
+    """
+    if list(affinities) != list(slopes):
+        raise UserError(f"affinities {list(affinities)} and slopes {list(slopes)} must have the same names")
+    figure = style.blank(title, height_in=3.0)
+    panels = figure.subplots(1, 2)
+    for axes, curves, name in zip(panels, (affinities, slopes), ("affinity", "derivative"), strict=True):
+        style.dress(axes, title=name, x="logit", grid="both")
+        for index, (label, values) in enumerate(curves.items()):
+            axes.plot(logits, values, color=style.color_of(index), linewidth=1.8, label=label)
+        axes.set_xlim(float(logits[0]), float(logits[-1]))
+        axes.set_ylim(bottom=0)
+    panels[0].legend(frameon=False, fontsize=style.TICK_PT, loc="upper left")
+    return figure
+
+
+def choices(
+    affinities: Float[np.ndarray, "T E"],
+    chosen: Mapping[str, Bool[np.ndarray, "T E"]],
+    tokens: Sequence[str],
+    title: str = "One matrix of affinities, several ways to choose",
+) -> Figure:
+    """The same affinities in every panel, dark where high, with a dot on each chosen cell.
+
+    Below each column stands the load of that expert, orange if it is the largest and above the mean; right of each row
+    the number of experts that the token got, where that differs between tokens.
+
+    Args:
+      affinities: shown as shades.
+      chosen: which cells each selector picked, under its name.
+      tokens: a label for each row.
+      title: above the figure.
+
+    Raises:
+      UserError: if there is no selector, or not one label a row.
+    """
+    if not chosen or len(tokens) != len(affinities):
+        raise UserError(f"{len(chosen)} selectors and {len(tokens)} labels for {len(affinities)} rows; give one a row")
+    figure = style.blank(title, height_in=1.15 + 0.2 * len(tokens))
+    panels = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
+    for axes, (name, picked) in zip(panels, chosen.items(), strict=True):
+        _draw_choice(axes, affinities, picked)
+        style.dress(axes, title=name, x="load of each expert", grid=None)
+        axes.xaxis.label.set_fontsize(style.SMALL_PT)
+        axes.tick_params(length=0)
+        _write_load(axes, picked)
+    panels[0].set_yticks(range(len(tokens)), labels=[style.shorten(token, 14) for token in tokens], parse_math=False)
+    return figure
+
+
+def routing_board(
+    affinities: Float[np.ndarray, " E"],
+    bias: Float[np.ndarray, " E"],
+    chosen: Bool[np.ndarray, "T E"],
+    title: str = "A token, a bias, and who goes where",
+) -> Figure:
+    """One token's affinities and scores; who is chosen for it and for the others; the load.
+
+    Args:
+      affinities: of the token that row 0 of ``chosen`` belongs to.
+      bias: of each expert; the score is ``affinity + bias``.
+      chosen: which experts each token uses.
+      title: above the figure.
+    """
+    experts = np.arange(len(affinities))
+    figure = style.blank(title, height_in=2.9)
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.35, 1.0, 1.0))
+    style.dress(left, title=YOURS, x="expert")
+    look = {"width": 0.38, "edgecolor": style.PALETTE[0], "linewidth": 1.0}
+    left.bar(experts - 0.2, affinities, color=style.PALETTE[0], label="affinity (weighs)", **look)
+    left.bar(experts + 0.2, affinities + bias, color="white", hatch="////", label="affinity + bias (picks)", **look)
+    left.axhline(0.0, color=style.INK, linewidth=0.8)
+    top = max(float(affinities.max()), float((affinities + bias).max()), 0.1)
+    left.set_ylim(min(0.0, 1.15 * float((affinities + bias).min())), 1.55 * top)
+    left.plot(experts[chosen[0]], np.full(chosen[0].sum(), 1.1 * top), "v", color=style.ALARM, label="chosen")
+    left.legend(frameon=False, fontsize=style.SMALL_PT, loc="upper left", handlelength=1.4)
+    shade = np.where(chosen, 1.0, 0.0)
+    style.dress(middle, title="who is chosen", x="expert", grid=None)
+    middle.imshow(shade, cmap="Blues", vmin=0, vmax=1.35, aspect="auto", interpolation="nearest")
+    middle.set_yticks(range(len(chosen)), labels=[YOURS, *(f"token {t}" for t in range(1, len(chosen)))])
+    middle.tick_params(length=0)
+    style.dress(right, title="load", x="expert")
+    load = chosen.sum(axis=0)
+    busy = (load == load.max()) & (load > load.mean())
+    right.bar(experts, load, width=0.7, color=[style.ALARM if b else style.PALETTE[0] for b in busy])
+    right.axhline(float(load.mean()), color=style.INK, linewidth=1.0, linestyle="--")
+    right.set_ylim(0, len(chosen) + 0.5)
+    for axes in (left, middle, right):
+        axes.set_xticks(experts)
+    return figure
+
+
+def _draw_choice(axes: Axes, affinities: Float[np.ndarray, "T E"], picked: Bool[np.ndarray, "T E"]) -> None:
+    palette = colormaps["Blues"]
+    top = max(float(affinities.max()), 1e-9)
+    axes.imshow(affinities, cmap=palette, vmin=0.0, vmax=1.2 * top, aspect="auto", interpolation="nearest")
+    for token, expert in np.argwhere(picked):
+        ink = style.ink_on(tuple(palette(affinities[token, expert] / (1.2 * top))[:3]))
+        axes.plot(expert, token, "o", color=style.ALARM, markeredgecolor=ink, markeredgewidth=0.7, markersize=5.5)
+    count = picked.sum(axis=1)
+    if (count != count[0]).any():
+        for token, number in enumerate(count):
+            axes.annotate(
+                str(number), (1.02, token), xycoords=("axes fraction", "data"), va="center",
+                fontsize=style.SMALL_PT, color=style.INK, annotation_clip=False,
+            )  # fmt: skip
+
+
+def _write_load(axes: Axes, picked: Bool[np.ndarray, "T E"]) -> None:
+    load = picked.sum(axis=0)
+    axes.set_xticks(range(len(load)), labels=[str(count) for count in load], fontsize=style.SMALL_PT)
+    for count, label in zip(load, axes.get_xticklabels(), strict=True):
+        busiest = count == load.max() and count > load.mean()
+        label.set_color(style.ALARM if busiest else style.INK)
+        label.set_fontweight("bold" if busiest else "normal")

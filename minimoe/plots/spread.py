@@ -1,0 +1,105 @@
+"""Runs that differ in their seed alone: how far chance moves a result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from minimoe.errors import UserError
+from minimoe.plots import records as read
+from minimoe.plots import style
+from minimoe.plots.curves import X_LABELS
+from minimoe.plots.records import Record
+
+
+def seeds(
+    results: Mapping[str, Sequence[float]],
+    quantity: str = "bits per byte",
+    title: str = "One dot a seed, the bar is their mean",
+) -> Figure:
+    """A row a model: each seed's result as a dot, their mean as an upright bar, their range as a line.
+
+    The axis starts where the results do, not at zero: what is compared is the distance between rows with the spread
+    inside them.
+
+    Args:
+      results: one value a seed under each name.
+      quantity: what the values are, for the axis.
+      title: above the figure.
+
+    Raises:
+      UserError: if a row is empty.
+    """
+    empty = [name for name, values in results.items() if not len(values)]
+    if empty or not results:
+        raise UserError(f"results of {empty or 'no model'} are empty; give at least one seed each")
+    figure = style.blank(title, height_in=1.15 + 0.5 * len(results))
+    axes = figure.subplots()
+    style.dress(axes, x=quantity, grid="x")
+    for row, values in enumerate(results.values()):
+        shade, array = style.color_of(row), np.asarray(values, dtype=np.float64)
+        axes.plot([array.min(), array.max()], [row, row], color=shade, linewidth=1.2)
+        axes.plot(array, np.full(len(array), row), "o", color=shade, alpha=0.6, markersize=6)
+        axes.plot([array.mean()] * 2, [row - 0.28, row + 0.28], color=shade, linewidth=2.5)
+        label = f"{array.mean():.3f} ± {array.std(ddof=1):.3f}" if len(array) > 1 else f"{array[0]:.3f}, one seed"
+        axes.annotate(
+            label, (1.015, row), xycoords=("axes fraction", "data"), va="center", fontsize=style.TICK_PT,
+            color=style.blend(shade, "black", 0.25), annotation_clip=False,
+        )  # fmt: skip
+    axes.set_yticks(range(len(results)), labels=[style.shorten(name, 28) for name in results], parse_math=False)
+    axes.set_ylim(len(results) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.08)
+    return figure
+
+
+def curves_with_spread(
+    groups: Mapping[str, Sequence[Sequence[Record]]], x: str = "tokens", skip: float = 0.0, title: str = ""
+) -> Figure:
+    """Training loss of several seeds a group: the mean as a line, the range between the seeds as a band.
+
+    Each run is averaged over a tenth of its points around each (`minimoe.plots.records.smooth`), because the noise of
+    single batches would hide the seeds, and read off at 200 places that all runs of its group reach.
+
+    Args:
+      groups: the records of each run of a group, under the group's name.
+      x: "tokens" or "seconds".
+      skip: share (0..<1) of the x axis to leave out at its start; the axis then visibly starts later.
+      title: above the figure.
+
+    Raises:
+      UserError: for an unknown ``x``, or a run without a training record.
+    """
+    if x not in X_LABELS:
+        raise UserError(f"x={x!r} is not known; choose one of {', '.join(X_LABELS)}")
+    train = {name: [read.of_kind(run, "train") for run in runs] for name, runs in groups.items()}
+    if not train or not all(runs and all(runs) for runs in train.values()):
+        raise UserError(f"groups {list(groups)} must each hold runs with train records; leave empty ones out")
+    figure = style.blank(title or "Training loss, mean and range of the seeds", height_in=3.6)
+    axes = figure.subplots()
+    style.dress(axes, x=X_LABELS[x], y="loss (nats/token)")
+    longest = max(float(read.column(run, x)[-1]) for runs in train.values() for run in runs)
+    ends = []
+    for index, runs in enumerate(train.values()):
+        first = max(skip * longest, *(float(read.column(run, x)[0]) for run in runs))
+        last = min(float(read.column(run, x)[-1]) for run in runs)
+        at = np.linspace(min(first, last), last, 200)
+        values = np.stack([np.interp(at, read.column(run, x), _averaged(run)) for run in runs])
+        shade = style.color_of(index)
+        axes.fill_between(at, values.min(0), values.max(0), color=shade, alpha=0.2, linewidth=0)
+        axes.plot(at, values.mean(0), color=shade, linewidth=1.8)
+        ends.append(float(values.mean(0)[-1]))
+    style.start_at_zero(axes, np.asarray([longest]), skip * longest)
+    if x == "tokens":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    shades = [style.color_of(index) for index in range(len(train))]
+    style.label_ends(axes, ends, list(train), shades)
+    return figure
+
+
+def _averaged(run: Sequence[Record]) -> Float[np.ndarray, " n"]:
+    return read.smooth(read.column(run, "loss"), half_width=len(run) // 20)
