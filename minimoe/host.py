@@ -10,11 +10,14 @@ import platform
 import sys
 from pathlib import Path
 
-# XLA's CPU back end allocates its working memory anew for every step: tens of megabytes that glibc gives back to the
-# kernel each time, to be zeroed and mapped again page by page. Keeping them, in huge pages, made a training step of the
-# nano preset about a third faster (`minimoe bench train` with and without GLIBC_TUNABLES set by hand).
+# XLA's CPU back end allocates its working memory anew for every step, 600 MB for the model of `minimoe bench train`,
+# and glibc gives it back to the kernel each time, to be zeroed and mapped again page by page. Keeping it, in huge pages,
+# made a training step of the nano preset about a third faster. One arena, because the others, which threads get, map
+# and unmap large blocks whatever the other settings say: on a virtual machine, where freed pages may go back to the
+# host, that alone made some steps of the larger model take twice as long.
 GLIBC_TUNABLES = ":".join(
     (
+        "glibc.malloc.arena_max=1",
         "glibc.malloc.hugetlb=1",
         "glibc.malloc.mmap_max=0",
         "glibc.malloc.trim_threshold=4294967296",

@@ -31,6 +31,8 @@ from nbformat import NotebookNode
 
 HERE = Path(__file__).resolve().parent
 MAX_BYTES = 1_000_000
+# Not for the kernel: the profile, which --fast decides, and what tells a notebook that somebody sits before it.
+PERSONAL = {"MINIMOE_FAST", "JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"}
 MAX_CODE_LINES = 25
 KERNEL = "python3"
 METADATA = {
@@ -191,7 +193,7 @@ def kernel_manager(scratch: Path) -> AsyncKernelManager:
 
 def kernel_environment(scratch: Path, fast: bool) -> dict[str, str]:
     """This environment, less what would make the result depend on the person who builds."""
-    environment = {name: value for name, value in os.environ.items() if name != "MINIMOE_FAST"}
+    environment = {name: value for name, value in os.environ.items() if name not in PERSONAL}
     environment["IPYTHONDIR"] = str(scratch / "ipython")  # no personal start-up files
     environment["PYTHONHASHSEED"] = "0"
     environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a debugger's warning that would land in the outputs

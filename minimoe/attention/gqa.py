@@ -53,9 +53,21 @@ class GroupedQueryAttention(nnx.Module):
     def _project(self, x: Float[Array, "B L D"], start):
         """Queries, keys and values by head, the first two turned by their positions from ``start`` on."""
         config = self.config
-        batch, length, _ = x.shape
-        q = self.q_proj(x).reshape(batch, length, config.num_heads, config.head_dim)
-        k = self.k_proj(x).reshape(batch, length, config.num_kv_heads, config.head_dim)
-        v = self.v_proj(x).reshape(batch, length, config.num_kv_heads, config.head_dim)
-        cos, sin = rope_angles(start + jnp.arange(length, dtype=jnp.int32), config.head_dim, config.rope_theta)
-        return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
+        n, m, h = config.num_heads, config.num_kv_heads, config.head_dim
+        heads = self._heads(x).reshape(*x.shape[:2], n + 2 * m, h)
+        cos, sin = rope_angles(start + jnp.arange(x.shape[1], dtype=jnp.int32), h, config.rope_theta)
+        turned = apply_rope(heads[:, :, : n + m], cos, sin)
+        return turned[:, :, :n], turned[:, :, n:], heads[:, :, n + m :]
+
+    def _heads(self, x: Float[Array, "B L D"]):
+        """Queries, keys and values side by side.
+
+        For many tokens the three kernels are joined first: one matmul, and one gradient of ``x`` instead of three to be
+        added. For the single token of decoding, copying the kernels would cost more than it saves; and layers of
+        another kind, put in the place of these, are simply called.
+        """
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        if x.shape[1] == 1 or not all(isinstance(layer, nnx.Linear) for layer in layers):
+            return jnp.concatenate([layer(x) for layer in layers], axis=-1)
+        kernels = [layer.kernel[...].astype(x.dtype) for layer in layers]
+        return x @ jnp.concatenate(kernels, axis=-1)

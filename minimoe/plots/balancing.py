@@ -21,7 +21,7 @@ from minimoe.plots.records import smooth
 from minimoe.plots.routing import relative_share
 
 MARKERS = "osD^vP*"
-RAW_UP_TO = 400  # points of a line; beyond that the raw values are a smear behind their average
+RAW_UP_TO = 100  # points of a line; beyond that the raw values are a smear behind their average
 
 
 def load_film(
@@ -46,14 +46,15 @@ def load_film(
     relative = relative_share(loads)
     top = max(2.0, float(np.nanmax(relative, initial=2.0)))
     figure = style.blank(title, height_in=3.0 + (1.4 if frames else 0.0))
-    areas = figure.subfigures(2, 1, height_ratios=(1.0, 2.0)) if frames else [None, figure.subfigures(1, 1)]
-    if frames:
-        panels = areas[0].subplots(1, len(frames), sharey=True, squeeze=False)[0]
-        for index, (axes, frame) in enumerate(zip(panels, frames, strict=True)):
-            _draw_frame(axes, np.nan_to_num(relative[frame - 1]), top)
-            axes.set_title(f"step {frame}", fontsize=style.TICK_PT, color=style.INK, loc="left")
-            axes.set_ylabel("load / mean" if index == 0 else "", fontsize=style.TICK_PT)
-    axes = areas[1].subplots()
+    grid = figure.add_gridspec(2, max(1, len(frames)), height_ratios=(1.0, 2.0) if frames else (0.001, 1.0))
+    shared: Axes | None = None
+    for index, frame in enumerate(frames):
+        shared = panel = figure.add_subplot(grid[0, index], sharey=shared)
+        _draw_frame(panel, np.nan_to_num(relative[frame - 1]), top)
+        panel.set_title(f"step {frame}", fontsize=style.TICK_PT, color=style.INK, loc="left")
+        panel.set_ylabel("load / mean" if index == 0 else "", fontsize=style.TICK_PT)
+        panel.tick_params(labelleft=index == 0)
+    axes = figure.add_subplot(grid[1, :])
     style.dress(axes, x="step", y="expert", grid=None)
     palette = colormaps["RdBu_r"].with_extremes(bad=style.FAINT)
     image = axes.imshow(
@@ -64,7 +65,7 @@ def load_film(
         axes.set_yticks(range(experts))
     for frame in frames:
         axes.plot([frame], [-0.75], marker="v", color=style.INK, markersize=4, clip_on=False)
-    bar = areas[1].colorbar(image, ax=axes, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_ticks([0.0, 1.0, *np.unique(np.floor(np.linspace(1.0, top, 3)[1:]))])
     bar.set_label("load / mean load", fontsize=style.TICK_PT)
     bar.ax.tick_params(labelsize=style.TICK_PT)
@@ -90,7 +91,7 @@ def over_steps(
     half_width: int | None = None,
     every: int = 1,
 ) -> Figure:
-    """Panels above each other with one line a run: each step faint (up to 400 of them), a moving average on top.
+    """Panels above each other with one line a run: each step faint (up to 100 of them), a moving average on top.
 
     Args:
       panels: the values of every step, under the name of each run, under the label of each panel's axis. A run has the
@@ -293,8 +294,10 @@ def quality_against_balance(
         for name, (violation, perplexity) in published.items():
             panels[1].plot([violation], [perplexity], "s", color=style.INK, markersize=6)
             look = {"xytext": (0, 7), "textcoords": "offset points", "fontsize": style.SMALL_PT}
-            panels[1].annotate(name, (violation, perplexity), ha="center", **look)  # type: ignore[arg-type]
+            side = "left" if violation == min(v for v, _ in published.values()) else "center"
+            panels[1].annotate(name, (violation, perplexity), ha=side, **look)  # type: ignore[arg-type]
         panels[1].margins(0.45)
+        panels[1].set_xlim(0, 1.35 * max(violation for violation, _ in published.values()))
     return figure
 
 

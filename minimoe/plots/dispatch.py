@@ -69,7 +69,7 @@ def combinations(counts: Mapping[str, int], title: str = "Sets of experts that a
     axes.set_xscale("log")
     axes.set_xlim(1, max(10.0, max(values)) ** 1.2)
     for row, count in enumerate(counts.values()):
-        text = f"{count:,}" if count < 10**7 else f"{count:.2g}"
+        text = f"{count:,}" if count < 10**9 else _power_of_ten(count)
         axes.annotate(
             text, (count, row), xytext=(4, 0), textcoords="offset points", va="center",
             fontsize=style.TICK_PT, color=style.INK,
@@ -126,7 +126,7 @@ def information_by_window(
     """Information about the domain in a window of text, as a curve, and in one choice of expert, as lines across.
 
     Args:
-      widths: bytes in the window. bits: what a reader of the window learns about the domain.
+      widths: characters in the window. bits: what a reader of the window learns about the domain.
       levels: bits under the name of each router or control.
       ceiling: entropy of the domain, dashed.
       title: above the figure.
@@ -138,7 +138,7 @@ def information_by_window(
         raise UserError(f"{len(widths)} widths and {len(bits)} values; give one value a width, and at least one")
     figure = style.blank(title, height_in=4.2)
     axes = figure.subplots()
-    style.dress(axes, x="bytes in the window", y="bits about the domain")
+    style.dress(axes, x="characters in the window", y="bits about the domain")
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(widths), labels=[str(width) for width in widths])
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -153,3 +153,8 @@ def information_by_window(
     labels = [f"{name}  {end:.2f}" for name, end in zip(names, ends, strict=True)]
     style.label_ends(axes, ends, labels, [style.INK, style.color_of(0), *shades])
     return figure
+
+
+def _power_of_ten(count: int) -> str:
+    exponent = len(str(count)) - 1
+    return rf"${count / 10**exponent:.1f}\times10^{{{exponent}}}$"

@@ -106,12 +106,15 @@ def routing_board(
     left.bar(experts + 0.2, affinities + bias, color="white", hatch="////", label="affinity + bias (picks)", **look)
     left.axhline(0.0, color=style.INK, linewidth=0.8)
     top = max(float(affinities.max()), float((affinities + bias).max()), 0.1)
-    left.set_ylim(min(0.0, 1.15 * float((affinities + bias).min())), 1.55 * top)
+    left.set_ylim(min(0.0, 1.15 * float((affinities + bias).min())), 1.85 * top)
     left.plot(experts[chosen[0]], np.full(chosen[0].sum(), 1.1 * top), "v", color=style.ALARM, label="chosen")
     left.legend(frameon=False, fontsize=style.SMALL_PT, loc="upper left", handlelength=1.4)
     shade = np.where(chosen, 1.0, 0.0)
     style.dress(middle, title="who is chosen", x="expert", grid=None)
-    middle.imshow(shade, cmap="Blues", vmin=0, vmax=1.35, aspect="auto", interpolation="nearest")
+    middle.imshow(shade, cmap="Blues", vmin=-0.05, vmax=1.35, aspect="auto", interpolation="nearest")
+    for edges, line in ((np.arange(1, len(chosen)), middle.axhline), (experts[1:], middle.axvline)):
+        for edge in edges:
+            line(edge - 0.5, color="white", linewidth=2.0)
     middle.set_yticks(range(len(chosen)), labels=[YOURS, *(f"token {t}" for t in range(1, len(chosen)))])
     middle.tick_params(length=0)
     style.dress(right, title="load", x="expert")

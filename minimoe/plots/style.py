@@ -17,6 +17,7 @@ from jaxtyping import Float
 from matplotlib import colormaps, colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from minimoe.errors import UserError
 from minimoe.files import write_atomically
@@ -164,10 +165,13 @@ def start_at_zero(axes: Axes, at: Float[np.ndarray, " n"], start: float = 0.0) -
 
 
 def png_bytes(figure: Figure, dpi: float = DPI) -> bytes:
-    """The figure as a PNG image; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
+    """The figure as a PNG image of at most 256 colours, a third of the size; the same figure gives the same bytes."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})
+    image = Image.open(drawn).convert("RGB")
+    image = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    image.save(small, format="png", optimize=True, dpi=(dpi, dpi))
+    return small.getvalue()
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path:

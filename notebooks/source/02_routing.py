@@ -40,7 +40,7 @@ from minimoe import ModelConfig, MoEConfig, plots
 from minimoe.host import enable_compilation_cache
 
 FAST = os.environ.get("MINIMOE_FAST") == "1"
-STEPS = 40 if FAST else 300
+STEPS = 20 if FAST else 300
 began = time.monotonic()
 enable_compilation_cache()  # a second run of this notebook need not compile again
 print(f"minimoe {minimoe.__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}")
@@ -103,7 +103,7 @@ from minimoe.moe import AFFINITIES, combine_weights, select_topk
 probs = AFFINITIES["sigmoid"](jnp.asarray(five))
 experts = select_topk(probs, jnp.asarray(five_bias), top_k=K)
 print("experts", experts.tolist(), "as by hand:", experts.tolist() == [list(pair) for pair in chosen])
-print("weights", combine_weights(probs, experts).round(2).tolist())
+print("weights", *np.asarray(combine_weights(probs, experts)).round(2))
 
 # %% [markdown]
 # ## Scores
@@ -182,8 +182,9 @@ for shift in (0.0, 1.0, 10.0):
     picked.append(select_topk(sigmoid, bias, 2))
     right.append(combine_weights(sigmoid, picked[-1]))
     leaked.append(combine_weights(sigmoid + bias, picked[-1]))
-    print(f"all biases {shift:+5.1f}: experts changed for {(picked[-1] != picked[0]).any(1).mean():.1%} of tokens; first "
-          f"token's weights {right[-1][0].round(3)}, with the leak {leaked[-1][0].round(3)}")
+    first = [np.asarray(weights[-1][0]).round(3) for weights in (right, leaked)]
+    print(f"all biases {shift:+5.1f}: experts changed for {(picked[-1] != picked[0]).any(1).mean():.1%} of tokens; "
+          f"first token's weights {first[0]}, with the leak {first[1]}")
 print("largest change of the right weights:", float(abs(right[-1] - right[0]).max()))
 print("largest change of the leaked ones:  ", float(abs(leaked[-1] - leaked[0]).max()))
 
@@ -209,7 +210,7 @@ from minimoe.moe import make_hash_table, noisy_logits, select_expert_choice, sel
 
 words = "the cat sat on the mat and the".split()
 ids = jnp.asarray([words.index(word) for word in words], jnp.int32)
-small = jnp.asarray(np.random.default_rng(5).normal(size=(8, 8)) + np.array([1.6, 0.8, 0, 0, 0, 0, 0, 0]), jnp.float32)
+small = jnp.asarray(np.random.default_rng(5).normal(size=(8, 8)) + np.array([1.2, 0.4, 0, 0, 0, 0, 0, 0]), jnp.float32)
 probs, zero = AFFINITIES["sigmoid"](small), jnp.zeros(8)
 noisy = AFFINITIES["sigmoid"](noisy_logits(small, jnp.zeros_like(small), jax.random.key(1)))
 
@@ -315,7 +316,7 @@ plots.changed_outputs(shown, "Figure 4: one batch; the last token was changed, w
 # %%
 layer = MoELayer(MoEConfig(16, 16, 4, 2, select="expert_choice", capacity_factor=1.0), rngs=nnx.Rngs(0))
 x = draws[0]
-together, alone = layer(x)[1], [layer(x[t : t + 1])[1] for t in range(T)]
+together, alone = layer.router(x), [layer.router(x[t : t + 1]) for t in range(T)]
 print("experts a token got, 16 tokens together:", (together.weights > 0).sum(1).tolist())
 print("the same tokens, one at a time:         ", [int((r.weights > 0).sum()) for r in alone])
 
@@ -335,8 +336,8 @@ for m in (1, 2, 4, 8):
     active = 3 * fine.d_model * fine.d_expert * fine.top_k
     print(f"m = {m}: {fine.top_k:2d} of {fine.num_experts:2d} experts of width {fine.d_expert:3d}, active {active:,}, "
           f"router {fine.d_model * fine.num_experts:6,}, combinations {list(sets_of.values())[-1]:,}")
-published = {"Mixtral, 2 of 8": (8, 2), "DeepSeek-V3, 8 of 256": (256, 8), "V4-Flash, 6 of 256": (256, 6), "V4-Pro, 6 of 384": (384, 6)}
-sets_of |= {name: math.comb(e, k) for name, (e, k) in published.items()}
+published = {"Mixtral": (8, 2), "DeepSeek-V3": (256, 8), "V4-Flash": (256, 6), "V4-Pro": (384, 6)}
+sets_of |= {f"{name}, {k} of {e}": math.comb(e, k) for name, (e, k) in published.items()}
 plots.combinations(sets_of, "Figure 5: sets of experts that a token can choose")
 
 # %% [markdown]
@@ -371,19 +372,24 @@ LIVE = any(name in os.environ for name in ("JPY_SESSION_NAME", "VSCODE_PID", "CO
 
 
 def show_sliders(widgets):
+    """Two columns of sliders, and the board as an image that follows them."""
     start, limits = [2.0, 1.0, -1.0, 0.0, -0.3, 0.0, 0.0, 0.0], [4.0] * 4 + [1.0] * 4
     labels = [f"{kind} {expert}" for kind in ("logit", "bias") for expert in range(4)]
-    sliders = {}
-    for label, value, limit in zip(labels, start, limits, strict=True):
-        look = {"min": -limit, "max": limit, "step": 0.05, "description": label, "continuous_update": False}
-        sliders[label.replace(" ", "_")] = widgets.FloatSlider(value, **look)
+    look = {"step": 0.05, "continuous_update": False}
+    sliders = [
+        widgets.FloatSlider(value, min=-limit, max=limit, description=label, **look)
+        for label, value, limit in zip(labels, start, limits, strict=True)
+    ]
+    image = widgets.Image(format="png", width=750)
 
-    def redraw(**values):
-        numbers = list(values.values())
-        display(board(numbers[:4], numbers[4:], "Your token, your bias"))
+    def redraw(change=None):
+        numbers = [slider.value for slider in sliders]
+        image.value = plots.png_bytes(board(numbers[:4], numbers[4:], "Your token, your bias"))
 
-    columns = [widgets.VBox(list(sliders.values())[first : first + 4]) for first in (0, 4)]
-    display(widgets.HBox(columns), widgets.interactive_output(redraw, sliders))
+    for slider in sliders:
+        slider.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([widgets.HBox([widgets.VBox(sliders[:4]), widgets.VBox(sliders[4:])]), image])
 
 
 # %%
@@ -392,7 +398,7 @@ try:
 except ImportError:  # pip install "minimoe[notebooks]" brings it
     ipywidgets = None
 if LIVE and ipywidgets is not None:
-    show_sliders(ipywidgets)
+    display(show_sliders(ipywidgets))
 else:
     print("no live front end here, or no ipywidgets: Figure 6 stands still")
 
@@ -414,7 +420,7 @@ started = time.monotonic()
 
 
 def say(record):
-    if record["kind"] == "train" and record["step"] % (STEPS // 4) == 0:
+    if record["kind"] == "train" and record["step"] % (STEPS // 3) == 0:
         left = (time.monotonic() - started) / record["step"] * (STEPS - record["step"])
         print(f"step {record['step']}/{STEPS}  loss {record['loss']:.2f}  ETA {left:.0f} s", flush=True)
 
@@ -440,17 +446,13 @@ from minimoe.moe import mutual_information
 
 by_layer = np.asarray(mutual_information(jnp.asarray(load).transpose(1, 0, 2)))  # bits, one number a layer
 strongest = int(by_layer.argmax())
-
-
-def first_experts(text, layer):
-    tokens = [tokenizer.eot_id, *tokenizer.encode(text)]
-    _, routing = trained.model(jnp.asarray([tokens], jnp.int32))
-    return tokens, np.asarray(routing[layer].experts)
-
-
-excerpt = "\n".join(next(d for d in validation if d.domain == name).text[:140] for name in ("bible_en", "bible_es", "python"))
-tokens, experts = first_experts(excerpt, strongest)
-pieces = ["␂", *(tokenizer.decode([token]) for token in tokens[1:])]
+route = nnx.jit(lambda model, tokens: model(tokens)[1][strongest].experts)  # [B, L] -> [B*L, K]
+excerpt = "\n".join(next(d for d in validation if d.domain == name).text[:90] for name in ("bible_en", "bible_es", "python"))
+tokens = [tokenizer.eot_id, *tokenizer.encode(excerpt)]
+rows = np.zeros((16, nano.context_length), np.int32)
+rows[0, : len(tokens)] = tokens  # what comes later in a row, and other rows, do not matter: the router is causal
+experts = np.asarray(route(trained.model, jnp.asarray(rows)))[: len(tokens)]
+pieces = ["<eot>", *(tokenizer.decode([token]) for token in tokens[1:])]
 plots.token_experts(pieces, experts, f"Figure 9: layer {strongest}")
 
 # %% [markdown]
@@ -461,7 +463,6 @@ plots.token_experts(pieces, experts, f"Figure 9: layer {strongest}")
 from minimoe.data import windows
 
 cut = windows(evaluation_documents(validation, "quick"), tokenizer, nano.context_length)
-route = nnx.jit(lambda model, tokens: model(tokens)[1][strongest].experts)
 batches = [slice(start, start + 16) for start in range(0, len(cut.tokens) - 15, 16)]
 picks = np.concatenate([np.asarray(route(trained.model, jnp.asarray(cut.tokens[rows]))) for rows in batches])
 where = np.concatenate([cut.where[rows] for rows in batches]).reshape(-1)
@@ -475,10 +476,11 @@ counts = np.zeros((nano.vocab_size, nano.moe.num_experts))
 np.add.at(counts, (tokens[:, None], picks), 1)
 often = counts.sum(1) >= 40
 share = np.where(often[:, None], counts / np.maximum(counts.sum(1, keepdims=True), 1) * nano.moe.num_experts, 0)
-print("the tokens that each expert gets most above its even share (in brackets: times that share)")
+print(f"frequent tokens that each expert gets most above its even share (in brackets: times that share, at most "
+      f"{nano.moe.num_experts / nano.moe.top_k:g})")
 for expert in range(nano.moe.num_experts):
-    top = np.argsort(-share[:, expert])[:7]
-    print(f"expert {expert}:", "  ".join(f"{tokenizer.decode([int(t)])!r} ({share[t, expert]:.1f})" for t in top))
+    top = [t for t in np.argsort(-share[:, expert])[:7] if share[t, expert] > 1]
+    print(f"expert {expert}:", "  ".join(f"{tokenizer.decode([int(t)])!r} ({share[t, expert]:.1f})" for t in top) or "-")
 
 # %% [markdown]
 # ## How much does an expert know about the domain?
@@ -549,6 +551,8 @@ print(f"hash table, 20 draws: mean {np.mean(hashed):.3f}, {min(hashed):.3f} to {
       f"you guessed {list(my_guesses.values())[2]:.2f}")
 print("hash tables with 8, 32, 128, 512 experts:", [round(bits_of(hash_load(0, e)), 3) for e in (8, 32, 128, 512)])
 print(f"token id alone: {token_bits:.3f};  shuffled: {chance:.5f} (chance alone gives about {miller:.5f})")
+as_good_as = 2 ** np.interp(by_layer.max(), window_bits, np.log2(widths))
+print(f"the best layer's choice tells as much as a window of about {as_good_as:.1f} characters")
 
 # %%
 levels = {f"trained, layer {layer}": float(bits) for layer, bits in enumerate(by_layer)}
@@ -562,8 +566,8 @@ plots.information_by_window(
 # > **Key observation.** Read the lines from below. *Shuffled* is what the estimate makes of nothing. A *hash table* is
 # > above it without having learnt anything, and with more experts it climbs towards what the token id tells: the number
 # > depends on E, so only compare routers with equally many experts. The *untrained* router, a random projection of the
-# > token, is a second kind of hash. What training added is only the distance from those two. And one choice of expert,
-# > at most $\log_2 8 = 3$ bits, competes with the curve: find the window whose reader knows as much.
+# > token and a little context, is a second kind of hash. What training added is the distance from those two. One choice
+# > among eight could carry all of the $\log_2 6$ bits; the curve says how short a window tells as much as it does carry.
 #
 # High information does not prove that the experts *do* different things, nor that they should: an expert for Spanish and
 # an expert for the word "the" both raise it. The test would be to take the expert away and look at the loss.
@@ -606,9 +610,9 @@ def make_layer(num_experts=8, dispatch="loop", capacity_factor=1.25):
 
 
 # %%
-x = jax.random.normal(jax.random.key(0), (256, 128))
+x = jax.random.normal(jax.random.key(0), (512, 128)) + 0.3 * jax.random.normal(jax.random.key(1), (128,))
 cases = {name: make_layer(dispatch=name) for name in NAMES if name != "capacity"}
-cases |= {f"capacity, factor {factor}": make_layer(dispatch="capacity", capacity_factor=factor) for factor in (4.0, 1.25, 1.0)}
+cases |= {f"capacity, factor {factor}": make_layer(dispatch="capacity", capacity_factor=factor) for factor in (4.0, 1.25)}
 answers = {name: forward_backward(*nnx.split(layer), x) for name, layer in cases.items()}
 (_, (y_loop, _)), gradients_loop = answers["loop"]
 gradient_size = max(float(abs(g).max()) for g in jax.tree.leaves(gradients_loop))
@@ -620,12 +624,14 @@ for name, ((_, (y, routing)), gradients) in answers.items():
 
 # %% [markdown]
 # Rounding, but for a capacity that is too small: there the answer is simply another one. Factor 4 is E/K, so there is
-# room for any load; 1.25 is usual, and our router is untrained, hence uneven (lesson 03).
+# room for any load. 1.25 is usual, and too small here, because all our tokens share a component (real ones do) that
+# makes some experts popular: lesson 03.
 #
 # ### Clocks
 #
-# Forward and backward, compiled, T tokens of width 128, experts of width 128, 2 of 8. The contestants take turns, so
-# that a busy machine slows all alike; the medians below are **this machine's**.
+# Forward and backward, compiled, T tokens of width 128, experts of width 128, 2 of 8; no common component now, so the
+# load is nearly even and little is dropped. The contestants take turns, so that a busy machine slows all alike; the
+# medians below are **this machine's**.
 
 # %%
 from minimoe.cli.bench_timing import alternate
@@ -644,23 +650,23 @@ def clock(num_experts, tokens, names):
     return {name: 1000 * timings[name].median if name in timings else math.nan for name in NAMES}
 
 
-def in_time(last, growth):
-    """Contestants that should stay under the limit when the size grows so much; the others are named."""
-    slow = [name for name, value in last.items() if not value * growth < 1000 * LIMIT]
+def in_time(names, last, growth):
+    """Those that should stay under the limit when the size grows so much; says who is left out."""
+    slow = [name for name in names if last[name] * growth > 1000 * LIMIT]  # at worst; small sizes grow more slowly
     for name in slow:
-        print(f"{name} would take over {LIMIT:g} s a call from here on: left out")
-    return [name for name in NAMES if name not in slow]
+        print(f"{name}: {last[name]:.0f} ms, and {growth:g} times the size would take over {LIMIT:g} s: left out from there")
+    return [name for name in names if name not in slow]
 
 
 # %%
-sizes = [1, 64, 512] if FAST else [1, 8, 64, 512, 4096]
+sizes = [1, 512] if FAST else [1, 8, 64, 512, 4096]
 over_tokens, names = [], list(NAMES)
 for index, size in enumerate(sizes):
     over_tokens.append(clock(8, size, names))
-    if index + 1 < len(sizes):
-        names = in_time(over_tokens[-1], sizes[index + 1] / size)
-counts_of_experts, names = ([8, 16] if FAST else [4, 8, 16, 32]), list(NAMES)
-over_experts = [over_tokens[sizes.index(512)] if e == 8 else clock(e, 512, names) for e in counts_of_experts]
+    if size >= 64 and index + 1 < len(sizes):
+        names = in_time(names, over_tokens[-1], sizes[index + 1] / size)
+counts_of_experts = [4, 8] if FAST else [4, 8, 16, 32]
+over_experts = [over_tokens[sizes.index(512)] if e == 8 else clock(e, 512, NAMES) for e in counts_of_experts]
 columns = {name: [row[name] for row in over_tokens] for name in NAMES}
 across = {name: [row[name] for row in over_experts] for name in NAMES}
 panels = {"tokens at once (2 of 8 experts)": (sizes, columns), "experts (512 tokens, 2 chosen)": (counts_of_experts, across)}
@@ -674,7 +680,7 @@ plots.dispatch_clocks(panels, "Figure 11: forward and backward pass of one layer
 # %%
 for size in (sizes[0], 512, *([sizes[-1]] if sizes[-1] > 512 else [])):
     x = jax.random.normal(jax.random.key(0), (size, 128))
-    load = make_layer()(x)[1].load.tolist()
+    load = make_layer().router(x).load.tolist()
     print(f"T = {size}, loads {[int(count) for count in load]}")
     for name in NAMES:
         flops, milliseconds = dispatch_flops(make_layer(dispatch=name).config, size, load), columns[name][sizes.index(size)]
@@ -699,8 +705,8 @@ print(f"T = {sizes[-1]}: loop takes {largest['loop'] / largest['dropless']:.2f}x
 # - **Mutual information** depends on E, on the domains and on the number of tokens; it is blind to what an expert *does*.
 # - **Figure 4** uses random vectors; it shows that leaks exist, not what they are worth to a trained model.
 # - **The clocks.** Two CPU cores and a width of 128. On an accelerator `ragged` is a kernel of its own and wins; `loop`
-#   with hundreds of experts cannot even be compiled in reasonable time. And our routers here are untrained: `dropless` pays for
-#   their imbalance, `capacity` drops instead and looks fast for it.
+#   with hundreds of experts takes very long to compile. And the load here is nearly even: when it is not, `dropless` pays
+#   for the imbalance, while `capacity` drops and looks fast for it.
 # - **Counting sets.** Figure 5 counts what could be chosen. How many are *used* stands above Figure 10.
 #
 # ## Exercises
