@@ -162,6 +162,7 @@ BAD = {
     "missing text": (["train", "--config", "tiny", "--text", "nosuch.txt", "--out", "new"], "nosuch.txt"),
     "empty text": (["train", "--config", "tiny", "--text", "empty.txt", "--out", "new"], "empty.txt"),
     "not UTF-8": (["train", "--config", "tiny", "--text", "latin.txt", "--out", "new"], "latin.txt"),
+    "unknown balance": (["train", "--config", "tiny", "--balance", "fair", "--out", "new"], "fair"),
     "unknown tokenizer": (["train", "--config", "tiny", "--tokenizer", "nosuch", "--out", "new"], "nosuch"),
     "folder in use": (["train", "--config", "tiny", "--out", "foreign"], "foreign"),
     "out is a file": (["train", "--config", "tiny", "--out", "empty.txt"], "empty.txt"),

@@ -57,18 +57,10 @@ def sparse_vs_dense(done: Mapping[str, Any]) -> list[Trial]:
     return trials
 
 
-# What each method changes in the recipe of `nano`, all else equal. 0.02 is the preset's own rate of the bias.
-BALANCE_METHODS: dict[str, dict[str, int | float]] = {
-    "none": {"router_bias_rate": 0.0},
-    "switch": {"router_bias_rate": 0.0, "balance_weight": 0.01},
-    "sequence": {"router_bias_rate": 0.0, "sequence_balance_weight": 0.01},
-    "loss-free": {"router_bias_rate": 0.02},
-    "loss-free+sequence": {"router_bias_rate": 0.02, "sequence_balance_weight": 1e-4},
-}
-
-
 def balance_methods(done: Mapping[str, Any]) -> list[Trial]:
     """``nano`` under five ways of balancing, equal steps, three seeds: quality, balance, specialisation."""
+    from minimoe.training import BALANCE_METHODS
+
     return [
         Trial(f"{method}-{seed}", "nano", changes={"steps": 300, "seed": seed} | changes)
         for seed in (0, 1, 2)
@@ -103,7 +95,7 @@ def list_experiments() -> None:
     """
     for name, make in EXPERIMENTS.items():
         recorded = "recorded" if (RECORDS / f"{name}.json").is_file() else "not recorded"
-        typer.echo(f"{name} ({recorded}): {(make.__doc__ or '').splitlines()[0]}")
+        typer.echo(f"{name} ({recorded}): {(make.__doc__ or '').splitlines()[0].replace('``', '')}")
 
 
 @app.command("show")

@@ -26,6 +26,10 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the warm-up and cosine schedule.")] = None,
     dropout: Annotated[float | None, typer.Option(help="On both branches of each block; 0 for none.")] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(help="none, switch, sequence, loss-free or loss-free+sequence; the preset's if not given."),
+    ] = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Train the dense model of equal active FLOPs instead.")
     ] = False,
@@ -38,15 +42,20 @@ def train(
 ) -> int:
     """Train a model on text, from scratch or from its last checkpoint.
 
-    Ctrl-C saves and stops; --resume continues and gives the same model as an unbroken run.
+    Ctrl-C saves and stops; --resume continues and gives the same model as an unbroken run. --balance says how experts
+    are kept in work: by the balance loss over the batch (switch) or within each sequence, or by the selection bias.
 
     Example: minimoe train --config nano --steps 500 --out runs/nano
     """
     from minimoe.data import load_tokenizer, training_data
+    from minimoe.training import BALANCE_METHODS
     from minimoe.training.checkpoint import prepare_folder, write_run_config
 
+    if balance is not None and balance not in BALANCE_METHODS:
+        raise UserError(f"--balance {balance!r} is not known; choose one of {', '.join(BALANCE_METHODS)}")
     tokens = load_tokenizer(tokenizer)
     changes = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    changes |= BALANCE_METHODS[balance] if balance else {}
     changes |= {"checkpoint_every": checkpoint_every, "eval_every": eval_every}
     documents = choose_documents(text)
     run = make_run(config, changes, dense=dense, dropout=dropout, tokenizer=tokens, data=describe_data(text, documents))

@@ -4,10 +4,11 @@ from minimoe.training.checkpoint import RunConfig, load_checkpoint
 from minimoe.training.evaluate import Evaluation, evaluate
 from minimoe.training.loop import TrainResult, init_training, read_metrics, train
 from minimoe.training.optim import learning_rate, make_optimizer
-from minimoe.training.recipe import RECIPES, Recipe
+from minimoe.training.recipe import BALANCE_METHODS, RECIPES, Recipe
 from minimoe.training.step import StepMetrics, lm_loss, router_losses, train_step, update_router_biases
 
 __all__ = [
+    "BALANCE_METHODS",
     "RECIPES",
     "Evaluation",
     "Recipe",
