@@ -460,7 +460,8 @@ plots.over_steps(traces, "Figure 9: the controller at four speeds", {"the text c
 # `minimoe lab run balance-methods`, which also lists what each method sets.
 
 # %%
-from minimoe.cli.lab import BALANCE_METHODS, read_record
+from minimoe.cli.lab import read_record
+from minimoe.training import BALANCE_METHODS
 
 try:
     recorded = read_record("balance-methods")["runs"]
