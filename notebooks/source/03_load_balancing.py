@@ -473,7 +473,7 @@ for name, run in recorded.items():
     groups.setdefault(name.rpartition("-")[0], []).append(run)
 for name, members in groups.items():
     steps = members[0]["config"]["recipe"]["steps"]
-    print(f"{name:19} {len(members)} seeds, {steps} steps, {members[0]['machine']}; sets {BALANCE_METHODS[name]}")
+    print(f"{name:19} {len(members)} seed(s), {steps} steps, {members[0]['machine']}; sets {BALANCE_METHODS[name]}")
 
 
 def of_layers(run, name):
@@ -497,9 +497,10 @@ if "none" in scores:
     for name in (name for name in scores if name != "none"):
         gap = np.mean(scores[name]) - np.mean(scores["none"])
         spread = max(np.ptp(scores[name]), np.ptp(scores["none"]))
-        few = "; one seed, no range known" if min(len(scores[name]), len(scores["none"])) < 2 else ""
-        verdict = "larger than" if abs(gap) > spread else "NOT larger than"
-        print(f"{name} - none: {gap:+.3f} bits per byte; {verdict} the range between seeds ({spread:.3f}){few}")
+        verdict = f"{'larger' if abs(gap) > spread else 'NOT larger'} than the range between seeds ({spread:.3f})"
+        if min(len(scores[name]), len(scores["none"])) < 2:
+            verdict = "one seed: whether that is much is not known"
+        print(f"{name} - none: {gap:+.3f} bits per byte; {verdict}")
 plots.seeds(scores, "bits per byte, whole validation text (lower is better)", "Figure 11: recorded, one dot a seed") if scores else None
 
 # %%
