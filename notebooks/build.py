@@ -29,6 +29,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+from minimoe.files import write_atomically
+
 HERE = Path(__file__).resolve().parent
 MAX_BYTES = 1_000_000
 # Not for the kernel: the profile, which --fast decides, and what tells a notebook that somebody sits before it.
@@ -220,19 +222,6 @@ def without_colors(text: str) -> str:
 def to_bytes(notebook: NotebookNode) -> bytes:
     nbformat.validate(notebook)
     return (nbformat.writes(notebook).rstrip("\n") + "\n").encode("utf-8")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """All or nothing: an interrupted build leaves the earlier notebook whole."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 # ---- checking
