@@ -48,7 +48,7 @@ class GroupedQueryAttention(nnx.Module):
             position = start + jnp.arange(x.shape[1], dtype=jnp.int32)
             mask = jnp.arange(k.shape[1], dtype=jnp.int32)[None, :] <= position[:, None]
             out = masked_attention(q, k.astype(q.dtype), v.astype(q.dtype), mask)
-        return self.o_proj(out.reshape(*x.shape[:2], -1)), cache
+        return self.o_proj(out.reshape(x.shape[0] * x.shape[1], -1)).reshape(x.shape), cache
 
     def _project(self, x: Float[Array, "B L D"], start):
         """Queries, keys and values by head, the first two turned by their positions from ``start`` on."""
@@ -60,14 +60,15 @@ class GroupedQueryAttention(nnx.Module):
         return turned[:, :, :n], turned[:, :, n:], heads[:, :, n + m :]
 
     def _heads(self, x: Float[Array, "B L D"]):
-        """Queries, keys and values side by side.
+        """Queries, keys and values side by side, from ``[T, D]``: the gradient of a kernel is then one plain matmul.
 
         For many tokens the three kernels are joined first: one matmul, and one gradient of ``x`` instead of three to be
         added. For the single token of decoding, copying the kernels would cost more than it saves; and layers of
         another kind, put in the place of these, are simply called.
         """
         layers = (self.q_proj, self.k_proj, self.v_proj)
+        flat = x.reshape(-1, x.shape[-1])
         if x.shape[1] == 1 or not all(isinstance(layer, nnx.Linear) for layer in layers):
-            return jnp.concatenate([layer(x) for layer in layers], axis=-1)
+            return jnp.concatenate([layer(flat) for layer in layers], axis=-1)
         kernels = [layer.kernel[...].astype(x.dtype) for layer in layers]
-        return x @ jnp.concatenate(kernels, axis=-1)
+        return flat @ jnp.concatenate(kernels, axis=-1)
