@@ -151,9 +151,15 @@ class MoETransformer(nnx.Module):
             routings.append(routing)
             new_caches.append(cache)
         x = self.norm(x[:, -1:] if last_only else x)
-        flat = x.reshape(-1, x.shape[-1])  # [T, D]: the gradient of the head is then one plain matmul, a twentieth faster
+        flat = x.reshape(
+            -1, x.shape[-1]
+        )  # [T, D]: the gradient of the head is then one plain matmul, a twentieth faster
         logits = self.embed.attend(flat) if self.head is None else self.head(flat)
-        return logits.astype(jnp.float32).reshape(*x.shape[:2], -1), tuple(r for r in routings if r is not None), new_caches
+        return (
+            logits.astype(jnp.float32).reshape(*x.shape[:2], -1),
+            tuple(r for r in routings if r is not None),
+            new_caches,
+        )
 
     def _check_length(self, length: int) -> None:
         limit = self.config.context_length

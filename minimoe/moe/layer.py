@@ -18,13 +18,36 @@ from minimoe.moe.routing import Router, Routing
 
 
 class Experts(nnx.Module):
-    """E SwiGLU experts, stacked: ``gate_up_proj [E, D, 2F]`` (gate first) and ``down_proj [E, F, D]``."""
+    """E SwiGLU experts, stacked: ``gate_up_proj [E, D, 2F]`` (gate first) and ``down_proj [E, F, D]``.
+
+    Any module with this ``__call__`` can take its place in a `MoELayer`; `minimoe.quant.QuantExperts` is one.
+    """
 
     def __init__(self, config: MoEConfig, *, out_scale: float = 1.0, rngs: nnx.Rngs):
         e, d, f = config.num_experts, config.d_model, config.d_expert
         dtype = jnp.dtype(config.param_dtype)
+        self.dtype = config.dtype
         self.gate_up_proj = nnx.Param(fan_in()(rngs.params(), (e, d, 2 * f), dtype))
         self.down_proj = nnx.Param(fan_in(out_scale)(rngs.params(), (e, f, d), dtype))
+
+    def __call__(
+        self,
+        x: Float[Array, "T D"],
+        experts: Int[Array, "T K"],
+        weights: Float[Array, "T K"],
+        *,
+        dispatch: str,
+        capacity: int | None = None,
+    ) -> Float[Array, "T D"]:
+        """``y[t] = sum_k weights[t, k] * FFN[experts[t, k]](x[t])``, ``[T, D]`` in the dtype of the matmuls.
+
+        Args:
+          x: tokens. experts: the chosen ids. weights: what their outputs are multiplied by.
+          dispatch: a name in `DISPATCHERS`. capacity: slots per expert, for ``dispatch="capacity"``.
+        """
+        dtype = jnp.dtype(self.dtype)
+        gate_up, down = self.gate_up_proj[...].astype(dtype), self.down_proj[...].astype(dtype)
+        return DISPATCHERS[dispatch](x.astype(dtype), experts, weights, gate_up, down, capacity=capacity)
 
 
 class MoELayer(nnx.Module):
@@ -83,14 +106,11 @@ class MoELayer(nnx.Module):
         capacity = expert_capacity(x.shape[0], config)
         if config.dispatch == "capacity":
             routing = dataclasses.replace(routing, dropped=drop_rate(routing.load, capacity))
-        dtype = jnp.dtype(config.dtype)
-        gate_up, down = self.experts.gate_up_proj[...].astype(dtype), self.experts.down_proj[...].astype(dtype)
         with jax.named_scope("experts"):
-            dispatch = DISPATCHERS[config.dispatch]
-            y = dispatch(x.astype(dtype), routing.experts, routing.weights, gate_up, down, capacity=capacity)
+            y = self.experts(x, routing.experts, routing.weights, dispatch=config.dispatch, capacity=capacity)
         if self.shared is not None:
             with jax.named_scope("shared_expert"):
-                y = y + self.shared(x.astype(dtype))
+                y = y + self.shared(x.astype(jnp.dtype(config.dtype)))
         return y.astype(x.dtype), routing
 
 

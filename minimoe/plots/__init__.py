@@ -2,7 +2,7 @@
 
 - `training_curve`, `compare_runs`: learning curves from the records of runs;
 - `experts_by_domain`, `balance_over_time`, `load_bars`, `token_experts`: where tokens go;
-- `bits_per_byte_by_domain`, `ladder`: finished models side by side;
+- `bits_per_byte_by_domain`, `ladder`, `bytes_by_part`: finished models side by side;
 - `assignments`, `parameter_parts`, `active_and_total`, `experts_read`, `time_per_token`, `costs_side_by_side`: what
   sparsity buys and costs;
 - `score_functions`, `choices`, `routing_board`, `changed_outputs`, `combinations`, `information_by_window`,
@@ -29,6 +29,7 @@ from minimoe.plots.curves import compare_runs, training_curve
 from minimoe.plots.dispatch import changed_outputs, combinations, dispatch_clocks, information_by_window
 from minimoe.plots.routing import balance_over_time, experts_by_domain, load_bars
 from minimoe.plots.scores import choices, routing_board, score_functions
+from minimoe.plots.sizes import bytes_by_part
 from minimoe.plots.sparse import (
     active_and_total,
     assignments,
@@ -47,6 +48,7 @@ __all__ = [
     "balance_over_time",
     "before_and_after",
     "bits_per_byte_by_domain",
+    "bytes_by_part",
     "changed_outputs",
     "choices",
     "choices_under_bias",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,24 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from minimoe.config import ModelConfig
 from minimoe.data import Document, Tokenizer, windows
 from minimoe.errors import UserError
-from minimoe.model import MoETransformer
 from minimoe.moe import Routing
 
 TOKENS_PER_BATCH = 4096
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What evaluation asks of a model: a `MoETransformer`, or an `nnx.Module` around one."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its context length is the window, its vocabulary the tokenizer's limit."""
+
+    def __call__(self, tokens: Int[Array, "B L"], /) -> tuple[Float[Array, "B L V"], tuple[Routing, ...]]:
+        """Logits of the next token at every position, and a `Routing` for each sparse layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +64,7 @@ class Evaluation:
 
 @nnx.jit
 def eval_step(
-    model: MoETransformer, tokens: Int[Array, "B L"], targets: Int[Array, "B L"], where: Bool[Array, "B L"]
+    model: Scorer, tokens: Int[Array, "B L"], targets: Int[Array, "B L"], where: Bool[Array, "B L"]
 ) -> tuple[Float[Array, "B"], Float[Array, "B layers E"]]:
     """Nats of the scored targets of each row, and each row's load by layer."""
     logits, routing = model(tokens)
@@ -73,7 +86,7 @@ def _row_load(routing: Routing, where: Bool[Array, "B L"]) -> Float[Array, "B E"
 
 
 def evaluate(
-    model: MoETransformer,
+    model: Scorer,
     documents: list[Document],
     tokenizer: Tokenizer,
     *,

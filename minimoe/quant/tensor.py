@@ -1,0 +1,502 @@
+"""An array stored in few bits: integer or small-float codes, and one scale for each block of them.
+
+Axes: O output channels, I contraction (always the last axis), E experts, T tokens, D model width.
+
+Every array here obeys one equation, with the scale repeated over its block:
+
+    value = (code - zero_point) * scale                     # zero_point is 0 when symmetric
+    value = code * block_scale * tensor_scale               # two levels of scales, as in NVFP4
+
+A `Spec` says how one array is quantized: the `minimoe.quant.formats.Format` of its codes, the granularity (which values
+share a scale), and the format of the scales. `quantize` makes a `QTensor` from an array and a Spec.
+
+qwix stores arrays by the first equation too, and on shared ground its codes are ours, bit for bit: fp8, fp4 and nf4 with
+float32 scales, zero points, and blocks of 32 under powers of two rounded up. It differs in these, and
+``tests/test_quant_tensor.py`` shows each one:
+
+- symmetric integers: qwix spreads amax over 127.5 steps (7.5 for int4), which fills the last bucket, but the extreme
+  value lies between two codes and moves whenever the array is quantized afresh; ours spread it over 127 and 7;
+- all-zero blocks with a zero point: its codes are -128 and the zero point too; ours are 0;
+- tiny blocks: it takes a scale below about 1e-19 for 0, and the block is lost; ours go down to 2**-126;
+- NVFP4: it rounds block scales to e4m3 without a tensor scale above them, so blocks below about 0.006 become 0, and
+  a scale above 448 saturates;
+- a width that the block does not divide: it refuses; our last block is short;
+- scales: it keeps them in the dtype of the array, so bfloat16 arrays are divided in bfloat16, and powers of two take
+  as much room as other scales; ours are computed in float32 and stored as the Spec says;
+- storage: it leaves 4-bit codes to the dtypes int4, uint4 and float4_e2m1fn; ours are packed by hand, two a byte;
+- NaN: it quantizes what it gets; we refuse and count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int8, Integer, Shaped
+
+from minimoe.errors import UserError
+from minimoe.quant.formats import (
+    FORMATS,
+    Format,
+    e8m0_decode,
+    e8m0_encode,
+    get_format,
+    pack_nibbles,
+    ue8m0_scale,
+    unpack_nibbles,
+)
+
+SCALE_BITS = {"float32": 32, "bfloat16": 16, "ue8m0": 8, "fp8_e4m3": 8}
+SCALE_RULES = ("deepseek", "ocp")
+TINY = float(np.finfo(np.float32).tiny)  # below it compiled arithmetic may flush to 0, and x / 0 has no code
+
+
+@dataclasses.dataclass(frozen=True)
+class PerTensor:
+    """One scale a matrix: ``[.., O, I] -> [.., 1, 1]``. Stacked experts keep one each."""
+
+    def block_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*(1 for _ in shape[:-2]), *shape[-2:])
+
+
+@dataclasses.dataclass(frozen=True)
+class PerChannel:
+    """One scale for each row of the last axis, an output channel of a weight: ``[.., O, I] -> [.., O, 1]``."""
+
+    def block_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*(1 for _ in shape[:-1]), *shape[-1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class PerToken(PerChannel):
+    """The same shape under its name for activations, ``[T, D] -> [T, 1]``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One scale for ``size`` neighbours of a row: ``[T, D] -> [T, ceil(D/size)]``. For activations (1x128)."""
+
+    size: int = 128
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, size=self.size)
+
+    def block_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*(1 for _ in shape[:-1]), min(self.size, shape[-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Group(Tile):
+    """The same shape under its name for weights, in groups of 16, 32 or 64: ``[.., I] -> [.., ceil(I/size)]``."""
+
+    size: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One scale a rectangle: ``[.., O, I] -> [.., ceil(O/rows), ceil(I/columns)]``."""
+
+    rows: int = 128
+    columns: int = 128
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, rows=self.rows, columns=self.columns)
+
+    def block_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        last_two = (self.rows, self.columns)[-len(shape) :]
+        return (*(1 for _ in shape[:-2]), *(min(b, n) for b, n in zip(last_two, shape[-2:], strict=True)))
+
+
+Granularity: TypeAlias = PerTensor | PerChannel | PerToken | Tile | Group | Block
+
+
+def _check_sizes(owner: object, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{type(owner).__name__}({name}={size}): {name} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """How one array is quantized.
+
+    Attributes:
+      format: of the codes, a name in `minimoe.quant.formats.FORMATS`.
+      granularity: which values share a scale.
+      scale_format: "float32", "bfloat16", "ue8m0" (powers of two, a byte each), or "fp8_e4m3" under one float32 scale
+        for the whole matrix (NVFP4).
+      scale_rule: how "ue8m0" rounds, see `minimoe.quant.formats.ue8m0_scale`; without meaning for the others.
+      symmetric: False adds a zero point, so that codes cover [min, max] instead of [-amax, amax]. Integers only.
+      tensor_scale: True exactly when scale_format is "fp8_e4m3".
+
+    Raises:
+      UserError: at construction, for an unknown name or a combination that makes no sense.
+
+    Example:
+      >>> Spec("int8", PerChannel(), scale_format="float16")
+      Traceback (most recent call last):
+      minimoe.errors.UserError: scale_format 'float16' is unknown; choose one of float32, bfloat16, ue8m0, fp8_e4m3
+    """
+
+    format: str
+    granularity: Granularity
+    scale_format: str = "float32"
+    scale_rule: str = "deepseek"
+    symmetric: bool = True
+    tensor_scale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise UserError(f"format {self.format!r} is unknown; choose one of {', '.join(FORMATS)}")
+        if self.scale_format not in SCALE_BITS:
+            raise UserError(f"scale_format {self.scale_format!r} is unknown; choose one of {', '.join(SCALE_BITS)}")
+        if self.scale_rule not in SCALE_RULES:
+            raise UserError(f"scale_rule {self.scale_rule!r} is unknown; choose one of {', '.join(SCALE_RULES)}")
+        if self.tensor_scale != (self.scale_format == "fp8_e4m3"):
+            raise UserError(
+                f"tensor_scale={self.tensor_scale} with scale_format={self.scale_format!r}: block scales in fp8_e4m3 "
+                "need a tensor scale, and only they have one; set both or neither"
+            )
+        if not self.symmetric and (self.format not in ("int8", "int4") or self.scale_format in ("ue8m0", "fp8_e4m3")):
+            raise UserError(
+                f"symmetric=False with format={self.format!r} and scale_format={self.scale_format!r}: a zero point "
+                "needs int8 or int4 and a float32 or bfloat16 scale; set symmetric=True"
+            )
+
+
+INT8_CHANNEL = Spec("int8", PerChannel())
+INT8_TOKEN = Spec("int8", PerToken())
+INT4_GROUP32 = Spec("int4", Group(32))
+FP8_BLOCK = Spec("fp8_e4m3", Block(128, 128))
+FP8_BLOCK_UE8M0 = Spec("fp8_e4m3", Block(128, 128), scale_format="ue8m0")
+FP8_TILE = Spec("fp8_e4m3", Tile(128))
+FP8_TILE_UE8M0 = Spec("fp8_e4m3", Tile(128), scale_format="ue8m0")
+# How MX scales are rounded is the encoder's choice: the stored bytes mean the same. Ours is DeepSeek's, as in V4.
+MXFP8 = Spec("fp8_e4m3", Group(32), scale_format="ue8m0")
+MXFP8_OCP = Spec("fp8_e4m3", Group(32), scale_format="ue8m0", scale_rule="ocp")
+MXFP4 = Spec("fp4_e2m1", Group(32), scale_format="ue8m0")
+MXFP4_OCP = Spec("fp4_e2m1", Group(32), scale_format="ue8m0", scale_rule="ocp")
+NVFP4 = Spec("fp4_e2m1", Group(16), scale_format="fp8_e4m3", tensor_scale=True)
+NF4_GROUP64 = Spec("nf4", Group(64))
+SPECS: dict[str, Spec] = {
+    "int8_channel": INT8_CHANNEL,
+    "int8_token": INT8_TOKEN,
+    "int4_group32": INT4_GROUP32,
+    "fp8_block": FP8_BLOCK,
+    "fp8_block_ue8m0": FP8_BLOCK_UE8M0,
+    "fp8_tile": FP8_TILE,
+    "fp8_tile_ue8m0": FP8_TILE_UE8M0,
+    "mxfp8": MXFP8,
+    "mxfp8_ocp": MXFP8_OCP,
+    "mxfp4": MXFP4,
+    "mxfp4_ocp": MXFP4_OCP,
+    "nvfp4": NVFP4,
+    "nf4_group64": NF4_GROUP64,
+}
+
+Leaf: TypeAlias = Any  # an Array; while JAX takes trees apart and rebuilds them, also whatever stands in for one
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["codes", "scale", "zero_point", "tensor_scale"],
+    meta_fields=["spec", "shape"],
+)
+@dataclasses.dataclass(frozen=True)
+class QTensor:
+    """A quantized array: a pytree that a module can hold and `jax.jit` can take.
+
+    Attributes:
+      codes: int8 or float8 in the logical shape; 4-bit codes are packed, two a byte along the last axis (uint8).
+      scale: one for each block, ``ceil(shape / block_shape)``: float32, bfloat16, float8_e4m3fn, or the exponent byte
+        of ue8m0 (uint8).
+      zero_point: int8, shape of ``scale``, or None when symmetric.
+      spec: how it was made (static).
+      shape: of the array it stands for (static). `jax.vmap` and `jax.lax.scan` cannot change it; use `take_expert`.
+      tensor_scale: float32 ``[.., 1, 1]`` above the block scales of NVFP4, else None.
+
+    Example:
+      >>> q = quantize(jnp.array([[1.0, -0.4, 3.0]]), MXFP4)
+      >>> print(q.codes, q.scale, q.bits, q.dequantize())
+      [[164   7]] [[126]] 20 [[ 1.  -0.5  3. ]]
+    """
+
+    codes: Leaf
+    scale: Leaf
+    zero_point: Leaf
+    spec: Spec
+    shape: tuple[int, ...]
+    tensor_scale: Leaf = None
+
+    @property
+    def format(self) -> Format:
+        """Of the codes."""
+        return get_format(self.spec.format)
+
+    @property
+    def ndim(self) -> int:
+        """Number of logical axes."""
+        return len(self.shape)
+
+    @property
+    def block_shape(self) -> tuple[int, ...]:
+        """Values that share a scale, along each axis."""
+        return self.spec.granularity.block_shape(self.shape)
+
+    @property
+    def bits(self) -> int:
+        """Bits that the information takes: codes, scales, zero points. An odd row's spare nibble is not counted."""
+        scales = SCALE_BITS[self.spec.scale_format] * math.prod(self.scale.shape)
+        zero_points = 0 if self.zero_point is None else 8 * math.prod(self.zero_point.shape)
+        tensor_scales = 0 if self.tensor_scale is None else 32 * math.prod(self.tensor_scale.shape)
+        return self.format.bits * math.prod(self.shape) + scales + zero_points + tensor_scales
+
+    @property
+    def nbytes_logical(self) -> int:
+        """`bits` in whole bytes, rounded up."""
+        return -(-self.bits // 8)
+
+    @property
+    def bits_per_value(self) -> float:
+        """`bits` over the number of values: 4.25 for MXFP4."""
+        return self.bits / max(1, math.prod(self.shape))
+
+    def unpacked_codes(self) -> Shaped[Array, "..."]:
+        """One code an element in the logical shape; int4 as its nibbles 0..15."""
+        return unpack_nibbles(self.codes, self.shape[-1]) if self.format.bits == 4 else self.codes
+
+    def block_scales(self) -> Float[Array, "..."]:
+        """What one code step is worth in each block, float32: the scales decoded, times the tensor scale."""
+        return _scale_values(self.scale, self.tensor_scale)
+
+    def dequantize(self, dtype: Any = jnp.float32) -> Float[Array, "..."]:
+        """The values that the codes stand for, in `shape`; computed in float32, then cast.
+
+        Example:
+          >>> print(quantize(jnp.array([[1.0, -2.0]]), INT8_CHANNEL).dequantize())
+          [[ 1.007874 -2.      ]]
+        """
+        values = self.format.decode(self.unpacked_codes())
+        if self.zero_point is not None:
+            values = values - _spread(self.zero_point.astype(jnp.float32), self.block_shape, values.shape)
+        return (values * _spread(self.block_scales(), self.block_shape, values.shape)).astype(dtype)
+
+
+nnx.register_data_type(QTensor)
+
+
+def quantize(
+    x: Float[Array, "*shape"],
+    spec: Spec,
+    *,
+    scale: Shaped[Array, "..."] | None = None,
+    zero_point: Int8[Array, "..."] | None = None,
+    tensor_scale: Float[Array, "..."] | None = None,
+    where: Bool[Array, "*shape"] | None = None,
+) -> QTensor:
+    """Finds a scale for every block, divides by it, and rounds to the nearest code.
+
+    A block of zeros gets the scale 1 and codes 0. Where the block does not divide an axis, its last block is short.
+    Quantizing again with the stored scales gives the same codes (`requantize`).
+
+    Args:
+      x: at least one axis; computed in float32.
+      spec: what to make of it.
+      scale: given scales instead of chosen ones, one for each block: as real numbers, or as a QTensor stores them.
+      zero_point: goes with ``scale`` when the spec is not symmetric.
+      tensor_scale: goes with ``scale`` when the spec has one; found from the largest scale if left out.
+      where: only True values choose the scale; False ones (padding) are encoded with it all the same and saturate.
+
+    Raises:
+      UserError: if ``x`` holds NaN or infinity, with their number; if given scales have the wrong shape or lack their
+        zero point. Under `jax.jit` values cannot be looked at: there, keeping NaN and infinity out is your task.
+
+    Example:
+      >>> q = quantize(jnp.array([[1.0, -2.0]]), INT8_CHANNEL)
+      >>> print(q.codes, q.scale)
+      [[  64 -127]] [[0.01574803]]
+    """
+    if x.ndim == 0:
+        raise UserError("x is a scalar; quantize needs at least one axis, so pass x[None]")
+    if scale is not None:
+        _check_given(scale, zero_point, spec, x.shape)
+    q, broken = _quantize(x, scale, zero_point, tensor_scale, where, spec)
+    if not isinstance(broken, jax.core.Tracer) and int(broken):
+        raise UserError(f"x holds {int(broken)} NaN or infinite values out of {x.size}; repair them before quantizing")
+    return q
+
+
+def requantize(x: Float[Array, "*shape"], like: QTensor) -> QTensor:
+    """`quantize` with the scales stored in ``like``. Of ``like.dequantize()`` it returns the same codes.
+
+    Example:
+      >>> q = quantize(jnp.array([[1.0, -2.0]]), INT8_CHANNEL)
+      >>> print(requantize(q.dequantize(), q).codes)
+      [[  64 -127]]
+    """
+    return quantize(x, like.spec, scale=like.scale, zero_point=like.zero_point, tensor_scale=like.tensor_scale)
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def _quantize(
+    x: Array, scale: Array | None, zero_point: Array | None, tensor_scale: Array | None, where: Array | None, spec: Spec
+) -> tuple[QTensor, Array]:
+    """The QTensor, and how many values were not finite. Compiled once a shape, so it rounds alike in and out of jit."""
+    x = x.astype(jnp.float32)
+    counted = x if where is None else jnp.where(where, x, jnp.float32(0))
+    if scale is None:
+        scale, zero_point, tensor_scale = _choose(counted, spec)
+    else:
+        scale, tensor_scale = _store(scale, tensor_scale, spec)
+    block = spec.granularity.block_shape(x.shape)
+    steps = x / _spread(_scale_values(scale, tensor_scale), block, x.shape)
+    if zero_point is not None:
+        steps = steps + _spread(zero_point.astype(jnp.float32), block, x.shape)
+    fmt = get_format(spec.format)
+    codes = fmt.encode(steps)
+    codes = pack_nibbles(codes) if fmt.bits == 4 else codes
+    broken = jnp.sum(~jnp.isfinite(counted))
+    return QTensor(codes, scale, zero_point, spec, x.shape, tensor_scale), broken
+
+
+def choose_scale(x: Float[Array, "*shape"], spec: Spec) -> tuple[Float[Array, "..."], Int8[Array, "..."] | None]:
+    """What one code step is worth in each block, and where zero lies.
+
+    Symmetric: ``scale = amax / format.max``, rounded to what ``spec.scale_format`` can hold. With a zero point:
+    ``scale = (high - low) / (codes - 1)`` and ``zero_point = round(lowest_code - low / scale)``, where [low, high] is
+    the range of the block, widened to hold 0 so that 0 stays exact.
+
+    Returns:
+      Scales, float32, ``ceil(shape / block_shape)``; zero points, int8 in the same shape, or None.
+
+    Example:
+      >>> print(choose_scale(jnp.array([[12.7, -1.0]]), INT8_CHANNEL)[0])
+      [[0.1]]
+    """
+    scale, zero_point, tensor_scale = _choose(x.astype(jnp.float32), spec)
+    return _scale_values(scale, tensor_scale), zero_point
+
+
+def _choose(x: Array, spec: Spec) -> tuple[Array, Array | None, Array | None]:
+    """Scales as stored, zero points, tensor scales."""
+    block = spec.granularity.block_shape(x.shape)
+    fmt = get_format(spec.format)
+    if not spec.symmetric:
+        low, high = _reduce(x, block, jnp.minimum), _reduce(x, block, jnp.maximum)
+        lowest, codes = -(2 ** (fmt.bits - 1)), 2**fmt.bits
+        scale = _positive((high - low) * (1.0 / (codes - 1)))
+        scale = scale.astype(spec.scale_format)
+        zero_point = jnp.clip(jnp.round(lowest - low / scale.astype(jnp.float32)), lowest, lowest + codes - 1)
+        return scale, jnp.where(high > low, zero_point, jnp.float32(0)).astype(jnp.int8), None
+    amax = _reduce(jnp.abs(x), block, jnp.maximum)
+    if spec.scale_format == "ue8m0":
+        scale = ue8m0_scale(amax, fmt.max, spec.scale_rule)
+        return e8m0_encode(jnp.where(amax > 0, scale, jnp.float32(1))), None, None
+    # Multiplied by the reciprocal: XLA turns a division by a constant into that anyway, but only in compiled code.
+    scale = _positive(amax * (1.0 / fmt.max))
+    if spec.tensor_scale:
+        scale, tensor_scale = _store(scale, None, spec)
+        return jnp.where(amax > 0, scale, jnp.ones((), scale.dtype)), None, tensor_scale
+    return scale.astype(spec.scale_format), None, None
+
+
+def _positive(scale: Array) -> Array:
+    return jnp.where(scale > 0, jnp.maximum(scale, TINY), jnp.float32(1))
+
+
+def _store(scale: Array, tensor_scale: Array | None, spec: Spec) -> tuple[Array, Array | None]:
+    """Real-valued scales in their storage format; scales already stored pass through."""
+    if spec.scale_format == "ue8m0":
+        return (scale if scale.dtype == jnp.uint8 else e8m0_encode(scale)), None
+    if not spec.tensor_scale:
+        return scale.astype(spec.scale_format), None
+    fp8 = get_format("fp8_e4m3")
+    if tensor_scale is None:
+        largest = jnp.max(scale.astype(jnp.float32), axis=tuple(range(scale.ndim))[-2:], keepdims=True)
+        tensor_scale = _positive(largest * (1.0 / fp8.max))
+    if scale.dtype != fp8.dtype:
+        scale = fp8.encode(jnp.maximum(scale / tensor_scale, fp8.smallest))  # a scale of 0 would divide by 0
+    return scale, tensor_scale
+
+
+def _scale_values(scale: Array, tensor_scale: Array | None) -> Array:
+    values = e8m0_decode(scale) if scale.dtype == jnp.uint8 else scale.astype(jnp.float32)
+    return values if tensor_scale is None else values * tensor_scale
+
+
+def _reduce(x: Array, block: tuple[int, ...], by: Any) -> Array:
+    """Maximum or minimum of every block and 0: short blocks are filled up with 0."""
+    counts = [-(-n // b) for n, b in zip(x.shape, block, strict=True)]
+    padded = jnp.pad(x, [(0, c * b - n) for c, b, n in zip(counts, block, x.shape, strict=True)])
+    blocks = padded.reshape([size for pair in zip(counts, block, strict=True) for size in pair])
+    return by.reduce(blocks, axis=tuple(range(1, 2 * x.ndim, 2)), initial=jnp.float32(0))
+
+
+def _spread(scale: Array, block: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """Repeats each scale over its block, cut to ``shape``; an axis with one block stays 1 long and broadcasts."""
+    for axis, (b, n) in enumerate(zip(block, shape, strict=True)):
+        count = scale.shape[axis]
+        if b == 1 or count == 1:
+            continue
+        wide = jnp.broadcast_to(
+            jnp.expand_dims(scale, axis + 1), (*scale.shape[: axis + 1], b, *scale.shape[axis + 1 :])
+        )
+        scale = wide.reshape(*scale.shape[:axis], count * b, *scale.shape[axis + 1 :])
+        scale = jax.lax.slice_in_dim(scale, 0, n, axis=axis)
+    return scale
+
+
+def _check_given(scale: Array, zero_point: Array | None, spec: Spec, shape: tuple[int, ...]) -> None:
+    block = spec.granularity.block_shape(shape)
+    wanted = tuple(-(-n // b) for n, b in zip(shape, block, strict=True))
+    if scale.shape != wanted:
+        raise UserError(
+            f"scale has shape {scale.shape}, but {spec.granularity} on {shape} needs {wanted}; pass one a block"
+        )
+    if (zero_point is None) != spec.symmetric:
+        raise UserError(
+            f"symmetric={spec.symmetric} with zero_point {'missing' if zero_point is None else 'given'}: "
+            "pass a zero point exactly when the spec is not symmetric"
+        )
+
+
+def take_expert(q: QTensor, index: Integer[Array, "..."] | int) -> QTensor:
+    """The matrices of chosen experts: ``[E, O, I]`` and an index of shape ``[..]`` give ``[.., O, I]``.
+
+    Codes, scales and zero points are indexed and nothing is decoded, so it is as cheap as reading those bytes. The
+    index may be traced; the shape is static all the same.
+
+    Raises:
+      UserError: if ``q`` has no expert axis, or a plain int is out of range (a traced index is clipped).
+
+    Example:
+      >>> stack = quantize(jnp.ones((4, 2, 32)), MXFP4)
+      >>> take_expert(stack, 3).shape, take_expert(stack, jnp.array([0, 2])).codes.shape
+      ((2, 32), (2, 2, 16))
+    """
+    if q.ndim < 3:
+        raise UserError(f"QTensor of shape {q.shape} has no expert axis; take_expert needs [E, O, I]")
+    if isinstance(index, int) and not 0 <= index < q.shape[0]:
+        raise UserError(f"expert {index} is not among the {q.shape[0]} of this QTensor; use 0..{q.shape[0] - 1}")
+    where = jnp.asarray(index)
+    taken = jax.tree.map(lambda leaf: jnp.take(leaf, where, axis=0, mode="clip"), q)
+    return dataclasses.replace(taken, shape=(*where.shape, *q.shape[1:]))
+
+
+def sqnr_db(x: Float[Array, "*shape"], approximation: Float[Array, "*shape"]) -> Float[Array, ""]:
+    """Signal to quantization noise in decibels: ``10 log10(sum x^2 / sum (x - approximation)^2)``. Larger is better.
+
+    Each bit of an integer format is worth about 6 dB. Infinite when nothing was lost.
+
+    Example:
+      >>> print(sqnr_db(jnp.array([3.0, 4.0]), jnp.array([3.0, 3.5])))
+      20.0
+    """
+    x, approximation = x.astype(jnp.float32), approximation.astype(jnp.float32)
+    return 10.0 * jnp.log10(jnp.sum(x**2) / jnp.sum((x - approximation) ** 2))

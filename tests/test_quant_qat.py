@@ -1,0 +1,168 @@
+"""Quantization-aware training: the rounding, its gradient, the laws that tie it to the quantized model, the loop."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from minimoe import MoETransformer, UserError
+from minimoe.cli import lab
+from minimoe.data import ByteTokenizer, Document, training_data
+from minimoe.quant.qat import fake_quantize, qat_transform
+from minimoe.quant.rules import Recipe as QuantRecipe
+from minimoe.quant.rules import Rule, quantize_model
+from minimoe.quant.tensor import FP8_BLOCK_UE8M0, INT8_CHANNEL, MXFP4, MXFP4_OCP, NVFP4, SPECS, quantize
+from minimoe.training import Recipe, RunConfig, lm_loss, make_optimizer, train, train_step
+
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(6, 70)).astype(np.float32))
+TOKENS = jnp.asarray(RNG.integers(19, size=(2, 7)), jnp.int32)
+EVERYTHING = QuantRecipe(
+    "everything", (Rule("experts$", MXFP4), Rule("router$", INT8_CHANNEL), Rule("_proj$", NVFP4)), rest="bfloat16"
+)
+
+forward = nnx.jit(lambda model, tokens: model(tokens)[0])
+
+
+def arrays(state) -> dict[str, np.ndarray]:
+    return {"/".join(map(str, path)): np.array(v[...]) for path, v in nnx.to_flat_state(state)}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_forward_is_the_round_trip_and_backward_the_identity(name):
+    spec = SPECS[name]
+    value, pull = jax.vjp(lambda x: fake_quantize(x, spec), X)
+    np.testing.assert_array_equal(value, quantize(X, spec).dequantize())
+    assert (value != X).any()
+    (gradient,) = pull(X)
+    np.testing.assert_array_equal(gradient, X)
+
+
+def test_saturated_values_get_their_gradient_too():
+    x = jnp.array([[7.9, 1.0, 0.0]])  # the rule of the MX specification keeps the scale at 1, and 6 is the largest
+    value, pull = jax.vjp(lambda x: fake_quantize(x, MXFP4_OCP), x)
+    np.testing.assert_array_equal(value, [[6.0, 1.0, 0.0]])
+    np.testing.assert_array_equal(pull(x)[0], x)
+
+
+def test_fp8_holds_the_rounded_experts_exactly():
+    """DeepSeek-V4 multiplies them in FP8: fp4 values with power-of-two scales, 2**14 apart at most in a block."""
+    x = X * jnp.exp2(jnp.arange(0, 12, 2, dtype=jnp.float32))[:, None]
+    fp4 = fake_quantize(x, MXFP4)
+    np.testing.assert_array_equal(fake_quantize(fp4, FP8_BLOCK_UE8M0), fp4)
+    assert (fake_quantize(x, FP8_BLOCK_UE8M0) != x).any()
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_model):
+    return nnx.split(tiny_model, nnx.Param, ...)
+
+
+@pytest.mark.parametrize("recipe", ["int8", "mxfp4", EVERYTHING], ids=lambda r: getattr(r, "name", r))
+def test_the_rounded_model_is_the_quantized_model(recipe, tiny_model, parts):
+    graphdef, params, rest = parts
+    rounded = nnx.merge(graphdef, qat_transform(tiny_model, recipe)(params), rest)
+    want = forward(quantize_model(tiny_model, recipe), TOKENS)
+    np.testing.assert_allclose(forward(rounded, TOKENS), want, rtol=1e-4, atol=1e-5)
+    assert np.abs(want - forward(tiny_model, TOKENS)).max() > 1e-3
+
+
+def test_the_gradient_is_that_of_the_rounded_weights(tiny_model, parts):
+    graphdef, params, rest = parts
+    transform = qat_transform(tiny_model, EVERYTHING)
+
+    @jax.jit
+    def gradients(params):
+        def loss(params):
+            logits, _ = nnx.merge(graphdef, params, rest)(TOKENS)
+            return lm_loss(logits[:, :-1], TOKENS[:, 1:], jnp.ones((2, 6), bool))
+
+        return jax.grad(lambda params: loss(transform(params)))(params), jax.grad(loss)(transform(params))
+
+    through, at_rounded = map(arrays, gradients(params))
+    assert through.keys() == arrays(params).keys()
+    for name in through:
+        np.testing.assert_allclose(through[name], at_rounded[name], rtol=1e-6, atol=1e-7, err_msg=name)
+        assert through[name].any(), name
+
+
+def test_transforms_of_the_same_rules_are_equal(tiny_config, tiny_model):
+    """So that a step is compiled once for them; shapes without weights are enough to make one."""
+    shapes = nnx.eval_shape(lambda: MoETransformer(tiny_config, rngs=nnx.Rngs(0)))
+    one, two = qat_transform(shapes, "mxfp4"), qat_transform(tiny_model, "mxfp4")
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != qat_transform(tiny_model, "mxfp4-ocp")
+
+
+def test_what_the_recipe_does_not_name_is_passed_on(tiny_model, parts):
+    before, after = arrays(parts[1]), arrays(qat_transform(tiny_model, "mxfp4")(parts[1]))
+    changed = {name for name in before if (before[name] != after[name]).any()}
+    assert changed == {name for name in before if "experts" in name}
+
+
+def test_unknown_recipes_and_idle_rules_are_refused(tiny_model):
+    with pytest.raises(UserError, match="recipe 'mxfp5' is unknown"):
+        qat_transform(tiny_model, "mxfp5")
+    with pytest.raises(UserError, match="pattern 'expurts', matches nothing in this model"):
+        qat_transform(tiny_model, QuantRecipe("typo", (Rule("expurts", MXFP4),)))
+
+
+# In training
+
+RECIPE = Recipe(steps=4, batch_size=2, learning_rate=1e-2, warmup_steps=1, log_every=1)
+
+
+def test_a_step_scores_the_rounded_weights_and_moves_the_exact_ones(tiny_config):
+    model = MoETransformer(tiny_config, rngs=nnx.Rngs(0))
+    nnx.update(model, jax.tree.map(lambda p: p * 3, nnx.state(model, nnx.Param)))
+    where = jnp.ones(TOKENS.shape, bool)
+    want = lm_loss(forward(quantize_model(model, "mxfp4"), TOKENS), TOKENS, where)
+    transform = qat_transform(model, "mxfp4")
+    optimizer = nnx.Optimizer(model, make_optimizer(RECIPE), wrt=nnx.Param)
+    before = np.array(model.layers[0].ffn.experts.down_proj[...])
+    metrics = train_step(
+        model, optimizer, TOKENS, TOKENS, where, jax.random.key(0), recipe=RECIPE, transform_params=transform
+    )
+    assert float(metrics.loss) == pytest.approx(float(want), rel=1e-5)
+    moved = np.array(model.layers[0].ffn.experts.down_proj[...]) - before
+    assert 0 < np.abs(moved).max() < 2 * RECIPE.learning_rate * 1.5, "an update, not a jump to the next code"
+
+
+def test_training_rounds_from_the_given_step_on(tiny_config):
+    """Until then it is the plain run, bit for bit; the model that comes back holds exact weights."""
+    tokenizer = ByteTokenizer()
+    data = training_data([Document("abc", "train", "1", "abcdefgh" * 12)], tokenizer)
+    validation = [Document("abc", "val", "2", "abcdefgh")]
+    config = tiny_config.dense_equivalent().replace(vocab_size=257, context_length=8, num_layers=1)
+    run = RunConfig(config, RECIPE, {}, "byte")
+    calls = []
+
+    def halve(params):
+        calls.append(1)
+        return jax.tree.map(lambda p: p / 2, params)
+
+    plain = train(run, data, validation, tokenizer)
+    late = train(run, data, validation, tokenizer, transform_params=halve, transform_from=2)
+    losses = [[record["loss"] for record in result.records if record["kind"] == "train"] for result in (plain, late)]
+    assert losses[0][:2] == losses[1][:2]
+    assert losses[0][2] != losses[1][2]
+    assert len(calls) == 1, "traced once"
+    scale = late.model.norm.scale[...]
+    np.testing.assert_allclose(scale, jnp.ones_like(scale), atol=0.1)
+
+
+def test_the_laboratory_hands_its_trials_to_training(tiny_config):
+    plain, qat = lab.EXPERIMENTS["qat-mxfp4"]({})[:2]
+    assert (plain.changes, plain.quantized, plain.start) == (qat.changes, qat.quantized, qat.start)
+    assert lab._hooks(plain, tiny_config, None) == {}
+    hooks = lab._hooks(qat, tiny_config, None)
+    assert hooks["transform_from"] < qat.changes["steps"]
+    assert len(hooks["transform_params"].targets) == 2 * tiny_config.num_layers
+    float32, fp8 = lab.EXPERIMENTS["fp8-training"]({})[:2]
+    assert float32.changes == fp8.changes
+    assert lab._hooks(float32, tiny_config, None) == {}
+    assert list(lab._hooks(fp8, tiny_config, None)) == ["prepare"]
