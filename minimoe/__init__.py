@@ -1,7 +1,7 @@
 """minimoe: efficient Mixture-of-Experts models in JAX and Flax NNX, small enough to read.
 
 Don't trust the headline, run it. The rooms, in reading order: config, layers, cost, moe, attention, model, data,
-inference, training, plots, exercises, cli. Each imports only rooms before it.
+inference, training, quant, distill, hub, plots, exercises, cli. Each imports only rooms before it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig, MoEConfig
     from minimoe.errors import UserError
+    from minimoe.hub.pretrained import load_pretrained
     from minimoe.inference.generate import generate
     from minimoe.model.transformer import MoETransformer
 
@@ -24,10 +25,25 @@ _HOME = {
     "UserError": "minimoe.errors",
     "MoETransformer": "minimoe.model.transformer",
     "generate": "minimoe.inference.generate",
+    "load_pretrained": "minimoe.hub.pretrained",
 }
-_ROOMS = ("attention", "cost", "data", "exercises", "inference", "layers", "model", "moe", "plots", "training")
+_ROOMS = (
+    "attention",
+    "cost",
+    "data",
+    "distill",
+    "exercises",
+    "hub",
+    "inference",
+    "layers",
+    "model",
+    "moe",
+    "plots",
+    "quant",
+    "training",
+)
 
-__all__ = ["MoEConfig", "MoETransformer", "ModelConfig", "UserError", "__version__", "generate"]
+__all__ = ["MoEConfig", "MoETransformer", "ModelConfig", "UserError", "__version__", "generate", "load_pretrained"]
 
 
 def __getattr__(name: str) -> Any:

@@ -242,7 +242,7 @@ def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys
     assert np.asarray(values["load"]).shape == (6, TINY.num_layers, 4)
     page = (tmp_path / "report" / "report.html").read_text()
     assert f"{values['models'][0]['bits_per_byte']:.3f}" in page
-    assert page.count("<img") == len(list((tmp_path / "report" / "figures").iterdir())) == 6
+    assert page.count("<img") == len(list((tmp_path / "report" / "figures").iterdir())) == 7
     (tmp_path / "report" / "figures" / "old.png").write_bytes(b"")
     assert app.run(["tour", "--fast", "--out", "report"]) == 0
     assert not (tmp_path / "report" / "figures" / "old.png").exists()

@@ -18,10 +18,10 @@ app = typer.Typer(
     help="Measure speed on this machine, as ratios within one run.", no_args_is_help=True, rich_markup_mode=None
 )
 
-MOE_AXES, ATTENTION_AXES = "T,D,F,E,K", "B,L,N,M,H"
+MOE_AXES, ATTENTION_AXES, QUANT_AXES = "T,D,F,E,K", "B,L,N,M,H", "T,I,O"
 MOE_SHAPES = ["2048,256,512,16,2", "4096,256,256,32,4", "1024,512,1024,8,2"]
 ATTENTION_SHAPES = ["8,256,8,4,32"]
-DEFAULT_CONFIG = "mixtral-21m"
+DEFAULT_CONFIG, LARGE_CONFIG = "mixtral-21m", "random-300m"
 
 Rounds = Annotated[int, typer.Option(min=1, help="Timed rounds; each runs every contestant once.")]
 Warmup = Annotated[int, typer.Option(min=0, help="Rounds before them that are not timed.")]
@@ -183,6 +183,57 @@ def attention(
     _print("attention", settings, reports, columns, as_json)
 
 
+@app.command()
+def quant(
+    shape: Annotated[list[str] | None, typer.Option(help=f"{QUANT_AXES} of a matmul; repeatable.")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Time generation instead of matmuls.")] = False,
+    config: Annotated[
+        list[str] | None, typer.Option(help=f"With --decode: a preset, or {LARGE_CONFIG}, 1.3 GB; repeatable.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="With --decode: sequences; repeatable.")] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="With --decode: prompt tokens.")] = 8,
+    new_tokens: Annotated[int, typer.Option(min=1, help="With --decode: tokens to generate.")] = 16,
+    rounds: Rounds = 15,
+    warmup: Warmup = 3,
+    pause: Pause = 0.02,
+    as_json: Json = False,
+) -> None:
+    """Quantized weights against float32: single matmuls, or greedy generation. Weights are random.
+
+    int8-w8a8 multiplies integers; int8 keeps integers in memory and turns them into floats for every matmul. Speed
+    ratios: above 1 is faster than float32.
+
+    Example: minimoe bench quant --decode --config small --batch 1 --rounds 5
+    """
+    configs = {name: named_config(name) for name in dict.fromkeys(config or ["small", LARGE_CONFIG])}
+    for model in configs.values():
+        check_fits(model, prompt + new_tokens, "--prompt plus --new-tokens")
+    shapes = [parse_shape(text, QUANT_AXES) for text in shape or []]
+    start()
+    from minimoe.cli import bench_quant
+
+    settings: dict[str, Any] = {"rounds": rounds, "warmup": warmup, "pause_seconds": pause, "weights": "random"}
+    reports = []
+    if not decode:
+        for sizes in shapes or bench_quant.default_shapes():
+            messages.print(f"quant: {_sizes(sizes)}")
+            reports.append(bench_quant.measure_matmul(sizes, rounds=rounds, warmup=warmup, pause=pause))
+        columns = {"ms": "ms", "speed / float32": "speed_over_float32"}
+        columns |= {"weight bytes": "weight_bytes", "relative error": "relative_error"}
+        _print("quant", settings, reports, columns, as_json)
+        return
+    settings |= {"configs": list(configs)}
+    for name, model in configs.items():
+        messages.print(f"quant: decode with {name}, random weights")
+        measured = bench_quant.measure_decode(
+            model, batch or [1, 8], prompt=prompt, new_tokens=new_tokens, rounds=rounds, warmup=warmup, pause=pause
+        )
+        reports += [{"config": name, "weights": "random"} | report for report in measured]
+    columns = {"tokens/s": "tokens_per_second", "ms a call": "ms_per_call", "speed / float32": "speed_over_float32"}
+    columns |= {"bytes": "bytes", "tokens as float32": "tokens_as_float32"}
+    _print("quant", settings, reports, columns, as_json)
+
+
 def parse_shape(text: str, axes: str) -> dict[str, int]:
     """``"8,4"`` with axes ``"T,D"`` -> ``{"T": 8, "D": 4}``.
 
@@ -214,13 +265,17 @@ def check_fits(config: ModelConfig, tokens: int, what: str) -> None:
 
 
 def named_config(name: str) -> ModelConfig:
-    """A preset, or the benchmark's own Mixtral shape."""
+    """A preset, or one of the benchmarks' own: the Mixtral shape, the large one."""
     from minimoe.config import PRESETS, ModelConfig
 
     if name == DEFAULT_CONFIG:
         from minimoe.cli.bench_reference import MIXTRAL_21M
 
         return MIXTRAL_21M
+    if name == LARGE_CONFIG:
+        from minimoe.cli.bench_quant import RANDOM_300M
+
+        return RANDOM_300M
     if name not in PRESETS:
         raise UserError(f"--config {name!r} is not known; choose one of {', '.join([DEFAULT_CONFIG, *PRESETS])}")
     return ModelConfig.preset(name)
@@ -250,7 +305,8 @@ def _print(
 
     console = Console(highlight=False, markup=False)
     for report in reports:
-        table = Table(title=f"{benchmark}: {_sizes(report['shape'])}")
+        named = f" {report['config']} with random weights," if "config" in report else ""
+        table = Table(title=f"{benchmark}:{named} {_sizes(report['shape'])}")
         for heading in ("", *columns):
             table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
         for name, result in report["results"].items():
@@ -271,7 +327,7 @@ def _cell(value: Any) -> str:
     return _number(value)
 
 
-def _number(value: float) -> str:
+def _number(value: int | float) -> str:
     """Three significant digits, more for what is above 1000."""
     if not math.isfinite(value) or value == 0:
         return str(value)

@@ -12,7 +12,7 @@ from minimoe.errors import UserError
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A training folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A training folder or a saved folder.")],
     text: Annotated[Path | None, typer.Option(help="Your own text, a file or a folder, scored whole.")] = None,
     protocol: Annotated[str, typer.Option(help="Of the corpus: quick (a fixed 40,000 tokens) or full.")] = "quick",
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -22,8 +22,8 @@ def evaluate(
     Example: minimoe eval runs/nano --text README.md --json
     """
     from minimoe.data import documents, evaluation_documents, load_text
+    from minimoe.hub import resolve_with_tokenizer
     from minimoe.training import evaluate as run_evaluation
-    from minimoe.training import load_checkpoint
 
     if text is not None:
         scored = evaluation_documents(load_text(text, split="val"), "full")
@@ -32,8 +32,8 @@ def evaluate(
         scored = evaluation_documents(documents(split="val"), protocol)
     else:
         raise UserError(f"--protocol {protocol!r} is not known; choose quick or full")
-    model, tokenizer, _ = load_checkpoint(checkpoint)
-    start()
+    model, tokenizer, _, description = resolve_with_tokenizer(checkpoint)
+    start(description)
     with Bar("evaluate", 1) as bar:
         result = run_evaluation(model, scored, tokenizer, progress=counter(bar))
     if json:

@@ -12,7 +12,7 @@ from minimoe.errors import UserError
 
 
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(help="A training folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A training folder or a saved folder.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts a new document.")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation in tokens.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
@@ -32,12 +32,12 @@ def generate(
     import jax.numpy as jnp
     import numpy as np
 
+    from minimoe.hub import resolve_with_tokenizer
     from minimoe.inference import generate as run_generation
-    from minimoe.training import load_checkpoint
 
     if samples < 1:
         raise UserError(f"--samples {samples} must be at least 1")
-    model, tokenizer, _ = load_checkpoint(checkpoint)
+    model, tokenizer, _, _ = resolve_with_tokenizer(checkpoint)
     start()
     ids = encode_prompt(tokenizer, prompt)
     began = time.monotonic()

@@ -1,7 +1,8 @@
 """``minimoe lab``: the long experiments behind the recorded numbers, each one command that resumes.
 
 An experiment is a list of training runs. Each run lives in a folder of its own, is resumed where it stopped, is scored
-on the full validation text when done, and then stands in the experiment's record: a JSON file in `minimoe/records`.
+on the full validation text when done, and then stands in the experiment's record: a JSON file in `minimoe/records`. A
+few experiments train nothing and measure a model that another one left (`MEASUREMENTS`).
 """
 
 from __future__ import annotations
@@ -15,22 +16,41 @@ from typing import Annotated, Any
 
 import typer
 
+from minimoe.cli import lab_quant, lab_ship
 from minimoe.cli.console import describe_data, messages, print_json, start
 from minimoe.errors import UserError
 
 app = typer.Typer(help="Long experiments behind the recorded numbers; each resumes.", no_args_is_help=True)
+app.command("ship")(lab_ship.ship)
 RECORDS = Path(__file__).parent.parent / "records"
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One training run of an experiment. ``changes`` go to its recipe, ``experts`` to its `minimoe.MoEConfig`."""
+    """One training run of an experiment.
+
+    Attributes:
+      changes: to its recipe. experts: to its `minimoe.MoEConfig`.
+      fp8: train with 8-bit products (`minimoe.quant.fp8_training`), and score so too.
+      qat: quantization recipe whose rounded weights the forward pass uses after step ``qat_from``.
+      quantized: quantization recipe applied after training; the outcome then is scored as well.
+      start: finished run of another experiment, as ``experiment/run``, whose weights this one continues from.
+    """
 
     name: str
     preset: str
     dense: bool = False
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     experts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fp8: bool = False
+    qat: str | None = None
+    qat_from: int = 0
+    quantized: str | None = None
+    start: str | None = None
+
+    def method(self) -> dict[str, Any]:
+        """What a run's config does not say, for the record."""
+        return {name: getattr(self, name) for name in ("fp8", "qat", "qat_from", "quantized", "start")}
 
 
 def small_hour(done: Mapping[str, Any]) -> list[Trial]:
@@ -68,10 +88,48 @@ def balance_methods(done: Mapping[str, Any]) -> list[Trial]:
     ]
 
 
+def fp8_training(done: Mapping[str, Any]) -> list[Trial]:
+    """``nano`` with float32 and with emulated 8-bit products, the same three seeds: how far the losses part."""
+    return [
+        Trial(f"{name}-{seed}", "nano", changes={"steps": 300, "seed": seed}, fp8=name == "fp8")
+        for seed in (0, 1, 2)
+        for name in ("float32", "fp8")
+    ]
+
+
+def qat_mxfp4(done: Mapping[str, Any]) -> list[Trial]:
+    """``small`` with experts in MXFP4: 200 more steps of training with and without the rounding, equal but for that.
+
+    Needs `small-hour`, whose weights it starts from, as DeepSeek-V4 does this after its main training. ``full`` scores
+    the float32 weights, ``quantized`` the rounded ones: for ``plain`` runs that is post-training quantization.
+    """
+    changes = {"steps": 200, "learning_rate": 3e-4, "warmup_steps": 20}
+    return [
+        Trial(
+            f"{name}-{seed}",
+            "small",
+            changes=changes | {"seed": seed},
+            start="small-hour/small",
+            quantized="mxfp4",
+            qat="mxfp4" if name == "qat" else None,
+        )
+        for seed in (0, 1, 2)
+        for name in ("plain", "qat")
+    ]
+
+
 EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Trial]]] = {
     "small-hour": small_hour,
     "sparse-vs-dense": sparse_vs_dense,
     "balance-methods": balance_methods,
+    "fp8-training": fp8_training,
+    "qat-mxfp4": qat_mxfp4,
+}
+
+
+# Experiments that train nothing: from the folder of runs, into the record, saving it as they go.
+MEASUREMENTS: dict[str, Callable[[Path, dict[str, Any], Callable[[], None]], None]] = {
+    "quant-recipes": lab_quant.recipes,
 }
 
 
@@ -93,7 +151,7 @@ def list_experiments() -> None:
 
     Example: minimoe lab list
     """
-    for name, make in EXPERIMENTS.items():
+    for name, make in {**EXPERIMENTS, **MEASUREMENTS}.items():
         recorded = "recorded" if (RECORDS / f"{name}.json").is_file() else "not recorded"
         typer.echo(f"{name} ({recorded}): {(make.__doc__ or '').splitlines()[0].replace('``', '')}")
 
@@ -118,19 +176,23 @@ def run(
 
     Example: minimoe lab run sparse-vs-dense --work runs/lab
     """
-    if name not in EXPERIMENTS:
-        raise UserError(f"experiment {name!r} is not known; choose one of {', '.join(EXPERIMENTS)}")
+    if name not in {**EXPERIMENTS, **MEASUREMENTS}:
+        raise UserError(f"experiment {name!r} is not known; choose one of {', '.join({**EXPERIMENTS, **MEASUREMENTS})}")
     path = record or RECORDS / f"{name}.json"
-    values: dict[str, Any] = {"experiment": name, "command": f"minimoe lab run {name}", "runs": {}}
+    values: dict[str, Any] = {"experiment": name, "command": f"minimoe lab run {name}"}
     if path.is_file():
         values = json_module.loads(path.read_text(encoding="utf-8"))
     start(f"experiment {name}")
+    if name in MEASUREMENTS:
+        MEASUREMENTS[name](work, values, lambda: _write(path, values))
+        return 0
+    values.setdefault("runs", {})
     began = time.monotonic()
     while (trial := _next(name, values["runs"])) is not None:
         if time.monotonic() - began > 60 * minutes:
             messages.print("time is up; the same command continues", markup=False)
             break
-        outcome = _run_trial(trial, work / name / trial.name)
+        outcome = _run_trial(trial, work / name / trial.name, None if trial.start is None else work / trial.start)
         if outcome is None:
             return 130
         values["runs"][trial.name] = outcome
@@ -150,8 +212,8 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
     write_atomically(path, json_module.dumps(values, indent=1) + "\n")
 
 
-def _run_trial(trial: Trial, out: Path) -> dict[str, Any] | None:
-    """Trains (or continues) one run and scores it; None after Ctrl-C."""
+def _run_trial(trial: Trial, out: Path, start_from: Path | None) -> dict[str, Any] | None:
+    """Trains (or continues) one run, from the weights in ``start_from`` if given, and scores it; None after Ctrl-C."""
     from minimoe.cli.train import check_resume, describe, draw, make_run, train_with_bar
     from minimoe.data import documents, load_tokenizer, training_data
     from minimoe.training.checkpoint import prepare_folder, write_run_config
@@ -168,12 +230,44 @@ def _run_trial(trial: Trial, out: Path) -> dict[str, Any] | None:
     messages.print(f"{trial.name}: {describe(run)}", markup=False)
     validation = [document for document in corpus if document.split == "val"]
     data = training_data(corpus, tokenizer)
-    result = train_with_bar(trial.name, run, data, validation, tokenizer, first=first, out=out, resume=True)
+    hooks = _hooks(trial, run.model, start_from)
+    result = train_with_bar(trial.name, run, data, validation, tokenizer, first=first, out=out, resume=True, **hooks)
     draw(out, result)
-    return None if result.interrupted else _outcome(run, result, validation, tokenizer)
+    return None if result.interrupted else _outcome(trial, run, result, validation, tokenizer)
 
 
-def _outcome(run: Any, result: Any, validation: list[Any], tokenizer: Any) -> dict[str, Any]:
+def _hooks(trial: Trial, config: Any, start_from: Path | None) -> dict[str, Any]:
+    """What this trial changes in training, as arguments of `minimoe.training.train`.
+
+    Raises:
+      UserError: if it continues a run that is not there.
+    """
+    hooks: dict[str, Any] = {}
+    if start_from is not None:
+        from minimoe.training import load_checkpoint
+
+        if not (start_from / "config.json").is_file():
+            raise UserError(
+                f"{start_from} holds no trained model; run `minimoe lab run {start_from.parent.name} "
+                f"--work {start_from.parent.parent}` first"
+            )
+        hooks["prepare"] = lambda fresh: load_checkpoint(start_from)[0]
+    if trial.fp8:
+        from minimoe.quant.fp8_training import with_fp8_training
+
+        hooks["prepare"] = with_fp8_training
+    if trial.qat is not None:
+        from flax import nnx
+
+        from minimoe import MoETransformer
+        from minimoe.quant.qat import qat_transform
+
+        shapes = nnx.eval_shape(lambda: MoETransformer(config, rngs=nnx.Rngs(0)))
+        hooks |= {"transform_params": qat_transform(shapes, trial.qat), "transform_from": trial.qat_from}
+    return hooks
+
+
+def _outcome(trial: Trial, run: Any, result: Any, validation: list[Any], tokenizer: Any) -> dict[str, Any]:
     """What goes into the record: config, both protocols, time, and the curve thinned to about 200 points."""
     import os
     import platform
@@ -182,12 +276,19 @@ def _outcome(run: Any, result: Any, validation: list[Any], tokenizer: Any) -> di
     from minimoe.data import evaluation_documents
     from minimoe.training import evaluate
 
-    full = evaluate(result.model, evaluation_documents(validation, "full"), tokenizer)
+    documents = evaluation_documents(validation, "full")
+    full = evaluate(result.model, documents, tokenizer)
+    quantized = None
+    if trial.quantized is not None:
+        from minimoe.quant.rules import quantize_model
+
+        quantized = evaluate(quantize_model(result.model, trial.quantized), documents, tokenizer).to_record()
     count = count_params(run.model)
     curve = [record for record in result.records if record["kind"] == "train"]
     evals = [record for record in result.records if record["kind"] == "eval"]
     return {
         "config": run.to_dict(),
+        "method": trial.method(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "total_params": count.total,
         "active_params": count.active,
@@ -196,6 +297,7 @@ def _outcome(run: Any, result: Any, validation: list[Any], tokenizer: Any) -> di
         "train_seconds": curve[-1]["seconds"],
         "quick": result.evaluation.to_record() if result.evaluation else None,
         "full": full.to_record(),
+        "quantized": quantized,
         "routing": _routing(full, curve) if run.model.moe else None,
         "curve": curve[:: max(1, len(curve) // 200)] + evals,
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minimoe.cli.console import describe_data, messages, print_json, start
+from minimoe.cli.tour_quant import quantized_rungs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +62,7 @@ def tour(
     seed: Annotated[int, typer.Option(help="Decides weights and order of data.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="The report as one JSON object on stdout.")] = False,
 ) -> int:
-    """Train a small Mixture of Experts and its dense twin on real text, and see where the experts went.
+    """Train a small Mixture of Experts and its dense twin on real text, see where the experts went, then shrink it.
 
     Everything in the report was measured in this run. About five minutes on two cores.
 
@@ -86,8 +87,10 @@ def tour(
     training = [document for document in corpus if document.split == "train"]
     ngram = ngram_bits_per_byte(training, evaluation_documents(validation, "quick"), NGRAM_ORDER)
     samples = continue_text(rungs[0], validation, tokenizer)
-    values = summary(rungs, ngram, samples, seed=seed, fast=fast, seconds=time.monotonic() - began)
-    figures = draw(rungs, ngram)
+    quick = evaluation_documents(validation, "quick")
+    smaller = quantized_rungs(rungs[0].result.model, quick, tokenizer)
+    values = summary(rungs, ngram, samples, smaller, seed=seed, fast=fast, seconds=time.monotonic() - began)
+    figures = draw(rungs, ngram, smaller)
     write(out, values, figures)
     if json:
         print_json(values)
@@ -157,7 +160,14 @@ def continue_text(rung: Rung, validation: list[Document], tokenizer: Tokenizer) 
 
 
 def summary(
-    rungs: list[Rung], ngram: dict[str, float], samples: list[dict[str, str]], *, seed: int, fast: bool, seconds: float
+    rungs: list[Rung],
+    ngram: dict[str, float],
+    samples: list[dict[str, str]],
+    smaller: dict[str, Any],
+    *,
+    seed: int,
+    fast: bool,
+    seconds: float,
 ) -> dict[str, Any]:
     """The report's numbers, all of this run."""
     import os
@@ -189,10 +199,11 @@ def summary(
         "load": load.tolist(),
         "max_violation_validation": [round(float(v), 4) for v in max_violation(jnp.asarray(load.sum(axis=0)))],
         "samples": samples,
+        "quantized": {name: value for name, value in smaller.items() if name != "bytes_by_path"},
     }
 
 
-def draw(rungs: list[Rung], ngram: dict[str, float]) -> dict[str, Figure]:
+def draw(rungs: list[Rung], ngram: dict[str, float], smaller: dict[str, Any]) -> dict[str, Figure]:
     """The figures by file name."""
     from minimoe import plots
 
@@ -207,6 +218,7 @@ def draw(rungs: list[Rung], ngram: dict[str, float]) -> dict[str, Figure]:
         "experts_by_domain": plots.experts_by_domain(sparse.evaluation.load, list(sparse.evaluation.per_domain)),
         "balance": plots.balance_over_time(sparse.records),
         "bits_per_byte": plots.bits_per_byte_by_domain(per_domain, ngram, f"byte {NGRAM_ORDER}-gram model"),
+        "bytes": plots.bytes_by_part(smaller["bytes_by_path"], "Bytes of the sparse model, by part"),
     }
 
 
@@ -245,5 +257,11 @@ def show(values: dict[str, Any], out: Path) -> None:
             f"{row['tokens_per_second']:,.0f}",
             f"{row['seconds']:.0f}",
         )
+    Console().print(table)
+    table = Table("the sparse model as", "megabytes", "bits per byte", "routes changed")
+    table.add_row("bfloat16", f"{values['quantized']['bytes_bfloat16'] / 1e6:.2f}", "-", "-")
+    for row in values["quantized"]["recipes"]:
+        changed = f"{row['routing_changed']:.1%}"
+        table.add_row(row["name"], f"{row['bytes'] / 1e6:.2f}", f"{row['bits_per_byte']:.3f}", changed)
     Console().print(table)
     typer.echo(f"{out / 'report.html'}: the report, with figures ({values['seconds']:.0f} s in all)")

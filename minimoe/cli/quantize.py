@@ -1,0 +1,160 @@
+"""``minimoe quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minimoe.cli.console import Bar, counter, print_json, start
+from minimoe.errors import UserError
+
+if TYPE_CHECKING:
+    from minimoe.data import Document, Tokenizer
+    from minimoe.model import MoETransformer
+    from minimoe.quant.report import SizeReport
+    from minimoe.training import Evaluation
+
+ROUTED_WINDOWS = 32  # of validation text, on which the routers' choices are compared
+SIZES_FILE = "sizes.png"
+
+
+def quantize(
+    checkpoint: Annotated[Path, typer.Argument(help="A training folder or a saved folder, not quantized.")],
+    recipe: Annotated[str, typer.Option(help="How: int8, int8-w8a8, fp8, mxfp4, v4, ...; a wrong name lists all.")],
+    out: Annotated[Path, typer.Option(help="Folder for the quantized model: new, empty, or an earlier save.")],
+    protocol: Annotated[str, typer.Option(help="Of the evaluation: quick (a fixed 40,000 tokens) or full.")] = "quick",
+    evaluate: Annotated[bool, typer.Option("--eval/--no-eval", help="Measure quality before and after.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Store a model in fewer bits: writes a folder that eval and generate take, and says what it cost.
+
+    Sizes are those of weights. After quantizing, the folder is read back, and what was read is what is measured.
+
+    Example: minimoe quantize runs/small --recipe v4 --out runs/small-v4
+    """
+    from minimoe.data.evaluation import PROTOCOLS
+    from minimoe.hub import check_destination, load, provenance_of, resolve, resolve_with_tokenizer, save
+    from minimoe.quant.rules import get_recipe, quantize_model, size_report
+
+    get_recipe(recipe)
+    if protocol not in PROTOCOLS:
+        raise UserError(f"--protocol {protocol!r} is not known; choose one of {', '.join(PROTOCOLS)}")
+    if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
+        raise UserError(f"--out {out} is the checkpoint itself; name another folder")
+    check_destination(out)
+    model, tokenizer, _, description = resolve_with_tokenizer(checkpoint) if evaluate else resolve(checkpoint)
+    start(f"{recipe}: {description}")
+    with Bar("quantize", 3) as bar:
+        quantized = quantize_model(model, recipe)
+        bar.update(1, "save")
+        provenance = {"checkpoint": checkpoint.name, "quantized_with": recipe, "source": provenance_of(checkpoint)}
+        save(quantized, out, tokenizer, provenance=provenance)
+        bar.update(2, "read back")
+        quantized, _, _ = load(out)
+        bar.update(3)
+    before, after = size_report(model), size_report(quantized)
+    report: dict[str, Any] = {"checkpoint": str(checkpoint), "recipe": recipe, "out": str(out)}
+    report |= {"bytes": sizes(before, after, out)}
+    report |= {"share_of_bfloat16": round(after.bytes / after.bfloat16_bytes, 4)}
+    report |= {"bits_per_value": round(after.bits_per_value, 4)}
+    report |= {"bits_per_byte": None, "routing_changes": None}
+    if evaluate and tokenizer is not None:
+        report |= measure(model, quantized, tokenizer, protocol)
+    draw(before, after, recipe, out)
+    if json:
+        print_json(report)
+    else:
+        show(report)
+
+
+def sizes(before: SizeReport, after: SizeReport, out: Path) -> dict[str, int]:
+    """Bytes of the model: before in two dtypes, after by its bits, and what lies on disk."""
+    from minimoe.hub.folder import FILES, TENSOR_FILE
+
+    return {
+        "float32": 2 * before.bfloat16_bytes,
+        "bfloat16": before.bfloat16_bytes,
+        "quantized": after.bytes,
+        "tensor_file": (out / TENSOR_FILE).stat().st_size,
+        "folder": sum((out / name).stat().st_size for name in FILES if (out / name).exists()),
+    }
+
+
+def measure(model: MoETransformer, quantized: MoETransformer, tokenizer: Tokenizer, protocol: str) -> dict[str, Any]:
+    """Bits per byte of both models, by domain, and the share of expert choices that differ."""
+    from minimoe.data import documents, evaluation_documents
+
+    scored = evaluation_documents(documents(split="val"), protocol)
+    first, second = (score(m, scored, tokenizer, title) for m, title in ((model, "before"), (quantized, "after")))
+    quality = {
+        "protocol": protocol,
+        "before": first.to_record(),
+        "after": second.to_record(),
+        "relative_change": {name: after / first.per_domain[name] - 1 for name, after in second.per_domain.items()},
+        "relative_change_of_mean": second.bits_per_byte / first.bits_per_byte - 1,
+    }
+    changes = None if model.config.moe is None else compare_routing(model, quantized, scored, tokenizer)
+    return {"bits_per_byte": quality, "routing_changes": changes}
+
+
+def score(model: MoETransformer, scored: list[Document], tokenizer: Tokenizer, title: str) -> Evaluation:
+    """Bits per byte, with a progress bar."""
+    from minimoe.training import evaluate as run_evaluation
+
+    with Bar(f"evaluate {title}", 1) as bar:
+        return run_evaluation(model, scored, tokenizer, progress=counter(bar))
+
+
+def compare_routing(
+    model: MoETransformer, quantized: MoETransformer, scored: list[Document], tokenizer: Tokenizer
+) -> float:
+    """`minimoe.quant.routing_changes` on windows spread evenly over the text."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from minimoe.data import windows
+    from minimoe.quant.report import routing_changes
+
+    cut = windows(scored, tokenizer, model.config.context_length)
+    chosen = np.unique(np.linspace(0, len(cut.tokens) - 1, ROUTED_WINDOWS).astype(int))
+    tokens, where = (jnp.asarray(array[chosen]) for array in (cut.tokens, cut.where))
+    return routing_changes(model, quantized, tokens, where=where)
+
+
+def draw(before: SizeReport, after: SizeReport, recipe: str, out: Path) -> None:
+    """``sizes.png``: where the bytes are, in bfloat16 and after."""
+    from minimoe import plots
+
+    forms = {
+        "bfloat16": {row.path: row.bfloat16_bytes for row in before.rows},
+        recipe: {row.path: row.bytes for row in after.rows},
+    }
+    plots.save(plots.bytes_by_part(forms), out / SIZES_FILE)
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    table = Table("weights", "bytes", "share of bfloat16", title=f"{report['checkpoint']} as {report['recipe']}")
+    for name, count in report["bytes"].items():
+        table.add_row(name.replace("_", " "), f"{count:,}", f"{count / report['bytes']['bfloat16']:.1%}")
+    console.print(table)
+    quality = report["bits_per_byte"]
+    if quality is not None:
+        table = Table("domain", "before", "after", "change", title=f"bits per byte ({quality['protocol']})")
+        for domain, value in quality["after"]["per_domain"].items():
+            add_quality(table, domain, quality["before"]["per_domain"][domain], value)
+        add_quality(table, "mean over domains", quality["before"]["bits_per_byte"], quality["after"]["bits_per_byte"])
+        console.print(table)
+    if report["routing_changes"] is not None:
+        console.print(f"Expert choices that changed: {report['routing_changes']:.2%}")
+    console.print(f"{report['bits_per_value']:.2f} bits a value. Saved in {report['out']}", soft_wrap=True)
+
+
+def add_quality(table: Any, name: str, before: float, after: float) -> None:
+    table.add_row(name, f"{before:.4f}", f"{after:.4f}", f"{after / before - 1:+.2%}")

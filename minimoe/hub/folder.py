@@ -1,0 +1,238 @@
+"""A saved model: one folder that holds everything needed to run it, float or quantized.
+
+out/config.json         format, model config, how each quantized array is stored, sizes and checksums, provenance
+    model.safetensors   codes, scales, zero points and float arrays, under the model's own names
+    tokenizer.json      the tokenizer, if it needs a file
+
+The folder is as small as its bits: 4-bit codes lie two in a byte, and what was bfloat16 stays bfloat16. `load` never
+makes a float copy of the model: it builds the model without any array and then fills in one array after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from minimoe.config import ModelConfig
+from minimoe.data import Tokenizer, load_tokenizer
+from minimoe.errors import UserError
+from minimoe.hub.names import abstract_model, fill, named_arrays
+from minimoe.hub.quantized import Quantization, describe
+from minimoe.hub.tensorfile import REPAIR, FileRecord, TensorFile, write_tensors
+from minimoe.model import MoETransformer
+
+FORMAT = "minimoe-model-1"
+LAYOUTS = ("minimoe",)
+CONFIG_FILE, TENSOR_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
+FILES = (TENSOR_FILE, TOKENIZER_FILE, CONFIG_FILE)  # in the order they are put in place: the config vouches for others
+_STAGING = ".saving-"  # a folder inside the folder, where files wait until all are complete
+
+
+def save(
+    model: MoETransformer,
+    directory: str | os.PathLike[str],
+    tokenizer: Tokenizer | None = None,
+    format: str | None = None,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a model, float or quantized, into a folder that `load` reads.
+
+    All or nothing: files are written aside and put in their places together when they are complete, config.json last.
+    An earlier save in the same folder is replaced; other files beside it stay.
+
+    Args:
+      model: what `minimoe.quant.quantize_model` returned, or any `MoETransformer`.
+      directory: new, empty, or holding an earlier save.
+      tokenizer: goes along, so that the folder can read and write text.
+      format: the layout; None and "minimoe" are ours.
+      provenance: where the model comes from, such as seed, hash of the data and versions; anything JSON can hold.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UserError: if the folder holds something else or cannot be written, if the tokenizer has more ids than the model,
+        or for an unknown layout.
+
+    Example:
+      >>> import tempfile
+      >>> model = MoETransformer(ModelConfig.preset("nano"), rngs=nnx.Rngs(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     _ = save(model, folder, load_tokenizer("bpe2048"))
+      ...     again, tokenizer, config = load(folder)
+      >>> config == model.config, tokenizer.name
+      (True, 'bpe2048')
+    """
+    directory = Path(directory)
+    if format not in (None, *LAYOUTS):
+        raise UserError(f"format {format!r} is not known; choose one of {', '.join(LAYOUTS)}")
+    if tokenizer is not None:
+        _check_vocabulary(tokenizer, model.config, "give the tokenizer that the model was trained with")
+    provenance = _plain(provenance or {})
+    quantization = describe(model)
+    check_destination(directory)
+    try:
+        with _staged(directory) as aside:
+            record = write_tensors(aside / TENSOR_FILE, named_arrays(model))
+            if tokenizer is not None and tokenizer.name != "byte":
+                tokenizer.save(aside / TOKENIZER_FILE)
+            config = {
+                "format": FORMAT,
+                "model": model.config.to_dict(),
+                "quantization": None if quantization is None else quantization.to_dict(),
+                "tokenizer": None if tokenizer is None else _name(tokenizer),
+                "files": {TENSOR_FILE: record.to_dict()},
+                "provenance": provenance,
+            }
+            (aside / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written ({error.strerror or error}); choose another folder") from error
+    return directory
+
+
+def load(directory: str | os.PathLike[str]) -> tuple[MoETransformer, Tokenizer | None, ModelConfig]:
+    """Reads what `save` wrote. A quantized model stays quantized, in memory too.
+
+    Returns:
+      The model, its tokenizer (None if it was saved without), and its config.
+
+    Raises:
+      UserError: if the folder is missing or not a saved model, or a file in it is missing, cut short, altered or of
+        another version. The message names the file, what is wrong with it, and the repair.
+    """
+    directory = Path(directory)
+    values = read_config(directory)
+    path = directory / CONFIG_FILE
+    with _broken(path):
+        config = ModelConfig.from_dict(values["model"])
+        quantization = None
+        if values["quantization"] is not None:
+            quantization = Quantization.from_dict(values["quantization"])
+        record = FileRecord(**values["files"][TENSOR_FILE])
+        named = values["tokenizer"]
+        tokenizer_name = None if named is None else (named["name"], named["fingerprint"])
+        abstract = abstract_model(config, quantization)
+    tokenizer = _load_tokenizer(directory, config, tokenizer_name)
+    file = TensorFile(directory / TENSOR_FILE, record)
+    return fill(abstract, file), tokenizer, config
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of a saved folder's config.json, its format checked and nothing else.
+
+    Raises:
+      UserError: if it is missing, broken, or of another format.
+    """
+    path = directory / CONFIG_FILE
+    if not directory.exists():
+        raise UserError(f"{directory} does not exist; name a folder made by minimoe.hub.save or `minimoe quantize`")
+    if not path.is_file():
+        raise UserError(f"{directory} is no saved model (no {CONFIG_FILE}); name one made by `minimoe quantize`")
+    with _broken(path):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values["format"]
+    if found != FORMAT:
+        raise UserError(f"{path} has format {found!r}; this version reads {FORMAT!r}: save the model again with it")
+    return values
+
+
+def check_destination(directory: Path) -> None:
+    """Refuses a folder that `save` must not write into; changes nothing.
+
+    Raises:
+      UserError: if it is a file, lies below one, cannot be written, or holds anything but an earlier save.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; name a folder that is new or empty")
+    nearest = directory
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UserError(f"{directory} lies below {nearest}, which is a file; name another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{directory} cannot be written (no permission in {nearest}); name another folder")
+    if not directory.is_dir() or not [p for p in directory.iterdir() if not p.name.startswith(_STAGING)]:
+        return
+    if not is_saved_folder(directory):
+        raise UserError(f"{directory} holds something that is not a saved model; name a folder that is new or empty")
+
+
+def is_saved_folder(directory: Path) -> bool:
+    """Whether its config.json says that `save` wrote it, in this format or a later one."""
+    try:
+        values = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and str(values.get("format")).startswith("minimoe-model-")
+
+
+@contextlib.contextmanager
+def _staged(directory: Path) -> Iterator[Path]:
+    """A folder aside to write files into; they move into ``directory`` if the block succeeds, and vanish if not."""
+    made = [directory, *directory.parents][: sum(not p.exists() for p in (directory, *directory.parents))]
+    directory.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=directory, prefix=_STAGING))
+    try:
+        yield aside
+        written = [name for name in FILES if (aside / name).exists()]
+        for name in written:
+            os.chmod(aside / name, 0o644)
+            os.replace(aside / name, directory / name)
+        for name in set(FILES) - set(written):  # the tokenizer of an earlier save
+            (directory / name).unlink(missing_ok=True)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
+    for left in directory.glob(f"{_STAGING}*"):  # ours, and those of saves that were killed
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _broken(path: Path) -> Iterator[None]:
+    """Whatever a damaged ``path`` makes Python raise becomes one line that names the file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # a key missing, a number too large for JAX, JSON a thousand levels deep, ...
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} is broken ({reason[:200]}); {REPAIR}") from error
+
+
+def _name(tokenizer: Tokenizer) -> dict[str, str]:
+    return {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
+
+
+def _load_tokenizer(directory: Path, config: ModelConfig, named: tuple[str, str] | None) -> Tokenizer | None:
+    if named is None:
+        return None
+    name, fingerprint = named
+    path = directory / TOKENIZER_FILE
+    tokenizer = load_tokenizer("byte" if name == "byte" else path)
+    if tokenizer.fingerprint != fingerprint:
+        raise UserError(f"{path} was altered: its ids no longer mean what the model learned; {REPAIR}")
+    _check_vocabulary(tokenizer, config, REPAIR)
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, repair: str) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        many = f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids"
+        raise UserError(f"{many} but the model knows {config.vocab_size}; {repair}")
+
+
+def _plain(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(dict(provenance)))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"provenance cannot be written as JSON ({error}); give plain values") from error
