@@ -1,12 +1,13 @@
 """Answers to the exercises: right ones written differently, and wrong ones with the mistake that each must be told.
 
 These are the only solutions in the repository; the package holds oracles in NumPy, loops that neither trace nor have a
-gradient. ``RIGHT[id]`` is a list of functions; ``WRONG[id]`` a list of (function, name of the mistake or, for what no
-name covers, ``aspect:...``).
+gradient. Lesson 04's are in `exercise_answers_04`. ``RIGHT[id]`` is a list of functions; ``WRONG[id]`` a list of
+(function, name of the mistake or, for what no name covers, ``aspect:...``).
 """
 
 from __future__ import annotations
 
+import exercise_answers_04
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -250,6 +251,7 @@ RIGHT = {
     "balance.switch_loss": [switch_dot, switch_bincount],
     "balance.sequence_loss": [sequence_segment_sum, sequence_masks],
     "balance.bias_update": [bias_numpy, bias_at],
+    **exercise_answers_04.RIGHT,
 }
 
 WRONG = {
@@ -433,4 +435,5 @@ WRONG = {
         (lambda bias, load, rate: bias_numpy(bias, load, rate).tolist(), "aspect:structure"),
         (lambda bias, load, rate: bias, "aspect:values"),
     ],
+    **exercise_answers_04.WRONG,
 }

@@ -59,7 +59,10 @@ def difference(name: str, expected: np.ndarray, got: np.ndarray, tolerance: Tole
     if not wrong.any():
         return None
     index = tuple(int(i) for i in np.argwhere(wrong)[0])
-    text = f"{element(name, index)}: expected {number(expected[index])}, got {number(got[index])}"
+    right, answer = number(expected[index]), number(got[index])
+    if right == answer:  # differs further behind
+        right, answer = f"{float(expected[index]):.10g}", f"{float(got[index]):.10g}"
+    text = f"{element(name, index)}: expected {right}, got {answer}"
     if wrong.size > 1:
         text += f" ({int(wrong.sum())} of {wrong.size} elements differ)"
     return text

@@ -31,6 +31,7 @@ class Case:
       gradient: whether gradients are checked here too.
       absolute: error allowed besides the relative one, where the largest value does not say what is negligible.
       dtype: of the floating outputs, where the inputs are in half precision. Such a case is traced, not computed.
+      exact: no error is allowed: all values have few bits, so float32 makes none.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Case:
     gradient: bool = False
     absolute: float | None = None
     dtype: str | None = None
+    exact: bool = False
 
     @functools.cached_property
     def arguments(self) -> Arguments:
@@ -51,7 +53,7 @@ class Mistake:
     Attributes:
       name: short, as a heading.
       message: what is wrong in the idea; never the corrected line of code.
-      outputs: takes the arguments and returns what the mistaken function returns.
+      outputs: takes the arguments and returns what the mistaken function returns, in whatever shape.
       gradient: takes the arguments and the right gradients and returns the mistaken gradients, for functions whose
         values are right.
     """
@@ -78,6 +80,8 @@ class Exercise:
         values in a later case only must not show in the gradient of an earlier one.
       mistakes: recognised in this order.
       wrt: arguments with respect to which the gradient is checked.
+      gradient: takes the arguments in float64 and returns the gradients asked for, of the outputs weighted by
+        `minimoe.exercises.numeric.cotangent`, where they are not the oracle's derivative: a convention.
       jit: whether the function must also work under ``jax.jit``.
       time_limit: seconds for each call of the answer, compilation included.
     """
@@ -96,6 +100,7 @@ class Exercise:
     cases: tuple[Case, ...]
     mistakes: tuple[Mistake, ...]
     wrt: tuple[str, ...] = ()
+    gradient: Callable[..., Arrays] | None = None
     jit: bool = True
     time_limit: int | float = 20.0
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minimoe.errors import UserError
-from minimoe.exercises import lesson01, lesson02, lesson03
+from minimoe.exercises import lesson01, lesson02, lesson03, lesson04
 from minimoe.exercises.record import Exercise
 
 
@@ -62,5 +62,5 @@ class Catalogue(dict[str, Exercise]):
 
 
 CATALOGUE = Catalogue(
-    {exercise.id: exercise for lesson in (lesson01, lesson02, lesson03) for exercise in lesson.EXERCISES}
+    {exercise.id: exercise for lesson in (lesson01, lesson02, lesson03, lesson04) for exercise in lesson.EXERCISES}
 )
