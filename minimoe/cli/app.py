@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from minimoe import __version__
-from minimoe.cli import bench, evaluate, exercises, generate, lab, tour, train
+from minimoe.cli import bench, distill, evaluate, exercises, generate, lab, quantize, tour, train
 from minimoe.errors import UserError
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app.command("tour")(tour.tour)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
+app.command("quantize")(quantize.quantize)
+app.command("distill")(distill.distill)
 app.add_typer(bench.app, name="bench")
 app.add_typer(lab.app, name="lab")
 app.add_typer(exercises.app, name="exercises")

@@ -81,8 +81,9 @@ def train_with_bar(
     first: int = 0,
     out: Path | None = None,
     resume: bool = False,
+    **hooks: Any,
 ) -> TrainResult:
-    """`minimoe.training.train` with a progress bar that starts at step ``first``."""
+    """`minimoe.training.train` with a progress bar that starts at step ``first``; ``hooks`` are passed on to it."""
     from minimoe.training import train as run_training
 
     note = Note()
@@ -94,6 +95,7 @@ def train_with_bar(
             tokenizer,
             out=out,
             resume=resume,
+            **hooks,
             on_record=note.record,
             on_step=lambda step, metrics: bar.update(step, note.step(metrics)),
         )

@@ -1,34 +1,50 @@
 """Text in, integers out: the corpus, the tokenizers, training batches and what evaluation scores.
 
 Plain NumPy; nothing here imports JAX. In reading order: `corpus` (six bundled domains), `user_text` (your own files),
-`tokenizer`, `batches` (training), `evaluation`, `ngram` (a bar to clear). ``python -m minimoe.data.train_tokenizer`` makes
-the bundled tokenizer.
+`tokenizer`, `batches` (training), `evaluation`, `ngram` (a bar to clear); and `tasks`, `task_families`, `task_answers`:
+generated reasoning problems whose answers can be checked. ``python -m minimoe.data.train_tokenizer`` makes the bundled
+tokenizer.
 """
 
 from minimoe.data.batches import Batch, TrainingData, training_data
 from minimoe.data.corpus import DOMAINS, Document, corpus_hash, documents, split_of, verify
 from minimoe.data.evaluation import Windows, evaluation_documents, windows
 from minimoe.data.ngram import ByteNgram, ngram_bits_per_byte
+from minimoe.data.task_answers import StepCheck, check_answer, check_steps, parse_answer
+from minimoe.data.task_families import Step
+from minimoe.data.tasks import FAMILIES, FORMS, LEVELS, Problem, is_held_out, problem, task_documents
 from minimoe.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
 from minimoe.data.user_text import load_text
 
 __all__ = [
     "DOMAINS",
+    "FAMILIES",
+    "FORMS",
+    "LEVELS",
     "BPETokenizer",
     "Batch",
     "ByteNgram",
     "ByteTokenizer",
     "Document",
+    "Problem",
+    "Step",
+    "StepCheck",
     "Tokenizer",
     "TrainingData",
     "Windows",
+    "check_answer",
+    "check_steps",
     "corpus_hash",
     "documents",
     "evaluation_documents",
+    "is_held_out",
     "load_text",
     "load_tokenizer",
     "ngram_bits_per_byte",
+    "parse_answer",
+    "problem",
     "split_of",
+    "task_documents",
     "training_data",
     "verify",
     "windows",

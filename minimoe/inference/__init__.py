@@ -1,5 +1,6 @@
-"""Generation from a trained model."""
+"""Generation from a trained model: `generate` for prompts of one length, `prompts` for many of different lengths."""
 
 from minimoe.inference.generate import filter_logits, generate
+from minimoe.inference.prompts import continue_prompts
 
-__all__ = ["filter_logits", "generate"]
+__all__ = ["continue_prompts", "filter_logits", "generate"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from minimoe.attention import Cache, KVCache
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
 
@@ -49,6 +51,7 @@ def generate(
     top_p: float | None = None,
     stop_token: int | None = None,
     key: Array | None = None,
+    cache: Callable[..., Cache] = KVCache.zeros,
 ) -> Int[Array, "B L+{max_new_tokens}"]:
     """Continues each prompt by ``max_new_tokens`` tokens.
 
@@ -63,6 +66,8 @@ def generate(
       top_k: sample among the k likeliest. top_p: among the likeliest that reach this probability, in (0, 1].
       stop_token: the id that ends a sequence.
       key: `jax.random.key`; the default is ``jax.random.key(0)``, so equal calls give equal text.
+      cache: builds the empty cache of a layer from (batch, size, kv_heads, head_dim, dtype); it must be hashable, and
+        one that compares equal to an earlier one reuses the compiled program.
 
     Returns:
       Prompt and continuation, ``[B, L + N]`` int32.
@@ -93,6 +98,7 @@ def generate(
         top_k=top_k,
         use_top_p=top_p is not None and top_p < 1,
         stop_token=stop_token,
+        make_cache=cache,
     )
 
 
@@ -126,10 +132,22 @@ def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) 
 
 
 @functools.partial(
-    jax.jit, static_argnames=("graphdef", "max_new_tokens", "greedy", "top_k", "use_top_p", "stop_token")
+    jax.jit, static_argnames=("graphdef", "max_new_tokens", "greedy", "top_k", "use_top_p", "stop_token", "make_cache")
 )
 def _generate(
-    graphdef, state, tokens, key, temperature, top_p, *, max_new_tokens, greedy, top_k, use_top_p, stop_token
+    graphdef,
+    state,
+    tokens,
+    key,
+    temperature,
+    top_p,
+    *,
+    max_new_tokens,
+    greedy,
+    top_k,
+    use_top_p,
+    stop_token,
+    make_cache,
 ):
     model = nnx.merge(graphdef, state)
     batch, prompt = tokens.shape
@@ -149,7 +167,7 @@ def _generate(
     fill = 0 if stop_token is None else stop_token
     out = jnp.full((batch, prompt + max_new_tokens), fill, jnp.int32)
     out = jax.lax.dynamic_update_slice(out, tokens, (0, 0))
-    cache = model.init_cache(batch, prompt + max_new_tokens)
+    cache = model.init_cache(batch, prompt + max_new_tokens, make_cache)
     logits, _, cache = model.extend(tokens, cache, last_only=True)
     out, new, done = place(out, pick(logits[:, -1], 0), jnp.zeros(batch, bool), jnp.int32(0))
 

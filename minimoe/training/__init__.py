@@ -2,6 +2,7 @@
 
 from minimoe.training.checkpoint import RunConfig, load_checkpoint
 from minimoe.training.evaluate import Evaluation, evaluate
+from minimoe.training.evaluate_tasks import TaskEvaluation, evaluate_tasks
 from minimoe.training.loop import TrainResult, init_training, read_metrics, train
 from minimoe.training.optim import learning_rate, make_optimizer
 from minimoe.training.recipe import BALANCE_METHODS, RECIPES, Recipe
@@ -14,8 +15,10 @@ __all__ = [
     "Recipe",
     "RunConfig",
     "StepMetrics",
+    "TaskEvaluation",
     "TrainResult",
     "evaluate",
+    "evaluate_tasks",
     "init_training",
     "learning_rate",
     "lm_loss",

@@ -3,10 +3,10 @@
 The state after step n is a function of the run's config alone: the batch and the dropout key at a step are computed
 from (seed, step), so a resumed run repeats an unbroken one bit for bit on the same machine.
 
-``metrics.jsonl`` has lines of two kinds. ``train``: step, tokens, seconds (cumulative), loss (nats per token),
-learning_rate, grad_norm, tokens_per_second, balance_loss, z_loss and, one number a layer, max_violation, load_cv,
-load_entropy, dead_experts, drop_rate. ``eval``: step, tokens, seconds, protocol, bits_per_byte,
-pooled_bits_per_byte, per_domain.
+``metrics.jsonl`` has lines of two kinds. ``train``: step, tokens, seconds (cumulative), loss (nats per token, or what
+``objective`` gives), learning_rate, grad_norm, tokens_per_second, balance_loss, z_loss and, one number a layer,
+max_violation, load_cv, load_entropy, dead_experts, drop_rate. ``eval``: step, tokens, seconds, protocol,
+bits_per_byte, pooled_bits_per_byte, per_domain.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from minimoe.config import ModelConfig
-from minimoe.data import Document, Tokenizer, TrainingData, evaluation_documents
+from minimoe.data import Batch, Document, Tokenizer, TrainingData, evaluation_documents
 from minimoe.errors import UserError
 from minimoe.files import write_atomically
 from minimoe.model import MoETransformer
@@ -35,10 +35,13 @@ from minimoe.training.checkpoint import METRICS_FILE, CheckpointFolder, RunConfi
 from minimoe.training.evaluate import Evaluation, evaluate
 from minimoe.training.optim import learning_rate, make_optimizer
 from minimoe.training.recipe import Recipe
-from minimoe.training.step import StepMetrics, train_step
+from minimoe.training.step import Objective, StepMetrics, TransformParams, train_step
 
 Record = dict[str, Any]
 Callback = Callable[[Record], None]
+Prepare = Callable[[MoETransformer], MoETransformer]
+BatchFor = Callable[[int, Batch, MoETransformer], Batch]
+ExtraFor = Callable[[int, Batch], Any]
 
 
 @dataclasses.dataclass
@@ -58,9 +61,10 @@ class TrainResult:
     interrupted: bool
 
 
-def init_training(run: RunConfig) -> tuple[MoETransformer, nnx.Optimizer]:
-    """Fresh model and optimiser from the recipe's seed."""
+def init_training(run: RunConfig, prepare: Prepare | None = None) -> tuple[MoETransformer, nnx.Optimizer]:
+    """Fresh model and optimiser from the recipe's seed; ``prepare`` may put other modules into the model first."""
     model = init_model(run.model, run.recipe.seed)
+    model = model if prepare is None else prepare(model)
     return model, nnx.Optimizer(model, make_optimizer(run.recipe), wrt=nnx.Param)
 
 
@@ -103,6 +107,12 @@ def train(
     *,
     out: Path | None = None,
     resume: bool = False,
+    prepare: Prepare | None = None,
+    transform_params: TransformParams | None = None,
+    transform_from: int = 0,
+    objective: Objective | None = None,
+    batch_for: BatchFor | None = None,
+    extra_for: ExtraFor | None = None,
     on_record: Callback = lambda record: None,
     on_step: Callable[[int, StepMetrics], None] = lambda step, metrics: None,
 ) -> TrainResult:
@@ -113,7 +123,17 @@ def train(
       data: training tokens. validation: documents of the quick protocol are picked from these.
       tokenizer: must not have more ids than the model.
       out: a folder prepared by `minimoe.training.checkpoint`; None keeps everything in memory.
-      resume: continue from the last checkpoint in ``out``, if there is one.
+      resume: continue from the last checkpoint in ``out``, if there is one. ``run`` does not know of the next six
+        arguments: pass the same ones again.
+      prepare: turns the fresh model into the one to train, say with other modules in place of some. If parameters keep
+        their paths, checkpoints are those of the plain model.
+      transform_params: maps parameters to those the forward pass of a step uses, say rounded ones; see `train_step`.
+        Evaluations and checkpoints are of the parameters themselves.
+      transform_from: the transform is used from the step after this one on; before, parameters are used as they are.
+      objective: what a step lowers instead of the language-model loss; see `train_step`. Evaluations stay the same.
+      batch_for: from (step, its batch, the model so far) to the batch to train on, of the same shape. step counts from
+        0. Whatever it draws should depend on these alone, so that a resumed run draws it again.
+      extra_for: from (step, that batch) to what ``objective`` gets as ``extra``.
       on_record: called with each metrics line. on_step: called after every step, with what it measured.
 
     Raises:
@@ -127,16 +147,22 @@ def train(
     session = _Session(run, tokenizer, out, on_record)
     if session.checkpoints and session.checkpoints.steps() and not resume:
         raise UserError(f"{out} already holds checkpoints; pass resume=True to continue or name another folder")
-    model, optimizer = init_training(run)
+
+    def step_arguments(step: int, batch: Batch) -> dict[str, Any]:
+        extra = None if extra_for is None else extra_for(step, batch)
+        transform = transform_params if step >= transform_from else None
+        return {"recipe": run.recipe, "transform_params": transform, "objective": objective, "extra": extra}
+
+    model, optimizer = init_training(run, prepare)
     try:
         first = session.restore(model, optimizer) if resume else 0
         with _stop_flag() as stop:
-            return _run(session, model, optimizer, data, validation, first, stop, on_step)
+            return _run(session, model, optimizer, data, validation, first, stop, on_step, batch_for, step_arguments)
     finally:
         session.close()
 
 
-def _run(session, model, optimizer, data, validation, first, stop, on_step) -> TrainResult:
+def _run(session, model, optimizer, data, validation, first, stop, on_step, batch_for, step_arguments) -> TrainResult:
     run, recipe = session.run, session.run.recipe
     length = run.model.context_length
     per_step = recipe.batch_size * length
@@ -146,9 +172,10 @@ def _run(session, model, optimizer, data, validation, first, stop, on_step) -> T
     step, window_start, window_step = first, time.monotonic(), first
     while step < recipe.steps and not stop.is_set():
         batch = data.batch(recipe.seed, step, recipe.batch_size, length)
+        batch = batch if batch_for is None else batch_for(step, batch, model)
         tokens, targets, where = (jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.where))
         dropout_key = jax.random.fold_in(key, step)
-        metrics = train_step(model, optimizer, tokens, targets, where, dropout_key, recipe=recipe)
+        metrics = train_step(model, optimizer, tokens, targets, where, dropout_key, **step_arguments(step, batch))
         if not bool(metrics.ok):
             session.save(step, model, optimizer)
             raise UserError(_not_finite(step, metrics, session.out))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,8 @@ class StepMetrics:
     """What one step measured, before its update.
 
     Attributes:
-      loss: cross-entropy, nats per token. balance, z: the two router losses, mean over layers, unweighted.
+      loss: cross-entropy, nats per token, or what the objective of the step gives.
+      balance, z: the two router losses, mean over layers, unweighted.
       grad_norm: global norm before clipping. ok: whether loss and gradient were finite; if not, nothing was updated.
       load: assignments ``[layers, E]`` (``[0, 0]`` for a dense model). dropped: share ``[layers]``.
     """
@@ -77,7 +80,13 @@ def update_router_biases(model: MoETransformer, routing: tuple[Routing, ...], ra
         ffn.router.bias[...] = bias_update(ffn.router.bias[...], record.load, rate)
 
 
-@nnx.jit(static_argnames=("recipe",), donate_argnames=("model", "optimizer"))
+# Maps the parameters to those that the forward pass uses; equal transforms should compare equal, like recipes.
+TransformParams = Callable[[nnx.State], nnx.State]
+# (logits, targets, where, extra) -> scalar: what a step lowers in place of `lm_loss`. Equal ones should compare equal.
+Objective = Callable[[Array, Array, Array, Any], Array]
+
+
+@nnx.jit(static_argnames=("recipe", "transform_params", "objective"), donate_argnames=("model", "optimizer"))
 def train_step(
     model: MoETransformer,
     optimizer: nnx.Optimizer,
@@ -87,19 +96,30 @@ def train_step(
     dropout_key: Array,
     *,
     recipe: Recipe,
+    transform_params: TransformParams | None = None,
+    objective: Objective | None = None,
+    extra: Any = None,
 ) -> StepMetrics:
     """Loss, gradient, optimiser, router biases; model and optimiser change in place.
 
     A step whose loss or gradient is not finite leaves every weight, moment and bias as it was and says so in ``ok``:
     the state in memory is always the last good one.
+
+    With ``transform_params`` the loss is that of the transformed parameters, and its gradient goes through the
+    transform to the parameters themselves: the way in for quantization-aware training.
+
+    With ``objective`` that is lowered instead of `lm_loss`: the way in for distillation. It is static; ``extra`` is the
+    pytree of arrays (tuples, dicts) that it needs at this step, say what a teacher thinks of the batch. Router losses
+    are added to it.
     """
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     before = jax.tree.map(lambda array: array, nnx.state((model, optimizer)))  # a copy: the update writes in place
 
     def loss_fn(params):
         rngs = noise_streams(model.config, dropout_key)
-        logits, routing = nnx.merge(graphdef, params, rest)(tokens, where=where, rngs=rngs)
-        loss = lm_loss(logits, targets, where)
+        used = params if transform_params is None else transform_params(params)
+        logits, routing = nnx.merge(graphdef, used, rest)(tokens, where=where, rngs=rngs)
+        loss = lm_loss(logits, targets, where) if objective is None else objective(logits, targets, where, extra)
         balance, z = router_losses(routing, where.reshape(-1))
         total = loss + recipe.balance_weight * balance + recipe.z_weight * z
         if recipe.sequence_balance_weight:  # not logged, so not computed for nothing

@@ -1,0 +1,115 @@
+"""On-policy steps: the student writes, the teacher judges every word of it.
+
+Learning from the teacher's text shows a student only states that the teacher gets into; left alone it makes mistakes of
+its own and has never seen what to do after one. Here the batch is what the student wrote, as it is now, below prompts,
+and the teacher's whole distribution at each of its words is the target: no reward, no policy gradient. That the text
+depends on the student too is ignored: no gradient goes through sampling.
+
+A rollout is a function of the student, the seed and the step, so a resumed run writes the same text again. Its rows are
+as long as any others and mostly padding: the ``tokens`` in the metrics count places, not words written.
+
+References:
+  Agarwal et al., `On-Policy Distillation of Language Models <https://arxiv.org/abs/2306.13649>`_, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+
+from minimoe.data import LEVELS, Batch, Document, Tokenizer, problem
+from minimoe.data.tasks import DOMAIN
+from minimoe.distill.recipe import DistillRecipe
+from minimoe.errors import UserError
+from minimoe.inference import continue_prompts
+from minimoe.model import MoETransformer
+from minimoe.training import RunConfig
+
+
+def task_prompts(
+    num: int, levels: Iterable[int] = LEVELS, split: str = "train", seed: int = 0, form: str = "worked"
+) -> list[Document]:
+    """The prompts of problems 0..num-1, levels in turn, to be continued: those of `minimoe.data.task_documents`.
+
+    Example:
+      >>> print(task_prompts(1, levels=[2])[0].text.splitlines()[-1])
+      Steps:
+    """
+    levels = tuple(levels)
+    if num < 1 or not levels:
+        raise UserError(f"num={num} with levels={levels}: give at least one prompt and one level")
+    made = [problem(index, levels[index % len(levels)], split, seed=seed) for index in range(num)]
+    return [Document(DOMAIN, split, f"{one.key}/{form}", one.prompt(form)) for one in made]
+
+
+def is_on_policy(seed: int, step: int, fraction: int | float) -> bool:
+    """Whether a step trains on the student's own text: so in ``fraction`` of all steps, by chance, but always the same.
+
+    Example:
+      >>> sum(is_on_policy(0, step, 0.25) for step in range(100))
+      22
+    """
+    return bool(np.random.default_rng([seed, step, 1]).random() < fraction)
+
+
+class Rollouts:
+    """Batches of what a student writes below prompts.
+
+    Args:
+      prompts: documents whose text is to be continued; their domain says which of several teachers judges. Step n takes
+        B of them, where step n - 1 stopped.
+      tokenizer: the student's.
+      run: batch size, seed and context. recipe: length and temperature of what is written.
+      names: domains, to which `Batch.domains` refers.
+
+    Raises:
+      UserError: if there is no prompt, or one does not fit in the context with what is to be written.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Document],
+        tokenizer: Tokenizer,
+        run: RunConfig,
+        recipe: DistillRecipe,
+        names: tuple[str, ...],
+    ) -> None:
+        if not prompts:
+            raise UserError("on-policy steps need prompts; pass some, such as minimoe.distill.task_prompts(1000)")
+        self.run, self.recipe, self.eot_id = run, recipe, tokenizer.eot_id
+        self.prompts = [
+            [tokenizer.eot_id, *ids] for ids in tokenizer.encode_documents([prompt.text for prompt in prompts])
+        ]
+        self.domains = np.array([names.index(prompt.domain) for prompt in prompts], np.int32)
+        longest = max(len(prompt) for prompt in self.prompts)
+        self.size = longest + recipe.max_new_tokens
+        if self.size > run.model.context_length:
+            raise UserError(
+                f"the longest prompt has {longest} tokens; with max_new_tokens={recipe.max_new_tokens} that is above "
+                f"context_length={run.model.context_length}; lower max_new_tokens or shorten the prompts"
+            )
+
+    def batch(self, step: int, model: MoETransformer) -> Batch:
+        """B rows ``[EOT prompt continuation]``; ``where`` is True where the target is a word that the student wrote."""
+        count, length, seed = self.run.recipe.batch_size, self.run.model.context_length, self.run.recipe.seed
+        chosen = [(step * count + row) % len(self.prompts) for row in range(count)]
+        prompts = [self.prompts[index] for index in chosen]
+        new = continue_prompts(
+            model,
+            prompts,
+            self.recipe.max_new_tokens,
+            stop_token=self.eot_id,
+            temperature=self.recipe.sample_temperature,
+            key=jax.random.fold_in(jax.random.key(seed), step),
+            batch_size=count,
+            size=self.size,
+        )
+        rows = np.full((count, length + 1), self.eot_id, np.int32)
+        where = np.zeros((count, length), bool)
+        for row, (prompt, written) in enumerate(zip(prompts, new, strict=True)):
+            end = len(prompt) + len(written)
+            rows[row, :end] = prompt + written
+            where[row, len(prompt) - 1 : end - 1] = True
+        return Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), where, self.domains[chosen])

@@ -1,0 +1,92 @@
+"""How to distil: the numbers that, with a run's config and a teacher, decide what a step lowers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from minimoe.config import from_fields
+from minimoe.errors import UserError
+
+DIVERGENCE_NAMES = ("forward_kl", "reverse_kl", "jsd", "hinton")
+_FROM_TOP_K = ("forward_kl", "hinton")  # the others need the teacher's probability of every word the student uses
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillRecipe:
+    """One way to learn from a teacher: on text, ``(1 - alpha) * cross-entropy + alpha * divergence``.
+
+    Args:
+      divergence: ``"forward_kl"``, ``"reverse_kl"``, ``"jsd"`` (at 0.5), or ``"hinton"``: forward KL times
+        temperature**2. See `minimoe.distill.losses`.
+      temperature: T, divides the logits of both in the divergence; above 0.
+      alpha: weight of the teacher, 0..1. At 0 it is never asked.
+      top_k: keep the teacher's k best words and the mass of all others; None for the whole vocabulary. Only with
+        forward KL and hinton, and not with on-policy steps.
+      on_policy_fraction: share of the steps, 0..1, that train on text the student writes itself, below prompts.
+      on_policy_divergence: what those steps lower, over the whole vocabulary; they have no right answer, so no
+        cross-entropy and no alpha.
+      max_new_tokens: that the student writes below a prompt. sample_temperature: at which it does, above 0.
+
+    Raises:
+      UserError: for an impossible value, naming it and the repair.
+
+    Example:
+      >>> DistillRecipe(divergence="hinton", temperature=2.0, alpha=0.5).needs_teacher
+      True
+
+    References:
+      Hinton et al., `Distilling the Knowledge in a Neural Network <https://arxiv.org/abs/1503.02531>`_;
+      Agarwal et al., `On-Policy Distillation <https://arxiv.org/abs/2306.13649>`_, whose lambda is
+      ``on_policy_fraction``.
+    """
+
+    divergence: str = "forward_kl"
+    temperature: int | float = 1.0
+    alpha: int | float = 0.9
+    top_k: int | None = None
+    on_policy_fraction: int | float = 0.0
+    on_policy_divergence: str = "reverse_kl"
+    max_new_tokens: int = 96
+    sample_temperature: int | float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("divergence", "on_policy_divergence"):
+            if getattr(self, name) not in DIVERGENCE_NAMES:
+                choices = ", ".join(DIVERGENCE_NAMES)
+                raise UserError(f"DistillRecipe: {name}={getattr(self, name)!r} is not known; choose one of {choices}")
+        for name in ("temperature", "sample_temperature"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "finite and above 0; 1 leaves the logits alone")
+        for name in ("alpha", "on_policy_fraction"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "in 0..1")
+        self._require("max_new_tokens", self.max_new_tokens >= 1, "at least 1; 96 is enough for a worked problem")
+        if self.top_k is not None:
+            self._require("top_k", self.top_k >= 1, "at least 1; 32 is a fair start, None keeps every word")
+            self._check_top_k()
+
+    def _require(self, name: str, fits: bool, words: str) -> None:
+        if not fits:
+            raise UserError(f"DistillRecipe: {name}={getattr(self, name)!r} must be {words}")
+
+    def _check_top_k(self) -> None:
+        said = f"DistillRecipe: top_k={self.top_k} goes"
+        if self.divergence not in _FROM_TOP_K:
+            raise UserError(f"{said} with {' or '.join(_FROM_TOP_K)}, not {self.divergence}; leave it out")
+        if self.on_policy_fraction:
+            raise UserError(f"{said} not with on-policy steps, which need every word; leave one of them out")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """False if no step has a use for one: then this is plain training."""
+        return self.alpha > 0 or self.on_policy_fraction > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DistillRecipe:
+        """The inverse of `to_dict`; unknown and missing keys are errors."""
+        return from_fields(cls, values)

@@ -1,0 +1,158 @@
+"""`minimoe distill`: the folder it leaves, the numbers it prints, what it refuses before any work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from flax import nnx
+
+import minimoe.config
+from minimoe import ModelConfig, MoEConfig, MoETransformer
+from minimoe.cli import app
+from minimoe.cli import distill as command
+from minimoe.data import ByteTokenizer, load_tokenizer
+from minimoe.hub import save
+from minimoe.quant import quantize_model
+from minimoe.training import Recipe, load_checkpoint
+from minimoe.training import recipe as recipes
+from minimoe.training.checkpoint import CheckpointFolder, read_run_config
+
+TINY = ModelConfig(
+    vocab_size=2048, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, context_length=160,
+    moe=MoEConfig(8, 8, 4, 2, num_shared_experts=1, score="sigmoid", dispatch="dense"),
+)  # fmt: skip
+RECIPE = Recipe(steps=3, batch_size=2, learning_rate=0.01, warmup_steps=1, log_every=1, checkpoint_every=2)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path, teachers):
+    for name in ("tiny", "nano"):
+        monkeypatch.setitem(minimoe.config.PRESETS, name, TINY)
+        monkeypatch.setitem(recipes.RECIPES, name, RECIPE)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # leave the suite's own JAX settings alone
+    monkeypatch.setattr("minimoe.data.documents", few_documents)
+    monkeypatch.setattr(command, "GRADED", 1)
+    monkeypatch.setattr(command, "VALIDATION_PROBLEMS", 5)
+    for folder in teachers.iterdir():
+        shutil.copytree(folder, tmp_path / folder.name)
+    monkeypatch.chdir(tmp_path)
+
+
+def few_documents(domain=None, split=None):
+    from minimoe.data.corpus import documents
+
+    found = documents("austen", "train")[:1] + documents("austen", "val")[:1]
+    return [document for document in found if split in (None, document.split)]
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    """Saved folders: a teacher, one in int8, and models of another tokenizer or shorter context."""
+    folder = tmp_path_factory.mktemp("teachers")
+    tokenizer = load_tokenizer("bpe2048")
+    model = MoETransformer(TINY, rngs=nnx.Rngs(1))
+    save(model, folder / "teacher", tokenizer)
+    save(quantize_model(model, "int8"), folder / "int8", tokenizer)
+    save(MoETransformer(TINY.replace(vocab_size=257), rngs=nnx.Rngs(1)), folder / "bytes", ByteTokenizer())
+    save(MoETransformer(TINY.replace(context_length=64), rngs=nnx.Rngs(1)), folder / "short", tokenizer)
+    save(model, folder / "mute")
+    return folder
+
+
+def run_json(capsys, *arguments: str) -> dict:
+    capsys.readouterr()
+    assert app.run(["distill", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)  # one object and nothing else
+
+
+def start(*more: str) -> tuple[str, ...]:
+    return ("--teacher", "teacher", "--student", "tiny", "--out", "new", *more)
+
+
+def test_tasks_and_own_text(capsys, tmp_path):
+    values = run_json(capsys, *start("--dense", "--tasks", "0.5", "--on-policy", "0.5", "--loss", "hinton"))
+    names = {"config.json", "tokenizer.json", "metrics.jsonl", "curve.png", "checkpoints"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == names
+    assert (values["step"], values["steps"], values["interrupted"]) == (3, 3, False)
+    assert set(values["per_domain"]) == {"austen", "reasoning"}
+    assert set(values["tasks"]["exact_match"]) == set("12345")
+    student, _, run = load_checkpoint(tmp_path / "new")
+    assert student.config == TINY.dense_equivalent()
+    assert run.data["distillation"]["divergence"] == "hinton"
+    assert (run.data["name"], run.data["tasks"], run.data["student"]) == ("minimoe-corpus", 0.5, "tiny")
+
+
+def test_a_cache_serves_the_next_student_and_a_run_resumes(capsys, tmp_path):
+    arguments = start("--top-k", "4", "--cache", "cache", "--alpha", "1")
+    first = run_json(capsys, *arguments)
+    assert first["tasks"] is None
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.safetensors")}
+    assert stamps
+    shutil.rmtree(tmp_path / "new" / "checkpoints" / "3")
+    assert CheckpointFolder(tmp_path / "new").steps() == [2]
+    resumed = run_json(capsys, *arguments, "--resume")
+    assert (resumed["loss"], resumed["bits_per_byte"]) == (first["loss"], first["bits_per_byte"])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.safetensors")} == stamps
+    assert app.run(["distill", *arguments[:-1], "0.5", "--resume"]) == 2
+    assert "distillation=" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_trained_on_and_its_teacher_may_be_quantized(capsys, tmp_path):
+    arguments = ("--teacher", "int8", "--student", "teacher", "--out", "new", "--alpha", "1", "--steps", "1")
+    assert run_json(capsys, *arguments)["loss"] < 0.01  # the student is what the teacher was rounded from
+    assert read_run_config(tmp_path / "new").model == TINY
+    assert app.run(["eval", "new"]) == 0
+    capsys.readouterr()
+    assert app.run(["distill", *start("--steps", "1", "--tasks", "1"), "--out", "plain"]) == 0
+    said = capsys.readouterr().out
+    assert "bits per byte" in said
+    assert "of reasoning problems right: level 1 " in said
+
+
+BAD = {
+    "missing teacher": (["--teacher", "nosuch"], "nosuch"),
+    "foreign teacher": (["--teacher", "foreign"], "foreign"),
+    "teacher without tokenizer": (["--teacher", "mute"], "no tokenizer"),
+    "teacher with a short context": (["--teacher", "short"], "context_length=64"),
+    "missing student": (["--student", "nosuch"], "--student nosuch is no preset"),
+    "student of another tokenizer": (["--student", "bytes"], "byte (257 ids)"),
+    "quantized student": (["--student", "int8"], "quantized"),
+    "dense checkpoint": (["--student", "teacher", "--dense"], "--dense"),
+    "foreign out": (["--out", "foreign"], "foreign"),
+    "out is a file": (["--out", "thesis.doc"], "thesis.doc"),
+    "unknown loss": (["--loss", "l2"], "'l2'"),
+    "temperature": (["--temperature", "0"], "temperature=0.0"),
+    "alpha": (["--alpha", "2"], "alpha=2.0"),
+    "on-policy": (["--on-policy", "1.5"], "on_policy_fraction=1.5"),
+    "tasks": (["--tasks", "-1"], "--tasks -1.0"),
+    "cache without k": (["--cache", "cache"], "--top-k"),
+    "foreign cache": (["--cache", "foreign", "--top-k", "4"], "foreign"),
+    "cache is a file": (["--cache", "thesis.doc", "--top-k", "4"], "thesis.doc"),
+    "top k and own text": (["--top-k", "4", "--on-policy", "0.5"], "top_k=4"),
+    "no steps": (["--steps", "0"], "steps=0"),
+    "problems too long": (["--teacher", "short", "--student", "short", "--tasks", "0.5"], "context_length=64"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_exit_code_two_and_nothing_left(name, tmp_path, capsys):
+    options, value = BAD[name]
+    (tmp_path / "foreign").mkdir()
+    for place in (tmp_path, tmp_path / "foreign"):
+        (place / "thesis.doc").write_text("years of work")
+    before = sorted(tmp_path.rglob("*"))
+    assert app.run(["distill", *start(*options)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.strip().splitlines()
+    assert len(lines) == 1, said.err
+    assert lines[0].startswith("minimoe: ")
+    assert value in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_has_an_example(capsys):
+    assert app.run(["distill", "--help"]) == 0
+    assert "Example: minimoe distill --teacher" in " ".join(capsys.readouterr().out.split())
