@@ -620,17 +620,20 @@ for _ in range(40):
     best = moe.bias_update(best, moe.expert_load(moe.select_topk(jnp.asarray(toy), best, 2), 4), 0.01)
 
 
-def board(**biases):
-    return plots.choices_under_bias(toy, np.array(list(biases.values())), 2, "Figure 17: 24 tokens under this bias")
+def board(bias, title):
+    return plots.choices_under_bias(toy, np.array(bias, float), 2, title)
 
 
-live = "JPY_SESSION_NAME" in os.environ or "__vsc_ipynb_file__" in globals() or "google.colab" in sys.modules
-if live:  # Jupyter, VS Code or Colab: someone is there to move a slider
+try:
     import ipywidgets
-
-    sliders = {f"expert_{e}": ipywidgets.FloatSlider(0, min=-0.6, max=0.6, step=0.02) for e in range(4)}
-    ipywidgets.interact(board, **sliders)
-board(**{f"expert_{e}": float(b) for e, b in enumerate(best)})
+except ImportError:  # pip install "minimoe[notebooks]" brings it
+    ipywidgets = None
+live = "JPY_SESSION_NAME" in os.environ or "__vsc_ipynb_file__" in globals() or "google.colab" in sys.modules
+if live and ipywidgets is not None:  # Jupyter, VS Code or Colab: someone is there to move a slider
+    look = {"min": -0.6, "max": 0.6, "step": 0.02, "continuous_update": False}  # redraw on release, not on the way
+    sliders = {f"expert_{e}": ipywidgets.FloatSlider(0, **look) for e in range(4)}
+    ipywidgets.interact(lambda **yours: board(list(yours.values()), "24 tokens under your bias"), **sliders)
+board(best, "Figure 17: 24 tokens under the bias of 40 updates")
 
 # %% [markdown]
 # ## What to distrust
