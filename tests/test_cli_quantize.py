@@ -100,6 +100,22 @@ def test_tables_and_a_dense_model(dense, capsys):
     assert load("small")[0].layers[0].ffn.down_proj.weight.spec.format == "fp4_e2m1"
 
 
+def test_ship_leaves_weights_and_a_card_of_what_they_score(run, tmp_path):
+    shutil.copytree(run, tmp_path / "trained")
+    line = {"kind": "eval", "step": 4, "bits_per_byte": 9.875}
+    (tmp_path / "trained" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert app.run(["lab", "ship", "tiny", "--checkpoint", "trained", "--into", "shipped"]) == 0
+    folder = tmp_path / "shipped" / "tiny"
+    model, tokenizer, config = load(folder)
+    assert (config, tokenizer.name) == (TINY, "bpe2048")
+    assert model.layers[0].ffn.experts.down.spec.format == "int8"
+    scores = json.loads((folder / "config.json").read_text())["provenance"]["bits_per_byte"]
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert f"| mean | {scores['quick']:.4f} | {scores['full']:.4f} |" in card
+    assert "| 4 | 9.875 |" in card
+    assert app.run(["lab", "ship", "tiny", "--checkpoint", "nosuch", "--into", "shipped"]) == 2
+
+
 BAD = {
     "unknown recipe": (["quantize", "run", "--recipe", "int3", "--out", "new"], "choose one of int8, int8-w8a8"),
     "unknown protocol": (["quantize", "run", "--recipe", "int8", "--out", "new", "--protocol", "half"], "half"),
