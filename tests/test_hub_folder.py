@@ -432,7 +432,7 @@ def test_resolve(saved, tmp_path, monkeypatch):
     model, tokenizer, config, description = hub.resolve(saved)
     assert (tokenizer.name, config) == ("byte", TINY)
     assert description == f"saved folder {saved} (v4)"
-    with pytest.raises(UserError, match="come with the package are: .*small"):
+    with pytest.raises(UserError, match=r"come with the package are: .*small"):
         hub.resolve("nosuch")
     monkeypatch.setattr("minimoe.hub.checkpoints.shipped", lambda: {"pico": lambda: (model, tokenizer, config)})
     assert hub.resolve("pico")[0] is model
