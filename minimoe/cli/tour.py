@@ -85,9 +85,9 @@ def tour(
         rungs.append(rung)
     messages.print(f"counting: a byte {NGRAM_ORDER}-gram model of the same text, to compare with", markup=False)
     training = [document for document in corpus if document.split == "train"]
-    ngram = ngram_bits_per_byte(training, evaluation_documents(validation, "quick"), NGRAM_ORDER)
-    samples = continue_text(rungs[0], validation, tokenizer)
     quick = evaluation_documents(validation, "quick")
+    ngram = ngram_bits_per_byte(training, quick, NGRAM_ORDER)
+    samples = continue_text(rungs[0], validation, tokenizer)
     smaller = quantized_rungs(rungs[0].result.model, quick, tokenizer)
     values = summary(rungs, ngram, samples, smaller, seed=seed, fast=fast, seconds=time.monotonic() - began)
     figures = draw(rungs, ngram, smaller)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from minimoe.errors import UserError
 from minimoe.layers import swiglu
 from minimoe.model import MoETransformer
 from minimoe.moe import Experts
+from minimoe.quant.rules import replace_module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,17 +163,6 @@ def recording_twin(model: MoETransformer) -> MoETransformer:
         elif isinstance(module, Experts):
             replace_module(twin, path, RecordingExperts(module))
     return twin
-
-
-def replace_module(root: nnx.Module, path: tuple[Any, ...], module: nnx.Module) -> None:
-    """Puts ``module`` where ``path`` leads, names for attributes and whole numbers for places in a list."""
-    parent: Any = root
-    for key in path[:-1]:
-        parent = parent[key] if isinstance(key, int) else getattr(parent, key)
-    if isinstance(path[-1], int):
-        parent[path[-1]] = module
-    else:
-        setattr(parent, path[-1], module)
 
 
 @nnx.jit

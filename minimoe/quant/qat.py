@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 
 from minimoe.model import MoETransformer
 from minimoe.moe import Experts
-from minimoe.quant.rules import _QUANTIZABLE, Recipe, _check_rules, get_recipe
+from minimoe.quant.rules import QUANTIZABLE, Recipe, check_rules, get_recipe
 from minimoe.quant.tensor import Spec, quantize
 
 Path = tuple[Any, ...]  # attribute names and list positions
@@ -116,9 +116,9 @@ def qat_transform(model: MoETransformer, recipe: str | Recipe) -> QatTransform:
       >>> rounded = transform(nnx.state(model, nnx.Param))  # what train_step(transform_params=transform) multiplies
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    modules = {path: module for path, module in nnx.iter_modules(model) if isinstance(module, _QUANTIZABLE)}
+    modules = {path: module for path, module in nnx.iter_modules(model) if isinstance(module, QUANTIZABLE)}
     names = {path: ".".join(map(str, path)) for path in modules}
-    _check_rules(recipe, list(names.values()))
+    check_rules(recipe, list(names.values()))
     targets = []
     for path in sorted(modules, key=lambda path: names[path]):
         rule = recipe.rule_for(names[path])

@@ -57,20 +57,20 @@ def quantize_model(model: MoETransformer, recipe: str | Recipe) -> MoETransforme
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     copy = nnx.clone(model)
-    modules = [(path, module) for path, module in nnx.iter_modules(copy) if isinstance(module, _QUANTIZABLE)]
+    modules = [(path, module) for path, module in nnx.iter_modules(copy) if isinstance(module, QUANTIZABLE)]
     if any(isinstance(module, QUANTIZED) for _, module in nnx.iter_modules(copy)):
         raise UserError("the model is quantized already; start from the float model")
-    _check_rules(recipe, [_dotted(path) for path, _ in modules])
+    check_rules(recipe, [_dotted(path) for path, _ in modules])
     for path, module in modules:
         rule = recipe.rule_for(_dotted(path))
         if rule is not None and rule.weight is not None:
-            _replace(copy, path, _quantized(_dotted(path), module, rule.weight, rule.activations))
+            replace_module(copy, path, _quantized(_dotted(path), module, rule.weight, rule.activations))
     if recipe.rest is not None:
         _round_rest(copy, {id(module) for path, module in modules if _is_quantized(recipe, path)}, recipe.rest)
     return copy
 
 
-_QUANTIZABLE = (nnx.Linear, nnx.Embed, Experts, Router)
+QUANTIZABLE = (nnx.Linear, nnx.Embed, Experts, Router)
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
@@ -82,7 +82,7 @@ def _is_quantized(recipe: Recipe, path: tuple[Any, ...]) -> bool:
     return rule is not None and rule.weight is not None
 
 
-def _check_rules(recipe: Recipe, paths: list[str]) -> None:
+def check_rules(recipe: Recipe, paths: list[str]) -> None:
     """Every rule that is not optional decides about at least one path."""
     used = {id(recipe.rule_for(path)) for path in paths}
     for index, rule in enumerate(recipe.rules):
@@ -135,15 +135,15 @@ def _dtype_name(dtype: Any) -> str:
     return "float32" if dtype is None else jnp.dtype(dtype).name
 
 
-def _replace(model: nnx.Module, path: tuple[Any, ...], new: nnx.Module) -> None:
-    """Puts ``new`` at ``path``: attributes by name, list entries by number."""
-    parent: Any = model
+def replace_module(root: nnx.Module, path: tuple[Any, ...], module: nnx.Module) -> None:
+    """Puts ``module`` where ``path`` leads, names for attributes and whole numbers for places in a list."""
+    parent: Any = root
     for key in path[:-1]:
         parent = parent[key] if isinstance(key, int) else getattr(parent, key)
     if isinstance(path[-1], int):
-        parent[path[-1]] = new
+        parent[path[-1]] = module
     else:
-        setattr(parent, path[-1], new)
+        setattr(parent, path[-1], module)
 
 
 def _round_rest(model: nnx.Module, decided: set[int], dtype: str) -> None:

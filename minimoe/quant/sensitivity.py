@@ -16,9 +16,9 @@ from minimoe.data import Document, Tokenizer
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
 from minimoe.moe import MoELayer, Router
-from minimoe.quant.calibrate import Calibration, replace_module
+from minimoe.quant.calibrate import Calibration
 from minimoe.quant.gptq import DAMPING, gptq_experts, output_error, output_first
-from minimoe.quant.rules import QUANTIZED, Recipe, get_recipe, quantize_model
+from minimoe.quant.rules import QUANTIZED, Recipe, get_recipe, quantize_model, replace_module
 from minimoe.quant.tensor import Spec, quantize
 from minimoe.training import evaluate
 
