@@ -1,13 +1,14 @@
 """Answers to the exercises: right ones written differently, and wrong ones with the mistake that each must be told.
 
 These are the only solutions in the repository; the package holds oracles in NumPy, loops that neither trace nor have a
-gradient. Lesson 04's are in `exercise_answers_04`. ``RIGHT[id]`` is a list of functions; ``WRONG[id]`` a list of
-(function, name of the mistake or, for what no name covers, ``aspect:...``).
+gradient. Those of lessons 04 and 05 are in `exercise_answers_04` and `exercise_answers_05`. ``RIGHT[id]`` is a list of
+functions; ``WRONG[id]`` a list of (function, name of the mistake or, for what no name covers, ``aspect:...``).
 """
 
 from __future__ import annotations
 
 import exercise_answers_04
+import exercise_answers_05
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -252,6 +253,7 @@ RIGHT = {
     "balance.sequence_loss": [sequence_segment_sum, sequence_masks],
     "balance.bias_update": [bias_numpy, bias_at],
     **exercise_answers_04.RIGHT,
+    **exercise_answers_05.RIGHT,
 }
 
 WRONG = {
@@ -436,4 +438,5 @@ WRONG = {
         (lambda bias, load, rate: bias, "aspect:values"),
     ],
     **exercise_answers_04.WRONG,
+    **exercise_answers_05.WRONG,
 }

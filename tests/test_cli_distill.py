@@ -10,11 +10,10 @@ from flax import nnx
 
 import minimoe.config
 from minimoe import ModelConfig, MoEConfig, MoETransformer
-from minimoe.cli import app
-from minimoe.cli import distill as command
+from minimoe.cli import app, lab, lab_distill, lab_run, lab_ship, reasoning
 from minimoe.data import ByteTokenizer, load_tokenizer
 from minimoe.hub import save
-from minimoe.quant import quantize_model
+from minimoe.quant import is_quantized, quantize_model
 from minimoe.training import Recipe, load_checkpoint
 from minimoe.training import recipe as recipes
 from minimoe.training.checkpoint import CheckpointFolder, read_run_config
@@ -33,8 +32,8 @@ def here(monkeypatch, tmp_path, teachers):
         monkeypatch.setitem(recipes.RECIPES, name, RECIPE)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # leave the suite's own JAX settings alone
     monkeypatch.setattr("minimoe.data.documents", few_documents)
-    monkeypatch.setattr(command, "GRADED", 1)
-    monkeypatch.setattr(command, "VALIDATION_PROBLEMS", 5)
+    monkeypatch.setattr(reasoning, "GRADED", 1)
+    monkeypatch.setattr(reasoning, "VALIDATION_PROBLEMS", 5)
     for folder in teachers.iterdir():
         shutil.copytree(folder, tmp_path / folder.name)
     monkeypatch.chdir(tmp_path)
@@ -97,6 +96,25 @@ def test_a_cache_serves_the_next_student_and_a_run_resumes(capsys, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.safetensors")} == stamps
     assert app.run(["distill", *arguments[:-1], "0.5", "--resume"]) == 2
     assert "distillation=" in capsys.readouterr().err
+    assert app.run(["train", "--config", "tiny", "--out", "new", "--resume"]) == 2, "plain training is another run"
+    assert "distillation=None" in capsys.readouterr().err
+
+
+def test_training_with_problems_and_without_a_teacher(capsys, tmp_path):
+    assert app.run(["train", "--config", "tiny", "--tasks", "0.5", "--out", "new", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert set(values["per_domain"]) == {"austen", "reasoning"}
+    assert set(values["tasks"]["exact_match"]) == set("12345")
+    assert read_run_config(tmp_path / "new").data["tasks"] == 0.5
+    assert app.run(["train", "--config", "tiny", "--tasks", "2", "--out", "other"]) == 2
+    assert "--tasks 2.0" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_quantized_student_is_trained_in_floats(capsys, tmp_path):
+    values = run_json(capsys, *start("--student", "int8", "--alpha", "1", "--steps", "1"))
+    assert values["loss"] < 0.01
+    assert not is_quantized(load_checkpoint(tmp_path / "new")[0])
 
 
 def test_a_checkpoint_is_trained_on_and_its_teacher_may_be_quantized(capsys, tmp_path):
@@ -111,6 +129,49 @@ def test_a_checkpoint_is_trained_on_and_its_teacher_may_be_quantized(capsys, tmp
     assert "of reasoning problems right: level 1 " in said
 
 
+def test_the_lab_trains_teachers_and_students(monkeypatch, tmp_path, capsys):
+    """A teacher; one that learns from it; one that reads only what it writes; one with a teacher for each domain."""
+    for module, name, value in ((lab_run, "GRADED", 1), (lab_distill, "SAMPLES", 8), (lab_distill, "PER_FILE", 8)):
+        monkeypatch.setattr(module, name, value)
+    from minimoe.cli.lab_trials import Trial
+
+    half = {"preset": "tiny", "tasks": 0.5}
+    one = ("toy/teacher",)
+    several = ("austen=toy/teacher", "reasoning=toy/student")
+    trials = [
+        Trial("teacher", form="mixed", **half),
+        Trial("student", teachers=one, distill={"on_policy_fraction": 0.5}, start="toy/teacher", **half),
+        Trial("reader", teachers=one, form="sampled", text="sampled", **half),
+        Trial("of several", teachers=several, distill={"alpha": 1.0}, **half),
+        Trial("specialist", "tiny", domains=("austen",)),
+    ]
+    monkeypatch.setitem(lab.EXPERIMENTS, "toy", lambda done: trials)
+    arguments = ["lab", "run", "toy", "--work", "work", "--record", "toy.json"]
+    assert app.run([*arguments, "--only", "s*"]) == 2
+    assert "minimoe lab run toy --work work" in capsys.readouterr().err
+    assert app.run(arguments) == 0
+    runs = json.loads((tmp_path / "toy.json").read_text())["runs"]
+    assert list(runs) == [trial.name for trial in trials]
+    for name in runs:
+        assert set(runs[name]["tasks"]) == (set() if name == "specialist" else {"worked", "direct"})
+        assert set(runs[name]["full"]["per_domain"]) == {"austen"}, "text alone, so that runs can be compared"
+    assert runs["of several"]["method"]["teachers"] == list(several)
+    written = json.loads((tmp_path / "work" / "toy" / "teacher" / "sampled" / "reasoning-000000.json").read_text())
+    assert [document["text"].split(":")[0] for document in written] == ["Q"] * 8
+    monkeypatch.setattr(lab_ship, "RECORDS", tmp_path)
+    assert app.run(["lab", "ship", "pupil", "--checkpoint", "work/toy/student", "--into", "shipped"]) == 0
+    card = (tmp_path / "shipped" / "pupil" / "MODEL_CARD.md").read_text()
+    for part in ("`minimoe lab run toy`, run `student`", "begun from", "distilled from toy/teacher", "| worked | 0% |"):
+        assert part in card
+    shutil.rmtree(tmp_path / "work" / "toy" / "reader" / "checkpoints")
+    values = json.loads((tmp_path / "toy.json").read_text())
+    again = values["runs"].pop("reader")
+    (tmp_path / "toy.json").write_text(json.dumps(values))
+    assert app.run(arguments) == 0
+    found = json.loads((tmp_path / "toy.json").read_text())["runs"]["reader"]
+    assert found["full"] == again["full"], "made again from what the teacher wrote"
+
+
 BAD = {
     "missing teacher": (["--teacher", "nosuch"], "nosuch"),
     "foreign teacher": (["--teacher", "foreign"], "foreign"),
@@ -118,7 +179,6 @@ BAD = {
     "teacher with a short context": (["--teacher", "short"], "context_length=64"),
     "missing student": (["--student", "nosuch"], "--student nosuch is no preset"),
     "student of another tokenizer": (["--student", "bytes"], "byte (257 ids)"),
-    "quantized student": (["--student", "int8"], "quantized"),
     "dense checkpoint": (["--student", "teacher", "--dense"], "--dense"),
     "foreign out": (["--out", "foreign"], "foreign"),
     "out is a file": (["--out", "thesis.doc"], "thesis.doc"),

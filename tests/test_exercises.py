@@ -18,6 +18,7 @@ import pytest
 from minimoe import ModelConfig, MoEConfig, UserError
 from minimoe import exercises as ex
 from minimoe.cost import count_params, moe_layer_flops
+from minimoe.distill import hinton_kd, masked_mean, reverse_kl, topk_kl
 from minimoe.exercises import front
 from minimoe.exercises.grade import grade
 from minimoe.exercises.gradients import expected_gradients
@@ -172,6 +173,28 @@ def test_the_straight_through_gradient_is_exact():
         assert not of_scale.any()
 
 
+@pytest.mark.parametrize("id", [id for id in IDS if id.startswith("distillation.")])
+def test_the_gradients_asked_for_in_lesson_05_are_those_of_the_oracles(id):
+    """The student's; by differences, where the logits are small enough for them. The teacher's are 0 by convention."""
+    exercise = CATALOGUE[id]
+    for case in exercise.cases:
+        if case.gradient and np.abs(case.arguments[0]).max() < 100:
+            of_student, *of_teacher = expected_gradients(exercise, case)
+            (differences,) = numerical_gradient(exercise.oracle, case.arguments, (0,))
+            np.testing.assert_allclose(of_student, differences, rtol=1e-6, atol=1e-9)
+            assert not any(g.any() for g in of_teacher)
+
+
+def library_kd(student, teacher, labels, mask, temperature, alpha):
+    return hinton_kd(student, teacher, labels, temperature, alpha, where=mask)
+
+
+def library_on_policy(student, teacher, tokens, prompt_lengths, written_lengths):
+    place, first = jnp.arange(tokens.shape[1])[None], prompt_lengths[:, None] - 1
+    where = (place >= first) & (place < first + written_lengths[:, None])
+    return masked_mean(reverse_kl(student, teacher, where=where), where)
+
+
 def library_int8(w):
     q = quantize(w, INT8_CHANNEL)
     return q.codes, q.scale
@@ -208,6 +231,9 @@ def library_sequence_loss(probs, experts, segments, num_segments):
         ("balance.bias_update", bias_update),
         ("quant.absmax_int8", library_int8),
         ("quant.mxfp4_scale", library_mxfp4),
+        ("distillation.kd", library_kd),
+        ("distillation.topk", topk_kl),
+        ("distillation.on_policy", library_on_policy),
     ],
 )
 def test_the_library_passes(id, answer):
@@ -418,7 +444,7 @@ def test_check_hint_status(capsys):
     assert re.search(r"balance.bias_update +done +03 +1/5 +10 +5/5", text)
     assert re.search(r"routing.topk +not yet +02 ", text)
     assert re.search(r"sparse.params +01 ", text)
-    assert "1 of 12 done, 5 of 115 points" in text
+    assert "1 of 15 done, 5 of 155 points" in text
     assert "<td" in ex.status()._repr_html_()
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from minimoe import MoETransformer, UserError, generate
 from minimoe.moe import Experts
-from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
+from minimoe.quant.dequantize import dequantize_model, is_quantized
 from minimoe.quant.recipes import RECIPES, Recipe, Rule, get_recipe
 from minimoe.quant.report import STORED
 from minimoe.quant.rules import quantize_model, routing_changes, size_report
@@ -56,26 +56,22 @@ def abstract(model: MoETransformer, name: str) -> MoETransformer:
     return nnx.eval_shape(lambda: quantize_model(model, name))
 
 
-def decoded(model: MoETransformer, like: MoETransformer) -> MoETransformer:
-    """The float model ``like``, with the weights that the codes of ``model`` stand for."""
-    copy = nnx.clone(like)
-    found = dict(nnx.iter_modules(model))
-    for path, module in nnx.iter_modules(copy):
-        other = found[path]
-        if isinstance(other, QuantExperts):
-            module.gate_up_proj[...] = jnp.swapaxes(other.gate_up.dequantize(), 1, 2)
-            module.down_proj[...] = jnp.swapaxes(other.down.dequantize(), 1, 2)
-        elif isinstance(other, QuantLinear):
-            module.kernel[...] = other.weight.dequantize().T
-        elif isinstance(other, QuantEmbed):
-            module.embedding[...] = other.weight.dequantize()
-    return copy
-
-
 def test_weight_only_is_the_float_model_with_decoded_weights(tiny_model, quantized):
-    got, want = logits_of(quantized("int4")), logits_of(decoded(quantized("int4"), tiny_model))
+    got, want = logits_of(quantized("int4")), logits_of(dequantize_model(quantized("int4")))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     assert float(jnp.abs(got - logits_of(tiny_model)).max()) > 1e-3, "and not the float model itself"
+
+
+def test_the_way_back_is_a_plain_model(tiny_model, quantized):
+    back = dequantize_model(quantized("v4"))
+    assert not is_quantized(back)
+    assert is_quantized(quantized("v4"))
+    shapes = [jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(model))) for model in (back, tiny_model)]
+    assert shapes[0] == shapes[1]
+    copy = dequantize_model(tiny_model)
+    np.testing.assert_array_equal(logits_of(copy), logits_of(tiny_model))
+    copy.norm.scale[...] = copy.norm.scale[...] + 1
+    assert float(jnp.abs(copy.norm.scale[...] - tiny_model.norm.scale[...]).min()) == 1, "a copy, not a view"
 
 
 def test_rounded_activations_stay_near(tiny_model, quantized):

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minimoe.cli.console import Bar, choose_documents, counter, describe_data, messages, print_json, start
-from minimoe.cli.train import check_resume, describe, draw, make_run, train_with_bar
+from minimoe.cli.console import Bar, choose_documents, counter, describe_data, messages, start
+from minimoe.cli.reasoning import check_length, check_share, grade, mixed_data
+from minimoe.cli.train import check_resume, describe, draw, make_run, report, train_with_bar
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
-    from minimoe.data import Document, Tokenizer, TrainingData
+    from minimoe.data import Tokenizer, TrainingData
     from minimoe.distill import DistillRecipe
     from minimoe.model import MoETransformer
-    from minimoe.training import RunConfig, TaskEvaluation, TrainResult
+    from minimoe.training import RunConfig
 
-MOST_PROBLEMS = 100_000  # beyond that they are read again
-MOST_PROMPTS = 20_000
-SAMPLED_PROBLEMS = 200  # from which the mean length is taken
-VALIDATION_PROBLEMS = 300  # as text, for bits per byte: what the quick protocol takes
-GRADED = 50  # problems of each level that the student answers in the end
+MOST_PROMPTS = 20_000  # beyond that they are answered again
 
 
 def distill(
     teacher: Annotated[Path, typer.Option(help="Checkpoint to learn from: a training folder or a saved folder.")],
-    student: Annotated[str, typer.Option(help="Preset (nano, small), or a checkpoint to train on from.")],
+    student: Annotated[
+        str, typer.Option(help="Preset (nano, small), a checkpoint or a shipped model to train on from.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics.jsonl and curve.png.")],
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; the preset's recipe by default.")] = None,
     loss: Annotated[str, typer.Option(help="forward_kl, reverse_kl, jsd or hinton.")] = "forward_kl",
@@ -67,8 +65,7 @@ def distill(
         raise UserError(
             f"--cache {cache} holds the teacher's K best words; say how many with --top-k, 32 is a fair start"
         )
-    if not 0 <= tasks <= 1:
-        raise UserError(f"--tasks {tasks} must be in 0..1; 0.2 gives reasoning problems a fifth of the tokens")
+    check_share(tasks)
     model, tokenizer, config, description = resolve_with_tokenizer(teacher)
     changes = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     changes |= {"checkpoint_every": checkpoint_every, "eval_every": eval_every}
@@ -83,7 +80,7 @@ def distill(
     run = dataclasses.replace(run, data=about)
     prepare_folder(out)
     first = check_resume(out, run, resume)
-    data, validation = make_data(documents, tokenizer, run, tasks)
+    data, validation = mixed_data(documents, tokenizer, run, tasks)
     prompts = task_prompts(min(run.recipe.steps * run.recipe.batch_size, MOST_PROMPTS), seed=seed) if on_policy else []
     start(f"teacher: {description}; student {student}: {describe(run)}; {data.num_tokens:,} training tokens")
     guide = model if cache is None else fill_cache(cache, run, recipe, model, data, tokenizer)
@@ -95,19 +92,21 @@ def distill(
     result = train_with_bar("distill", run, data, validation, tokenizer, first=first, out=out, resume=resume, **hooks)
     draw(out, result)
     answers = grade(result.model, tokenizer) if graded and not result.interrupted else None
-    return report(out, run, result, answers, {"teacher": str(teacher), "student": student}, json)
+    return report(out, run, result, json, answers, {"teacher": str(teacher), "student": student})
 
 
 def choose_student(
     student: str, changes: dict[str, Any], teacher: ModelConfig, tokenizer: Tokenizer, *, dense: bool
 ) -> tuple[RunConfig, MoETransformer | None]:
-    """The student's run, and its weights if it is a checkpoint; a checkpoint is trained by the recipe of nano.
+    """The student's run, and its weights if it is a checkpoint: those its codes stand for, if it is quantized. A checkpoint
+    is trained by the recipe of nano.
 
     Raises:
       UserError: if there is no such preset or checkpoint, or its tokenizer is not the teacher's.
     """
     from minimoe.config import PRESETS
     from minimoe.hub import resolve_with_tokenizer
+    from minimoe.quant import dequantize_model
     from minimoe.training import RECIPES
 
     if student in PRESETS and student in RECIPES:
@@ -117,28 +116,15 @@ def choose_student(
         raise UserError(f"--dense goes with a preset, and --student {student} is none; leave --dense out")
     if not Path(student).exists():
         raise UserError(f"--student {student} is no preset ({', '.join(RECIPES)}) and no folder; name one of these")
-    model, its_tokenizer, config, description = resolve_with_tokenizer(student)
+    model, its_tokenizer, config, _ = resolve_with_tokenizer(student)
     if its_tokenizer.fingerprint != tokenizer.fingerprint:
         theirs = f"{tokenizer.name} ({tokenizer.vocab_size} ids)"
         raise UserError(
             f"--student {student} reads with the tokenizer {its_tokenizer.name} ({its_tokenizer.vocab_size} ids), the "
             f"teacher with {theirs}; distil between models of one tokenizer"
         )
-    if is_quantized(model):
-        raise UserError(
-            f"--student {description} is quantized, and codes cannot be trained; name the model it was made of"
-        )
     run = make_run("nano", changes, dense=config.moe is None, dropout=None, tokenizer=tokenizer, data={})
-    return dataclasses.replace(run, model=config), model
-
-
-def is_quantized(model: MoETransformer) -> bool:
-    """Whether a model has other arrays than its config alone would give it."""
-    from flax import nnx
-
-    plain = nnx.eval_shape(lambda: type(model)(model.config, rngs=nnx.Rngs(0)))
-    names = [{path for path, _ in nnx.to_flat_state(nnx.state(one))} for one in (model, plain)]
-    return names[0] != names[1]
+    return dataclasses.replace(run, model=config), dequantize_model(model)
 
 
 def check_fit(
@@ -155,39 +141,13 @@ def check_fit(
     Raises:
       UserError: if teacher and student, the folder of the cache, or the length of reasoning problems do not fit.
     """
-    from minimoe.distill import check_teacher, load_cache, task_prompts
+    from minimoe.distill import check_teacher, load_cache
 
     check_teacher(teacher, run)
     if cache is not None and (cache.is_file() or (cache.is_dir() and any(cache.iterdir()))):
         load_cache(cache, tokenizer=tokenizer.fingerprint, k=recipe.top_k, temperature=recipe.temperature)
     if graded:
-        prompts = tokenizer.encode_documents([prompt.text for prompt in task_prompts(GRADED * 5, split="val")])
-        needed = 1 + max(map(len, prompts)) + recipe.max_new_tokens
-        if needed > run.model.context_length:
-            raise UserError(
-                f"reasoning problems take up to {needed} tokens, the student has context_length="
-                f"{run.model.context_length}; leave --tasks and --on-policy out or use a longer context"
-            )
-
-
-def make_data(
-    documents: list[Document], tokenizer: Tokenizer, run: RunConfig, share: float
-) -> tuple[TrainingData, list[Document]]:
-    """Training data of which reasoning problems are ``share``, and the documents to evaluate on."""
-    from minimoe.data import TrainingData, task_documents, training_data
-
-    seed = run.recipe.seed
-    parts = [training_data(documents, tokenizer)] if share < 1 else []
-    validation = [document for document in documents if document.split == "val"]
-    if share:
-        in_all = run.recipe.steps * run.recipe.batch_size * run.model.context_length
-        wanted = share / (1 - share) * parts[0].num_tokens if parts else in_all
-        mean = training_data(task_documents(SAMPLED_PROBLEMS, seed=seed), tokenizer).num_tokens / SAMPLED_PROBLEMS
-        num = min(math.ceil(wanted / mean), MOST_PROBLEMS)
-        parts.append(training_data(task_documents(num, seed=seed), tokenizer))
-        validation += task_documents(VALIDATION_PROBLEMS, split="val", seed=seed)
-    domains, streams = ([item for part in parts for item in getattr(part, name)] for name in ("domains", "streams"))
-    return TrainingData(tuple(domains), tuple(streams), tokenizer.eot_id), validation
+        check_length(run, tokenizer, recipe.max_new_tokens)
 
 
 def fill_cache(
@@ -205,37 +165,3 @@ def fill_cache(
         cache = cache_teacher(folder, run, recipe, teacher, data, tokenizer, progress=counter(bar))
     messages.print(f"{folder}: {cache.steps} steps, {cache.num_bytes / 1e6:,.1f} MB", markup=False)
     return cache
-
-
-def grade(model: MoETransformer, tokenizer: Tokenizer) -> TaskEvaluation:
-    """The student's answers to validation problems, with a progress bar."""
-    from minimoe.training import evaluate_tasks
-
-    with Bar("problems", 1) as bar:
-        return evaluate_tasks(model, tokenizer, num=GRADED, progress=counter(bar))
-
-
-def report(
-    out: Path, run: RunConfig, result: TrainResult, answers: TaskEvaluation | None, names: dict[str, str], json: bool
-) -> int:
-    """Prints how it ended; the exit code is 130 after Ctrl-C."""
-    trained = [record for record in result.records if record["kind"] == "train"]
-    values: dict[str, Any] = {"out": str(out)} | names | {"step": result.step, "interrupted": result.interrupted}
-    values |= {"steps": run.recipe.steps, "tokens": result.step * run.recipe.batch_size * run.model.context_length}
-    values |= {"seconds": trained[-1]["seconds"], "loss": trained[-1]["loss"]} if trained else {}
-    if result.evaluation is not None:
-        values |= {"protocol": "quick"} | result.evaluation.to_record()
-    values |= {"tasks": None if answers is None else answers.to_record()}
-    if json:
-        print_json(values)
-    if result.interrupted:
-        messages.print(f"stopped after step {result.step}; the same command with --resume continues", markup=False)
-        return 130
-    if result.evaluation is not None and not json:
-        typer.echo(f"{result.evaluation.bits_per_byte:.3f} bits per byte (mean over domains, quick protocol)")
-    if answers is not None and not json:
-        by_level = ", ".join(f"level {level} {share:.0%}" for level, share in answers.exact_match.items())
-        typer.echo(f"{answers.mean_exact_match:.1%} of reasoning problems right: {by_level}")
-    if not json:
-        typer.echo(f"{out}: checkpoints, metrics.jsonl, curve.png")
-    return 0

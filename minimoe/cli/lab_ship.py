@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from minimoe.training import Evaluation, RunConfig
 
 CURVE_POINTS = 12
+RECORDS = Path(__file__).parent.parent / "records"
 
 
 def ship(
@@ -26,6 +27,7 @@ def ship(
 
     Example: minimoe lab ship small --checkpoint runs/lab/small-hour/small
     """
+    from minimoe.cli.reasoning import grade
     from minimoe.data import documents, evaluation_documents
     from minimoe.files import write_atomically
     from minimoe.hub import check_destination, load, provenance_of, save
@@ -38,7 +40,8 @@ def ship(
     check_destination(folder)
     model, tokenizer, run = load_checkpoint(checkpoint)
     start(f"ship {name}: {recipe} of {checkpoint}")
-    provenance = {"quantized_with": recipe, "source": provenance_of(checkpoint)}
+    experiment = recorded(checkpoint)
+    provenance = {"quantized_with": recipe, "source": provenance_of(checkpoint), "experiment": experiment}
     save(quantize_model(model, recipe), folder, tokenizer, provenance=provenance)
     stored, _, _ = load(folder)
     validation = [document for document in documents() if document.split == "val"]
@@ -48,11 +51,23 @@ def ship(
             scored = evaluation_documents(validation, protocol)
             scores[protocol] = evaluate(stored, scored, tokenizer, progress=counter(bar))
     provenance["bits_per_byte"] = {protocol: score.bits_per_byte for protocol, score in scores.items()}
+    if experiment and experiment["method"].get("tasks"):
+        provenance["exact_match"] = {form: grade(stored, tokenizer, form).to_record() for form in ("worked", "direct")}
     save(stored, folder, tokenizer, provenance=provenance)
     records = read_metrics(checkpoint)
     text = card_text(name, recipe, run, provenance, scores, size_report(stored).bytes, records)
     write_atomically(folder / CARD_FILE, text)
     messages.print(f"{folder}: {scores['full'].bits_per_byte:.4f} bits per byte (full)", markup=False)
+
+
+def recorded(checkpoint: Path) -> dict[str, Any] | None:
+    """Which run of which experiment left a folder ``.../experiment/run``, if one did: the command and the method."""
+    experiment, run = checkpoint.resolve().parts[-2:]
+    path = RECORDS / f"{experiment}.json"
+    runs = json.loads(path.read_text(encoding="utf-8")).get("runs", {}) if path.is_file() else {}
+    if run not in runs:
+        return None
+    return {"command": f"minimoe lab run {experiment}", "run": run, "method": runs[run]["method"]}
 
 
 def card_text(
@@ -86,6 +101,7 @@ def card_text(
         f"- {source['step']:,} steps of {run.recipe.batch_size} x {run.model.context_length} tokens, {tokens:,} in all, "
         f"seed {run.recipe.seed}; minimoe {__version__}, "
         + ", ".join(f"{package} {version}" for package, version in source["versions"].items() if package != "minimoe"),
+        *method_lines(provenance["experiment"]),
         "- the recipe in full: `config.json`, under `provenance`",
         "- licence: MIT, as the code",
         "",
@@ -99,6 +115,7 @@ def card_text(
         f"| mean | {scores['quick'].bits_per_byte:.4f} | {scores['full'].bits_per_byte:.4f} |",
         f"| pooled | {scores['quick'].pooled_bits_per_byte:.4f} | {scores['full'].pooled_bits_per_byte:.4f} |",
         "",
+        *task_lines(provenance.get("exact_match")),
         "While it was trained (float32, quick):",
         "",
         "| step | bits per byte |",
@@ -112,3 +129,41 @@ def card_text(
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def method_lines(experiment: dict[str, Any] | None) -> list[str]:
+    """How it was trained, beyond its recipe."""
+    if experiment is None:
+        return []
+    method = experiment["method"]
+    lines = [f"- by `{experiment['command']}`, run `{experiment['run']}`"]
+    if method.get("start"):
+        lines.append(f"- begun from the weights of `{method['start']}`")
+    if method.get("domains"):
+        lines.append(f"- of the text only {', '.join(method['domains'])}")
+    if method.get("tasks"):
+        lines.append(f"- {method['tasks']:.0%} of all tokens are generated reasoning problems, {method['form']}")
+    if method.get("teachers"):
+        how = ", ".join(f"{name} {value}" for name, value in method["distill"].items()) or "text only"
+        lines.append(f"- distilled from {', '.join(method['teachers'])} ({how})")
+    return lines
+
+
+def task_lines(answers: dict[str, Any] | None) -> list[str]:
+    """Exact match by level, of validation problems: they hold combinations that training never showed."""
+    if answers is None:
+        return []
+    levels = list(next(iter(answers.values()))["exact_match"])
+    rows = [
+        f"| {form} | " + " | ".join(f"{record['exact_match'][level]:.0%}" for level in levels) + " |"
+        for form, record in answers.items()
+    ]
+    num = next(iter(answers.values()))["num"]
+    return [
+        f"Reasoning problems answered exactly right, greedily, {num} of each level:",
+        "",
+        "| form | " + " | ".join(f"level {level}" for level in levels) + " |",
+        "| --- |" + " --- |" * len(levels),
+        *rows,
+        "",
+    ]

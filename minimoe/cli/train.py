@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from minimoe.errors import UserError
 
 if TYPE_CHECKING:
     from minimoe.data import Document, Tokenizer, TrainingData
-    from minimoe.training import RunConfig, StepMetrics, TrainResult
+    from minimoe.training import RunConfig, StepMetrics, TaskEvaluation, TrainResult
 
 EPILOG = "Example: minimoe train --config nano --steps 500 --out runs/nano"
 
@@ -34,6 +35,7 @@ def train(
         bool, typer.Option("--dense", help="Train the dense model of equal active FLOPs instead.")
     ] = False,
     text: Annotated[Path | None, typer.Option(help="Your own text: a file or a folder. Default: the corpus.")] = None,
+    tasks: Annotated[float, typer.Option(help="Share of training tokens from reasoning problems.")] = 0.0,
     tokenizer: Annotated[str, typer.Option(help="bpe2048, byte, or a tokenizer.json.")] = "bpe2048",
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; 0: at the end.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations; 0: at the end.")] = None,
@@ -43,32 +45,38 @@ def train(
     """Train a model on text, from scratch or from its last checkpoint.
 
     Ctrl-C saves and stops; --resume continues and gives the same model as an unbroken run. --balance says how experts
-    are kept in work: by the balance loss over the batch (switch) or within each sequence, or by the selection bias.
+    are kept in work: by the balance loss over the batch (switch) or within each sequence, or by the selection bias. With
+    --tasks the model answers reasoning problems in the end and is graded.
 
     Example: minimoe train --config nano --steps 500 --out runs/nano
     """
-    from minimoe.data import load_tokenizer, training_data
+    from minimoe.cli.reasoning import check_length, check_share, grade, mixed_data
+    from minimoe.data import load_tokenizer
     from minimoe.training import BALANCE_METHODS
     from minimoe.training.checkpoint import prepare_folder, write_run_config
 
     if balance is not None and balance not in BALANCE_METHODS:
         raise UserError(f"--balance {balance!r} is not known; choose one of {', '.join(BALANCE_METHODS)}")
+    check_share(tasks)
     tokens = load_tokenizer(tokenizer)
     changes = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     changes |= BALANCE_METHODS[balance] if balance else {}
     changes |= {"checkpoint_every": checkpoint_every, "eval_every": eval_every}
     documents = choose_documents(text)
-    run = make_run(config, changes, dense=dense, dropout=dropout, tokenizer=tokens, data=describe_data(text, documents))
+    about = describe_data(text, documents) | ({"tasks": tasks} if tasks else {})
+    run = make_run(config, changes, dense=dense, dropout=dropout, tokenizer=tokens, data=about)
+    if tasks:
+        check_length(run, tokens)
     prepare_folder(out)
     first = check_resume(out, run, resume)
-    data = training_data(documents, tokens)
+    data, validation = mixed_data(documents, tokens, run, tasks)
     start(f"{config}{' (dense)' if dense else ''}: {describe(run)}; {data.num_tokens:,} training tokens")
     if not first:
         write_run_config(out, run, tokens)
-    validation = [document for document in documents if document.split == "val"]
     result = train_with_bar("train", run, data, validation, tokens, first=first, out=out, resume=resume)
     draw(out, result)
-    return report(out, run, result, json)
+    answers = grade(result.model, tokens) if tasks and not result.interrupted else None
+    return report(out, run, result, json, answers)
 
 
 def train_with_bar(
@@ -102,7 +110,7 @@ def train_with_bar(
 
 
 def make_run(
-    config: str, changes: dict[str, Any], *, dense: bool, dropout: float | None, tokenizer: Any, data: dict[str, str]
+    config: str, changes: dict[str, Any], *, dense: bool, dropout: float | None, tokenizer: Any, data: dict[str, Any]
 ) -> RunConfig:
     """Model and recipe of a preset with the options that were given."""
     from importlib.metadata import version
@@ -144,9 +152,9 @@ def check_resume(out: Path, run: RunConfig, resume: bool) -> int:
     there = read_run_config(out).to_dict()
     here = run.to_dict()
     for part in ("model", "recipe", "data"):
-        for name, value in here[part].items():
-            if name not in WATCHING and there[part].get(name) != value:
-                was = there[part].get(name)
+        for name in here[part] | there[part]:
+            value, was = here[part].get(name), there[part].get(name)
+            if name not in WATCHING and value != was:
                 raise UserError(
                     f"--resume: {part} {name}={value!r}, but the run in {out} was started with {name}={was!r}; "
                     f"use the same or name another folder"
@@ -197,20 +205,36 @@ def draw(out: Path, result: TrainResult) -> None:
         save(training_curve(result.records, title=out.resolve().name), out / CURVE_FILE)
 
 
-def report(out: Path, run: RunConfig, result: TrainResult, json: bool) -> int:
-    """Prints how it ended; the exit code is 130 after Ctrl-C."""
+def report(
+    out: Path,
+    run: RunConfig,
+    result: TrainResult,
+    json: bool,
+    answers: TaskEvaluation | None = None,
+    names: Mapping[str, str] | None = None,
+) -> int:
+    """Prints how it ended; the exit code is 130 after Ctrl-C.
+
+    Args:
+      answers: to reasoning problems, if they were asked. names: whatever else the JSON shall say.
+    """
     trained = [record for record in result.records if record["kind"] == "train"]
-    values: dict[str, Any] = {"out": str(out), "step": result.step, "interrupted": result.interrupted}
+    values: dict[str, Any] = {"out": str(out), **(names or {}), "step": result.step, "interrupted": result.interrupted}
     values |= {"steps": run.recipe.steps, "tokens": result.step * run.recipe.batch_size * run.model.context_length}
     values |= {"seconds": trained[-1]["seconds"], "loss": trained[-1]["loss"]} if trained else {}
     if result.evaluation is not None:
         values |= {"protocol": "quick"} | result.evaluation.to_record()
+    values |= {"tasks": None if answers is None else answers.to_record()}
     if json:
         print_json(values)
     if result.interrupted:
         messages.print(f"stopped after step {result.step}; the same command with --resume continues", markup=False)
         return 130
-    if result.evaluation is not None and not json:
-        typer.echo(f"{result.evaluation.bits_per_byte:.3f} bits per byte (mean over domains, quick protocol)")
+    if not json:
+        if result.evaluation is not None:
+            typer.echo(f"{result.evaluation.bits_per_byte:.3f} bits per byte (mean over domains, quick protocol)")
+        if answers is not None:
+            by_level = ", ".join(f"level {level} {share:.0%}" for level, share in answers.exact_match.items())
+            typer.echo(f"{answers.mean_exact_match:.1%} of reasoning problems right: {by_level}")
         typer.echo(f"{out}: checkpoints, metrics.jsonl, curve.png")
     return 0

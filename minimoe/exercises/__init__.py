@@ -1,6 +1,6 @@
 """Exercises that grade themselves: write a pure function, and `check` says what is wrong in the idea.
 
-`record` says what an exercise is, `lesson01` to `lesson04` hold them. `grade` calls an answer (within `limits`);
+`record` says what an exercise is, `lesson01` to `lesson05` hold them. `grade` calls an answer (within `limits`);
 `values` and `gradients` compare what comes back (by the tolerances of `numeric`) and `faults` puts it into words.
 `registry` lists, `front` is what a notebook calls, `submission` reads a student's file.
 

@@ -9,6 +9,8 @@
   `dispatch_clocks`: how tokens are scored and routed, and at what price;
 - `load_film`, `over_steps`, `loss_ranges`, `before_and_after`, `choices_under_bias`, `quality_against_balance`,
   `price_of_imbalance`: how balance comes and goes, and what it is worth;
+- `next_words`, `temperatures`, `two_modes`: what a teacher tells a student, and what a student can make of it;
+- `gap_over_tokens`, `gap_closed`, `exact_match_by_level`, `by_domain`: how far distillation takes a student, and where;
 - `seeds`, `curves_with_spread`: runs that differ in their seed alone;
 - `save`, `png_bytes`: the file, or its bytes.
 """
@@ -27,6 +29,8 @@ from minimoe.plots.balancing import (
 from minimoe.plots.bars import bits_per_byte_by_domain, ladder
 from minimoe.plots.curves import compare_runs, training_curve
 from minimoe.plots.dispatch import changed_outputs, combinations, dispatch_clocks, information_by_window
+from minimoe.plots.distillation import next_words, temperatures, two_modes
+from minimoe.plots.gaps import by_domain, exact_match_by_level, gap_closed, gap_over_tokens
 from minimoe.plots.routing import balance_over_time, experts_by_domain, load_bars
 from minimoe.plots.scores import choices, routing_board, score_functions
 from minimoe.plots.sizes import bytes_by_part
@@ -48,6 +52,7 @@ __all__ = [
     "balance_over_time",
     "before_and_after",
     "bits_per_byte_by_domain",
+    "by_domain",
     "bytes_by_part",
     "changed_outputs",
     "choices",
@@ -57,13 +62,17 @@ __all__ = [
     "costs_side_by_side",
     "curves_with_spread",
     "dispatch_clocks",
+    "exact_match_by_level",
     "experts_by_domain",
     "experts_read",
+    "gap_closed",
+    "gap_over_tokens",
     "information_by_window",
     "ladder",
     "load_bars",
     "load_film",
     "loss_ranges",
+    "next_words",
     "over_steps",
     "parameter_parts",
     "png_bytes",
@@ -73,7 +82,9 @@ __all__ = [
     "save",
     "score_functions",
     "seeds",
+    "temperatures",
     "time_per_token",
     "token_experts",
     "training_curve",
+    "two_modes",
 ]

@@ -1,11 +1,12 @@
 """Quantization: number formats, arrays stored in them, and models that compute with those arrays.
 
-In reading order: `formats`, `tensor` (arrays), `matmul`, `layers`, `recipes`, `rules` (models), `report` (sizes, changed
-routes); then training under rounding (`qat`, `fp8_training`), the cache (`kv`), and what calibration text buys
-(`calibrate`, `smooth`, `gptq`, `sensitivity`).
+In reading order: `formats`, `tensor` (arrays), `matmul`, `layers`, `recipes`, `rules` (models) and `dequantize` (the way
+back), `report` (sizes, changed routes); then training under rounding (`qat`, `fp8_training`), the cache (`kv`), and what
+calibration text buys (`calibrate`, `smooth`, `gptq`, `sensitivity`).
 """
 
 from minimoe.quant.calibrate import Calibration, InputStatistics, collect
+from minimoe.quant.dequantize import dequantize_model, is_quantized
 from minimoe.quant.formats import (
     FORMATS,
     UE8M0,
@@ -105,6 +106,7 @@ __all__ = [
     "cache_bytes_per_token",
     "choose_scale",
     "collect",
+    "dequantize_model",
     "e8m0_decode",
     "e8m0_encode",
     "expert_calibration_experiment",
@@ -116,6 +118,7 @@ __all__ = [
     "gptq_experts",
     "gptq_model",
     "int8_matmul",
+    "is_quantized",
     "kv_cache",
     "layer_sensitivity",
     "multiply",
