@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import minimoe.config
-from minimoe import ModelConfig, MoEConfig
+from minimoe import ModelConfig, MoEConfig, MoETransformer
 from minimoe.cli import app, lab, tour
+from minimoe.quant import quantize_model
 from minimoe.training import recipe as recipes
 from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
 from minimoe.training.recipe import Recipe
@@ -236,9 +238,14 @@ def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys
     monkeypatch.setitem(recipes.RECIPES, "nano", TINY_RECIPE)
     monkeypatch.setattr(tour, "FAST_STEPS", 4)
     monkeypatch.setattr(tour, "NGRAM_ORDER", 2)
+    teacher = MoETransformer(TINY.replace(context_length=80), rngs=nnx.Rngs(1))
+    monkeypatch.setattr("minimoe.hub.load_pretrained", lambda name: (quantize_model(teacher, "int8"), None, None))
+    monkeypatch.setattr("minimoe.hub.recorded_quality", lambda name: {"quick": 1.5})
     values = run_json(capsys, "tour", "--fast", "--out", "report")
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == values
     assert [m["name"] for m in values["models"]] == ["sparse", "dense"]
+    assert [way["name"] for way in values["distilled"]["ways"]] == ["alone", "taught"]
+    assert len({way["bits_per_byte"] for way in values["distilled"]["ways"]}) == 2
     assert np.asarray(values["load"]).shape == (6, TINY.num_layers, 4)
     page = (tmp_path / "report" / "report.html").read_text()
     assert f"{values['models'][0]['bits_per_byte']:.3f}" in page

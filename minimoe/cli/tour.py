@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minimoe.cli.console import describe_data, messages, print_json, start
+from minimoe.cli.tour_distill import distilled_rung
 from minimoe.cli.tour_quant import quantized_rungs
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT, REPORT_FILE = "minimoe-tour-1", "report.json"
 STEPS, FAST_STEPS = 360, 40
 NGRAM_ORDER = 6
+STOPPED = "stopped before the report; an earlier report, if there was one, is untouched"
 
 
 @dataclasses.dataclass
@@ -62,7 +64,7 @@ def tour(
     seed: Annotated[int, typer.Option(help="Decides weights and order of data.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="The report as one JSON object on stdout.")] = False,
 ) -> int:
-    """Train a small Mixture of Experts and its dense twin on real text, see where the experts went, then shrink it.
+    """Train a small Mixture of Experts and its dense twin on real text, look inside, shrink it, give it a teacher.
 
     Everything in the report was measured in this run. About five minutes on two cores.
 
@@ -89,7 +91,11 @@ def tour(
     ngram = ngram_bits_per_byte(training, quick, NGRAM_ORDER)
     samples = continue_text(rungs[0], validation, tokenizer)
     smaller = quantized_rungs(rungs[0].result.model, quick, tokenizer)
-    values = summary(rungs, ngram, samples, smaller, seed=seed, fast=fast, seconds=time.monotonic() - began)
+    taught = distilled_rung(rungs[0].result.model, rungs[0].run, data, validation, tokenizer, fast=fast)
+    if taught is None:
+        messages.print(STOPPED, markup=False)
+        return 130
+    values = summary(rungs, ngram, samples, smaller, taught, seed=seed, fast=fast, seconds=time.monotonic() - began)
     figures = draw(rungs, ngram, smaller)
     write(out, values, figures)
     if json:
@@ -131,7 +137,7 @@ def climb(
     began = time.monotonic()
     result = train_with_bar(name, run, data, validation, tokenizer)
     if result.interrupted:
-        messages.print("stopped before the report; an earlier report, if there was one, is untouched", markup=False)
+        messages.print(STOPPED, markup=False)
         return None
     return Rung(name, run, result, time.monotonic() - began)
 
@@ -164,6 +170,7 @@ def summary(
     ngram: dict[str, float],
     samples: list[dict[str, str]],
     smaller: dict[str, Any],
+    taught: dict[str, Any],
     *,
     seed: int,
     fast: bool,
@@ -200,6 +207,7 @@ def summary(
         "max_violation_validation": [round(float(v), 4) for v in max_violation(jnp.asarray(load.sum(axis=0)))],
         "samples": samples,
         "quantized": {name: value for name, value in smaller.items() if name != "bytes_by_path"},
+        "distilled": taught,
     }
 
 
@@ -263,5 +271,11 @@ def show(values: dict[str, Any], out: Path) -> None:
     for row in values["quantized"]["recipes"]:
         changed = f"{row['routing_changed']:.1%}"
         table.add_row(row["name"], f"{row['bytes'] / 1e6:.2f}", f"{row['bits_per_byte']:.3f}", changed)
+    Console().print(table)
+    taught = values["distilled"]
+    table = Table(f"{taught['steps']} steps more", "bits per byte", "seconds")
+    for row in taught["ways"]:
+        table.add_row(row["name"], f"{row['bits_per_byte']:.3f}", f"{row['seconds']:.0f}")
+    table.add_row(f"the teacher ({taught['teacher']})", f"{taught['teacher_bits_per_byte']:.3f}", "-")
     Console().print(table)
     typer.echo(f"{out / 'report.html'}: the report, with figures ({values['seconds']:.0f} s in all)")

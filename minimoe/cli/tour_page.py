@@ -24,6 +24,7 @@ def page(values: dict[str, Any], figures: dict[str, Figure]) -> dict[str, Any]:
             _balance(values, figures),
             _quality(values, figures),
             _bits(values, figures),
+            _taught(values),
             _samples(values),
         ],
     }
@@ -167,6 +168,26 @@ def _bits(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
         ),
         picture=Picture(figures["bytes"], "Bytes by part of the model, scales included."),
         table=Table(("stored as", "MB in the file", "times smaller", "bits/byte", "routes changed"), rows),
+    )
+
+
+def _taught(values: dict[str, Any]) -> Section:
+    taught, before = values["distilled"], values["models"][0]["bits_per_byte"]
+    alone, helped = taught["ways"]
+    gained, help_gained = before - alone["bits_per_byte"], before - helped["bits_per_byte"]
+    rows = [("before", f"{before:.3f}", "-")] + [
+        (row["name"], f"{row['bits_per_byte']:.3f}", f"{row['seconds']:.0f}") for row in taught["ways"]
+    ]
+    rows.append((f"the teacher, {taught['teacher']}", f"{taught['teacher_bits_per_byte']:.3f}", "-"))
+    return Section(
+        heading="With a teacher",
+        paragraphs=(
+            f"The sparse model goes on for {taught['steps']} steps, twice, on the same batches: alone, and with "
+            f"{taught['alpha']:.0%} of its loss from what a larger model of the package thinks of every word. Alone it "
+            f"gains {gained:+.3f} bits per byte, with the teacher {help_gained:+.3f}, in {alone['seconds']:.0f} and "
+            f"{helped['seconds']:.0f} seconds. A few steps show the way and not how far it goes: lesson 05 goes further.",
+        ),
+        table=Table(("", "bits/byte", "seconds"), rows),
     )
 
 
