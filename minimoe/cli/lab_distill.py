@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minimoe.cli.console import Bar, counter
+from minimoe.cli.console import Bar, counter, messages
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,55 +18,93 @@ if TYPE_CHECKING:
     from minimoe.model import MoETransformer
     from minimoe.training import RunConfig
 
-SAMPLES = 9216  # problems that a teacher solves in writing: about as many as 600 steps of nano read
-PER_FILE = 1024  # of them: a kill loses at most these
-SAMPLE_TEMPERATURE = 0.6  # at which DeepSeek-R1 was sampled
+POOL, POOL_SEED = 9216, 1000  # problems that all students share: about as many as 600 steps of nano read once
+PER_FILE = 1024  # texts that a teacher writes; a kill loses at most these
+# At 1 its text has its own distribution. Problems are solved at the temperature at which DeepSeek-R1 was sampled.
+TEMPERATURES = {"text": 1.0, "reasoning": 0.6}
 EXCERPT = 32  # tokens of real text, below which a teacher fills the context
 SLACK = 8  # an excerpt, cut from its text, may take a few more tokens
+SHIPPED_AS = {"teacher/teacher": "teacher", "small-hour/small": "small"}
 
 
 def finished(work: Path, name: str) -> MoETransformer:
-    """The model of a finished run, ``experiment/run``.
+    """The model of a finished run, ``experiment/run``; if only its shipped weights are here, those, decoded.
 
     Raises:
-      UserError: if it is not there, with the command that makes it.
+      UserError: if there is neither, with the command that makes it.
     """
+    from minimoe.hub import load_pretrained, shipped
+    from minimoe.quant import dequantize_model
     from minimoe.training import load_checkpoint
+    from minimoe.training.checkpoint import CONFIG_FILE, CheckpointFolder
 
     folder = work / name
-    if not (folder / "config.json").is_file():
-        experiment = name.split("/")[0]
-        raise UserError(f"{folder} holds no trained model; run `minimoe lab run {experiment} --work {work}` first")
-    return load_checkpoint(folder)[0]
+    steps = CheckpointFolder(folder).steps() if (folder / CONFIG_FILE).is_file() else []
+    if steps:
+        model, _, run = load_checkpoint(folder)
+        if steps[-1] < run.recipe.steps:
+            raise UserError(f"{folder} is at step {steps[-1]} of {run.recipe.steps}; let `minimoe lab run` finish it")
+        return model
+    if SHIPPED_AS.get(name) in shipped():
+        messages.print(f"{folder} is not here: using the shipped model {SHIPPED_AS[name]!r}, decoded", markup=False)
+        return dequantize_model(load_pretrained(SHIPPED_AS[name])[0])
+    experiment = name.split("/")[0]
+    raise UserError(f"{folder} holds no trained model; run `minimoe lab run {experiment} --work {work}` first")
 
 
 def training_text(
     trial: Trial, run: RunConfig, corpus: list[Document], tokenizer: Tokenizer, work: Path
 ) -> TrainingData:
-    """The corpus or some of its domains, and reasoning problems in the trial's share and form."""
+    """The corpus or some of its domains, and the problems of the pool in the trial's share and form.
+
+    ``text="sampled"`` begins with real excerpts, an eighth of its tokens.
+    """
     from minimoe.cli.reasoning import mixed_data
-    from minimoe.data import training_data
+    from minimoe.data import task_documents, training_data
 
     text = [document for document in corpus if not trial.domains or document.domain in trial.domains]
     if trial.text == "sampled":
-        prompts = excerpts(text, tokenizer, SAMPLES // 4)
-        text = sampled(work, trial.teachers[0], "text", prompts, tokenizer, run.model.context_length - EXCERPT - SLACK)
-    if trial.form != "sampled":
+        prompts = excerpts(text, tokenizer, POOL // 4)
+        length = run.model.context_length - EXCERPT - SLACK
+        text = sampled(work, trial.teachers[0], "text", prompts, tokenizer, length)
+    if not trial.pool or not trial.tasks:
         return mixed_data(text, tokenizer, run, trial.tasks, trial.form)[0]
+    if trial.form == "sampled":
+        problems = solutions(work, trial.teachers[0], tokenizer)
+    else:
+        problems = task_documents(POOL, seed=POOL_SEED, form=trial.form)
+    parts = [training_data(text, tokenizer)] if trial.tasks < 1 else []
+    return joined(parts, training_data(problems, tokenizer), trial.tasks)
+
+
+def solutions(work: Path, teacher: str, tokenizer: Tokenizer) -> list[Document]:
+    """The pool as a teacher solves it in writing. It was trained on problems of another seed."""
     from minimoe.cli.reasoning import NEW_TOKENS
     from minimoe.distill import task_prompts
 
-    solved = sampled(work, trial.teachers[0], "reasoning", task_prompts(SAMPLES), tokenizer, NEW_TOKENS)
-    return joined(training_data(text, tokenizer), training_data(solved, tokenizer), trial.tasks)
+    return sampled(work, teacher, "reasoning", task_prompts(POOL, seed=POOL_SEED), tokenizer, NEW_TOKENS)
 
 
-def joined(text: TrainingData, tasks: TrainingData, share: float) -> TrainingData:
-    """Both, the second repeated so often that it is about ``share`` of all tokens."""
+def share_right(documents: list[Document]) -> float:
+    """Of the pool's solutions, those with the right answer."""
+    from minimoe.data import LEVELS, check_answer, problem
+
+    right = 0
+    for index, document in enumerate(documents):
+        right += check_answer(problem(index, LEVELS[index % len(LEVELS)], seed=POOL_SEED), document.text)
+    return right / len(documents)
+
+
+def joined(text: list[TrainingData], tasks: TrainingData, share: float) -> TrainingData:
+    """All of it, the problems repeated so often that they are about ``share`` of all tokens."""
     from minimoe.data import TrainingData
 
-    times = max(1, round(share / (1 - share) * text.num_tokens / tasks.num_tokens))
-    repeated = tuple(np.tile(stream, times) for stream in tasks.streams)
-    return TrainingData((*text.domains, *tasks.domains), (*text.streams, *repeated), text.eot_id)
+    in_text = sum(part.num_tokens for part in text)
+    times = max(1, round(share / (1 - share) * in_text / tasks.num_tokens)) if share < 1 else 1
+    streams = [stream for part in text for stream in part.streams]
+    streams += [np.tile(stream, times) for stream in tasks.streams]
+    domains = [domain for part in (*text, tasks) for domain in part.domains]
+    return TrainingData(tuple(domains), tuple(streams), tasks.eot_id)
 
 
 def excerpts(documents: list[Document], tokenizer: Tokenizer, num: int) -> list[Document]:
@@ -89,12 +127,13 @@ def sampled(
     from minimoe.distill import sample_documents
     from minimoe.files import write_atomically
 
+    temperature = TEMPERATURES[name]
     folder = work / teacher / "sampled"
     folder.mkdir(parents=True, exist_ok=True)
     model = None
     found = []
     for first in range(0, len(prompts), PER_FILE):
-        path = folder / f"{name}-{first:06d}.json"
+        path = folder / f"{name}-t{temperature:g}-n{max_new_tokens}-{first:06d}.json"
         if not path.is_file():
             model = finished(work, teacher) if model is None else model
             with Bar(f"{teacher} writes {name}, {first}/{len(prompts)}", 1) as bar:
@@ -103,7 +142,7 @@ def sampled(
                     tokenizer,
                     prompts[first : first + PER_FILE],
                     max_new_tokens=max_new_tokens,
-                    temperature=SAMPLE_TEMPERATURE,
+                    temperature=temperature,
                     seed=first,
                     progress=counter(bar),
                 )
@@ -125,8 +164,7 @@ def teacher_hooks(trial: Trial, run: RunConfig, data: TrainingData, tokenizer: T
     if not trial.distill:
         return {}
     recipe = DistillRecipe(**trial.distill)
-    num = round(run.recipe.steps * run.recipe.batch_size * recipe.on_policy_fraction)
-    prompts = task_prompts(num, seed=run.recipe.seed) if num else []
+    prompts = task_prompts(POOL, seed=POOL_SEED) if recipe.on_policy_fraction else []
     names = {*data.domains, *(prompt.domain for prompt in prompts)}
     return distill_hooks(run, recipe, teachers(trial, work, names), data, tokenizer, prompts=prompts)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minimoe.cli.console import describe_data, messages
-from minimoe.cli.lab_distill import finished, teacher_hooks, training_text
+from minimoe.cli.lab_distill import finished, share_right, solutions, teacher_hooks, training_text
 from minimoe.cli.lab_trials import Trial
 
 GRADED = 100  # validation problems of each level, so that one more is a percentage point
@@ -30,7 +30,7 @@ def run_trial(trial: Trial, work: Path, out: Path) -> dict[str, Any] | None:
 
     tokenizer, corpus = load_tokenizer(), documents()
     source: dict[str, Any] = dict(describe_data(None, corpus))
-    names = ("start", "tasks", "form", "domains", "text", "teachers", "distill")
+    names = ("start", "tasks", "form", "pool", "domains", "text", "teachers", "distill")
     source |= {key: value for key, value in trial.method().items() if key in names and value}
     run = make_run(trial.preset, dict(trial.changes), dense=trial.dense, dropout=None, tokenizer=tokenizer, data=source)
     if trial.experts:
@@ -45,7 +45,12 @@ def run_trial(trial: Trial, work: Path, out: Path) -> dict[str, Any] | None:
     hooks = _hooks(trial, run, data, tokenizer, work)
     result = train_with_bar(trial.name, run, data, validation, tokenizer, first=first, out=out, resume=True, **hooks)
     draw(out, result)
-    return None if result.interrupted else _outcome(trial, run, result, validation, tokenizer)
+    if result.interrupted:
+        return None
+    outcome = _outcome(trial, run, result, validation, tokenizer)
+    if trial.form == "sampled":
+        outcome["sampled_right"] = share_right(solutions(work, trial.teachers[0], tokenizer))
+    return outcome
 
 
 def _hooks(trial: Trial, run: Any, data: Any, tokenizer: Any, work: Path) -> dict[str, Any]:

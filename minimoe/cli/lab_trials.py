@@ -6,7 +6,20 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-METHOD = ("fp8", "qat", "qat_from", "quantized", "start", "tasks", "form", "domains", "text", "teachers", "distill")
+METHOD = (
+    "fp8",
+    "qat",
+    "qat_from",
+    "quantized",
+    "start",
+    "tasks",
+    "form",
+    "pool",
+    "domains",
+    "text",
+    "teachers",
+    "distill",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +34,7 @@ class Trial:
       start: finished run of another experiment, as ``experiment/run``, whose weights this one continues from.
       tasks: share of the training tokens from reasoning problems, 0..1, in the ``form`` of `minimoe.data.task_documents`
         or ``"sampled"``: as the first teacher solves them in writing. With them, the outcome is graded too.
+      pool: the problems are those that all students share, instead of an endless row of the run's own seed.
       domains: of the corpus, to train on; all if none is named. text: ``"sampled"``: as the first teacher goes on below
         short excerpts, instead of the corpus itself.
       teachers: finished runs to learn from, as ``start``: one for all, or ``domain=experiment/run`` for some domains.
@@ -40,6 +54,7 @@ class Trial:
     start: str | None = None
     tasks: float = 0.0
     form: str = "worked"
+    pool: bool = False
     domains: tuple[str, ...] = ()
     text: str = "corpus"
     teachers: tuple[str, ...] = ()
@@ -116,6 +131,11 @@ def qat_mxfp4(done: Mapping[str, Any]) -> list[Trial]:
     ]
 
 
+def nano(done: Mapping[str, Any]) -> list[Trial]:
+    """``nano`` for six million tokens, ten times the tour's: what the package ships."""
+    return [Trial("nano", "nano", changes={"steps": 3000, "eval_every": 500})]
+
+
 def teacher(done: Mapping[str, Any]) -> list[Trial]:
     """``small`` goes on with text and as many tokens of reasoning problems: the teacher of lesson 05.
 
@@ -126,34 +146,39 @@ def teacher(done: Mapping[str, Any]) -> list[Trial]:
 
 
 TEACHER = "teacher/teacher"
+STUDENT: dict[str, Any] = {"preset": "nano", "tasks": 0.5, "pool": True}
+STUDENT_STEPS = 600
+# A quarter of the steps are on what the student writes below problems; a third of the rest on problems keeps text at half.
+ON_POLICY: dict[str, Any] = {"tasks": 1 / 3, "distill": {"alpha": 0.9, "on_policy_fraction": 0.25}}
 WAYS: dict[str, dict[str, Any]] = {
     "alone": {},
     "forward-kl": {"teachers": (TEACHER,), "distill": {"alpha": 0.9}},
-    "on-policy": {"teachers": (TEACHER,), "distill": {"alpha": 0.9, "on_policy_fraction": 0.25}},
+    "on-policy": {"teachers": (TEACHER,)} | ON_POLICY,
     "sampled": {"teachers": (TEACHER,), "form": "sampled"},
     "direct": {"form": "direct"},
 }
 
 
 def distillation(done: Mapping[str, Any]) -> list[Trial]:
-    """``nano`` alone and with its teacher's help, three seeds: equal tokens, then equal time for the best way.
+    """``nano`` alone and with its teacher's help, three seeds: equal tokens, then equal time.
 
-    Needs `teacher`. Half of all tokens are reasoning problems. ``alone`` reads them worked, with the true steps;
-    ``direct`` with answers only; ``sampled`` as the teacher solves them. The step count for equal time follows from the
-    speeds of the first two runs.
+    Needs `teacher`. Half of all tokens are reasoning problems from one pool. ``alone`` reads them worked, with the true
+    steps; ``direct`` with answers only; ``sampled`` as the teacher solves them. ``alone-equal-time`` takes as long as
+    ``forward-kl``, by the mean times of three seeds.
     """
-    steps = 600
     trials = [
-        Trial(f"{name}-{seed}", "nano", changes={"steps": steps, "seed": seed, "eval_every": 200}, tasks=0.5, **way)
+        Trial(f"{name}-{seed}", **STUDENT | way, changes={"steps": STUDENT_STEPS, "seed": seed, "eval_every": 100})
         for seed in (0, 1, 2)
         for name, way in WAYS.items()
     ]
-    if {"alone-0", "forward-kl-0"} <= set(done):
-        ratio = done["forward-kl-0"]["train_seconds"] / done["alone-0"]["train_seconds"]
-        longer = 10 * round(steps * ratio / 10)
+    times = {
+        name: [done[f"{name}-{seed}"]["train_seconds"] for seed in (0, 1, 2) if f"{name}-{seed}" in done]
+        for name in ("alone", "forward-kl")
+    }
+    if all(len(seconds) == 3 for seconds in times.values()):
+        longer = 10 * round(STUDENT_STEPS * sum(times["forward-kl"]) / sum(times["alone"]) / 10)
         trials += [
-            Trial(f"alone-equal-time-{seed}", "nano", changes={"steps": longer, "seed": seed}, tasks=0.5)
-            for seed in (0, 1, 2)
+            Trial(f"alone-equal-time-{seed}", **STUDENT, changes={"steps": longer, "seed": seed}) for seed in (0, 1, 2)
         ]
     return trials
 
@@ -161,19 +186,23 @@ def distillation(done: Mapping[str, Any]) -> list[Trial]:
 def distillation_ways(done: Mapping[str, Any]) -> list[Trial]:
     """``nano`` by other ways, one seed each: other losses, top 32 words, text alone, dense and quantized students.
 
-    Needs `teacher`. To be read beside ``alone-0`` and ``forward-kl-0`` of `distillation`.
+    Needs `teacher`. To be read beside seed 0 of `distillation`; ``dense-forward-kl`` beside ``dense-alone``,
+    ``quantized`` beside the rounded weights of ``forward-kl-rounded``, and the two sampled ones beside each other.
     """
-    one: dict[str, Any] = {"changes": {"steps": 600, "seed": 0}, "tasks": 0.5}
+    one: dict[str, Any] = STUDENT | {"changes": {"steps": STUDENT_STEPS, "seed": 0}}
     kl: dict[str, Any] = one | {"teachers": (TEACHER,)}
+    sampled = {"text": "sampled", "form": "sampled"}
     return [
-        Trial("reverse-kl", "nano", distill={"divergence": "reverse_kl"}, **kl),
-        Trial("top-32", "nano", distill={"top_k": 32}, **kl),
-        Trial("hinton-2", "nano", distill={"divergence": "hinton", "temperature": 2.0}, **kl),
-        Trial("dense-alone", "nano", dense=True, **one),
-        Trial("dense-forward-kl", "nano", dense=True, distill={"alpha": 0.9}, **kl),
-        Trial("quantized", "nano", distill={"alpha": 0.9}, qat="mxfp4", quantized="mxfp4", **kl),
-        Trial("text-sampled", "nano", text="sampled", form="sampled", **kl),
-        Trial("jsd", "nano", distill={"divergence": "jsd"}, **kl),
+        Trial("reverse-kl", distill={"divergence": "reverse_kl"}, **kl),
+        Trial("text-sampled", **kl | sampled),
+        Trial("text-sampled-logits", distill={"alpha": 1.0}, **kl | sampled),
+        Trial("top-32", distill={"top_k": 32}, **kl),
+        Trial("dense-alone", dense=True, **one),
+        Trial("dense-forward-kl", dense=True, distill={"alpha": 0.9}, **kl),
+        Trial("quantized", distill={"alpha": 0.9}, qat="mxfp4", quantized="mxfp4", **kl),
+        Trial("forward-kl-rounded", distill={"alpha": 0.9}, quantized="mxfp4", **kl),
+        Trial("hinton-2", distill={"divergence": "hinton", "temperature": 2.0}, **kl),
+        Trial("jsd", distill={"divergence": "jsd"}, **kl),
     ]
 
 
@@ -181,27 +210,29 @@ SPECIALISTS: dict[str, dict[str, Any]] = {
     "stories": {"domains": ("shakespeare", "austen")},
     "bibles": {"domains": ("bible_en", "bible_es")},
     "exact": {"domains": ("python", "math")},
-    "reasoning": {"tasks": 1.0},
+    "reasoning": {"tasks": 1.0, "pool": True},
 }
 
 
 def specialists(done: Mapping[str, Any]) -> list[Trial]:
-    """One ``nano`` becomes four specialists, and one student learns from all of them, as in DeepSeek-V4's last stage.
+    """One ``nano`` becomes four specialists, and one student learns from all of them; after DeepSeek-V4's last stage.
 
     Needs `distillation`: all start from its ``alone-0``. A specialist reads only its own domains. ``several`` learns
-    from all four, each judging its domains, in part on what it writes itself; ``onward`` reads the same without them.
+    from all four, each judging its domains, in a quarter of the steps on what it writes itself (V4: in all);
+    ``onward`` takes the same steps without them, ``onward-longer`` as many as they and it took together.
     """
     base = "distillation/alone-0"
-    changes = {"steps": 200, "learning_rate": 1e-3, "warmup_steps": 20}
+    changes: dict[str, Any] = {"steps": 200, "learning_rate": 1e-3, "warmup_steps": 20, "seed": 1}
     names = {domain: name for name, way in SPECIALISTS.items() for domain in way.get("domains", ("reasoning",))}
     several = tuple(f"{domain}=specialists/{name}" for domain, name in names.items())
     distill = {"alpha": 1.0, "on_policy_fraction": 0.25}
     trials = [Trial(name, "nano", changes=changes, start=base, **way) for name, way in SPECIALISTS.items()]
-    for seed in (0, 1, 2):
-        common: dict[str, Any] = {"changes": changes | {"seed": seed}, "start": base, "tasks": 0.5}
-        trials.append(Trial(f"several-{seed}", "nano", teachers=several, distill=distill, **common))
-        trials.append(Trial(f"onward-{seed}", "nano", **common))
-    return trials
+    for seed in (1, 2, 3):
+        common: dict[str, Any] = STUDENT | {"changes": changes | {"seed": seed}, "start": base}
+        trials.append(Trial(f"several-{seed}", teachers=several, **common | {"tasks": 1 / 3, "distill": distill}))
+        trials.append(Trial(f"onward-{seed}", **common))
+    longer = changes | {"steps": 200 * (len(SPECIALISTS) + 1)}
+    return [*trials, Trial("onward-longer-1", **STUDENT | {"changes": longer, "start": base})]
 
 
 EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Trial]]] = {
@@ -210,6 +241,7 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Trial]]] = {
     "balance-methods": balance_methods,
     "fp8-training": fp8_training,
     "qat-mxfp4": qat_mxfp4,
+    "nano": nano,
     "teacher": teacher,
     "distillation": distillation,
     "distillation-ways": distillation_ways,
