@@ -671,13 +671,17 @@ for count, row in times.items():
 gains = [ratio(times[8]["float32"], times[8][name])["median"] for name in ("int8 both sides", "int8 decoded first")]
 print(f"8 rows: int8 on both sides {gains[0]:.1f}x, you guessed {guessed[3]:.1f}x; "
       f"decoded first {gains[1]:.2f}x, you guessed {guessed[4]:.1f}x")
+kept = read_record("bench-quant")["reports"][0]["results"]["int8"]["speed_over_float32"]["median"]
+print(f"recorded by `minimoe bench quant`, 8 rows, decoded first: {kept:.2f}x")
 figures.compared(milliseconds, "milliseconds", f"Figure 17: measured here, {WIDTH} x {WIDTH}", "{:.1f}".format)
 
 # %% [markdown]
 # > **Key observation.** Few rows wait for weights to arrive from memory, and int8 has a quarter of the bytes. But only if
 # > the product itself is in integers. Decoding first makes a float32 matrix in memory, which then has to be read again:
 # > smaller on disk, and *slower* than not quantizing. Whoever complains that quantization made a model slower often has
-# > this. The row that was not padded is a lesson too: the same sums, by another path of the compiler.
+# > this. (How slow depends on memory: the decoded matrix is new in every call. A notebook gives its pages back to the
+# > system each time and gets them zeroed again; the `minimoe` command keeps them, `minimoe/host.py`: hence the recorded
+# > line.) The row that was not padded is a lesson too: the same sums, by another path of the compiler.
 #
 # ### FP8 and FP4: computed, not measured
 #
