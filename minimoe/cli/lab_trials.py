@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -159,24 +160,29 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+def training_speed(run: Mapping[str, Any]) -> float:
+    """Tokens a second of a recorded run: the median over its curve, which a pause or an evaluation does not move."""
+    return statistics.median(record["tokens_per_second"] for record in run["curve"] if record["kind"] == "train")
+
+
 def distillation(done: Mapping[str, Any]) -> list[Trial]:
     """``nano`` alone and with its teacher's help, three seeds: equal tokens, then equal time.
 
     Needs `teacher`. Half of all tokens are reasoning problems from one pool. ``alone`` reads them worked, with the true
     steps; ``direct`` with answers only; ``sampled`` as the teacher solves them. ``alone-equal-time`` takes as long as
-    ``forward-kl``, by the mean times of three seeds.
+    ``forward-kl``, by the median speeds of three seeds.
     """
     trials = [
         Trial(f"{name}-{seed}", **STUDENT | way, changes={"steps": STUDENT_STEPS, "seed": seed, "eval_every": 100})
         for seed in (0, 1, 2)
         for name, way in WAYS.items()
     ]
-    times = {
-        name: [done[f"{name}-{seed}"]["train_seconds"] for seed in (0, 1, 2) if f"{name}-{seed}" in done]
+    speeds = {
+        name: [training_speed(done[f"{name}-{seed}"]) for seed in (0, 1, 2) if f"{name}-{seed}" in done]
         for name in ("alone", "forward-kl")
     }
-    if all(len(seconds) == 3 for seconds in times.values()):
-        longer = 10 * round(STUDENT_STEPS * sum(times["forward-kl"]) / sum(times["alone"]) / 10)
+    if all(len(found) == 3 for found in speeds.values()):
+        longer = 10 * round(STUDENT_STEPS * sum(speeds["alone"]) / sum(speeds["forward-kl"]) / 10)
         trials += [
             Trial(f"alone-equal-time-{seed}", **STUDENT, changes={"steps": longer, "seed": seed}) for seed in (0, 1, 2)
         ]

@@ -36,8 +36,6 @@ def distilled_rung(
       ``teacher``: its name, and bits per byte as its card has them (quick protocol). ``steps``; and ``ways``, a row for
       each: bits per byte (quick protocol) and seconds of training and scoring.
     """
-    from flax import nnx
-
     from minimoe.cli.train import train_with_bar
     from minimoe.distill import DistillRecipe, distill_hooks
     from minimoe.hub import load_pretrained, recorded_quality
@@ -54,7 +52,7 @@ def distilled_rung(
     ways = []
     for name, more in kinds.items():
         began = time.monotonic()
-        more["prepare"] = lambda fresh: nnx.clone(model)  # a copy each: training changes the model that it is given
+        more["prepare"] = lambda fresh: model
         result = train_with_bar(f"{name}, onward", onward, data, validation, tokenizer, **more)
         if result.interrupted or result.evaluation is None:
             return None

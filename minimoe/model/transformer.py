@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -167,3 +168,18 @@ class MoETransformer(nnx.Module):
             raise UserError(
                 f"{length} tokens do not fit in context_length={limit}; shorten the text or use a longer context"
             )
+
+
+def copy_model(model: MoETransformer) -> MoETransformer:
+    """The same model with arrays of its own.
+
+    `flax.nnx.clone` shares them, and a training step hands the arrays of its model to the compiler to be written over:
+    after it, whoever shared them holds deleted arrays.
+
+    Example:
+      >>> model = MoETransformer(ModelConfig.preset("nano"), rngs=nnx.Rngs(0))
+      >>> model.norm.scale[...] is copy_model(model).norm.scale[...]
+      False
+    """
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(jnp.copy, state))

@@ -167,14 +167,16 @@ def exact_match_by_level(
 
 
 def by_domain(
-    changes: Mapping[str, Mapping[str, int | float]], title: str = "Where a teacher helps: change of bits per byte"
+    changes: Mapping[str, Mapping[str, int | float]],
+    title: str = "Where a teacher helps: change of bits per byte",
+    against: str = "the student alone",
 ) -> Figure:
-    """A group a domain, a dot a way, joined to zero: how bits per byte differ from those of the student alone.
+    """A group a domain, a dot a way, joined to zero: how bits per byte differ from those of ``against``.
 
     Args:
       changes: relative changes of bits per byte (-0.01 is one percent fewer, better) of each domain, under the name of
         each way. A domain that a way lacks is left out.
-      title: above the figure.
+      title: above the figure. against: what a change of 0 is.
 
     Raises:
       UserError: if there is nothing to draw.
@@ -184,7 +186,7 @@ def by_domain(
         raise UserError(f"changes {list(changes)} hold no domain; give at least one")
     figure = style.blank(title, height_in=1.1 + (0.12 + 0.18 * len(changes)) * len(domains))
     axes = figure.subplots()
-    style.dress(axes, x="bits per byte against the student alone (below 0: better)", grid="x")
+    style.dress(axes, x=f"bits per byte against {against} (below 0: better)", grid="x")
     for index, row in enumerate(changes.values()):
         shade, shift = style.color_of(index), 0.72 / len(changes) * (index - (len(changes) - 1) / 2)
         for place, domain in enumerate(domains):

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from minimoe.model import MoETransformer
+from minimoe.model import MoETransformer, copy_model
 from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
 from minimoe.quant.rules import QUANTIZED
 
@@ -30,14 +30,14 @@ def dequantize_model(model: MoETransformer) -> MoETransformer:
       ('Experts', False)
     """
     if not is_quantized(model):
-        return nnx.clone(model)
+        return copy_model(model)
     plain = MoETransformer(model.config, rngs=nnx.Rngs(0))
     found: dict[tuple[Any, ...], nnx.Module] = dict(nnx.iter_modules(model))
     for path, module in nnx.iter_modules(plain):
         other = found[path]
         for name, value in _floats(other).items():
             getattr(module, name)[...] = value
-    return plain
+    return copy_model(plain)  # what was no code is shared with the quantized model until here
 
 
 def _floats(module: nnx.Module) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from minimoe.errors import UserError
-from minimoe.model import MoETransformer
+from minimoe.model import MoETransformer, copy_model
 from minimoe.moe import Experts, Router
 from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
 from minimoe.quant.recipes import RECIPES, Recipe, Rule, get_recipe
@@ -67,7 +67,7 @@ def quantize_model(model: MoETransformer, recipe: str | Recipe) -> MoETransforme
             replace_module(copy, path, _quantized(_dotted(path), module, rule.weight, rule.activations))
     if recipe.rest is not None:
         _round_rest(copy, {id(module) for path, module in modules if _is_quantized(recipe, path)}, recipe.rest)
-    return copy
+    return copy_model(copy)  # what no rule took is shared with the original until here
 
 
 QUANTIZABLE = (nnx.Linear, nnx.Embed, Experts, Router)

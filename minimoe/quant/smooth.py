@@ -79,7 +79,7 @@ def smooth(
     Raises:
       UserError: if ``alpha`` is not in [0, 1], or a matrix was not calibrated.
     """
-    smoothed = nnx.clone(model)
+    smoothed = copy_model(model)
     for i, block in enumerate(smoothed.layers):
         _smooth_attention(block, calibration, f"layers.{i}", alpha, power_of_two)
         _smooth_feed_forward(block, calibration, f"layers.{i}", alpha, power_of_two)

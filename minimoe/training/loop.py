@@ -29,7 +29,7 @@ from minimoe.config import ModelConfig
 from minimoe.data import Batch, Document, Tokenizer, TrainingData, evaluation_documents
 from minimoe.errors import UserError
 from minimoe.files import write_atomically
-from minimoe.model import MoETransformer
+from minimoe.model import MoETransformer, copy_model
 from minimoe.moe import dead_experts, load_cv, load_entropy, max_violation
 from minimoe.training.checkpoint import METRICS_FILE, CheckpointFolder, RunConfig
 from minimoe.training.evaluate import Evaluation, evaluate
@@ -62,9 +62,10 @@ class TrainResult:
 
 
 def init_training(run: RunConfig, prepare: Prepare | None = None) -> tuple[MoETransformer, nnx.Optimizer]:
-    """Fresh model and optimiser from the recipe's seed; ``prepare`` may put other modules into the model first."""
+    """Fresh model and optimiser from the recipe's seed; ``prepare`` may put other modules into the model first, or give
+    another model, which is copied."""
     model = init_model(run.model, run.recipe.seed)
-    model = model if prepare is None else prepare(model)
+    model = model if prepare is None else copy_model(prepare(model))  # a step deletes the arrays it is given
     return model, nnx.Optimizer(model, make_optimizer(run.recipe), wrt=nnx.Param)
 
 
@@ -120,7 +121,7 @@ def train(
 
     Args:
       run: model, recipe and where the data came from.
-      data: training tokens. validation: documents of the quick protocol are picked from these.
+      data: training tokens. validation: documents of the quick protocol are picked from these; none: nothing is scored.
       tokenizer: must not have more ids than the model.
       out: a folder prepared by `minimoe.training.checkpoint`; None keeps everything in memory.
       resume: continue from the last checkpoint in ``out``, if there is one. ``run`` does not know of the next six
@@ -167,7 +168,7 @@ def _run(session, model, optimizer, data, validation, first, stop, on_step, batc
     length = run.model.context_length
     per_step = recipe.batch_size * length
     key = jax.random.key(recipe.seed)
-    documents = evaluation_documents(validation, "quick")
+    documents = evaluation_documents(validation, "quick") if validation else []
     evaluation = None
     step, window_start, window_step = first, time.monotonic(), first
     while step < recipe.steps and not stop.is_set():

@@ -803,6 +803,9 @@ for run in trials.values():
 for name, values in recorded.items():
     gap = np.mean(values) - np.mean(recorded["plain, float32"])
     print(f"{name:24} {len(values)} seed(s), {np.mean(values):.4f} bits per byte, {gap:+.4f} against plain in float32")
+pairs = {name: run["quantized"]["bits_per_byte"] / run["full"]["bits_per_byte"] - 1 for name, run in trials.items()}
+for kind in ("plain", "qat"):
+    print(f"rounding costs the {kind} runs", ", ".join(f"{loss:+.3%}" for name, loss in pairs.items() if name.startswith(kind)))
 plots.seeds(recorded, "bits per byte, whole validation text", "Figure 23: recorded, small") if recorded else None
 
 # %% [markdown]
