@@ -282,6 +282,7 @@ def test_help_has_an_example_everywhere(capsys):
         "train",
         "eval",
         "generate",
+        "distill",
         "lab run",
         "lab show",
         "lab list",

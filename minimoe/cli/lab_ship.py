@@ -67,7 +67,7 @@ def recorded(checkpoint: Path) -> dict[str, Any] | None:
     runs = json.loads(path.read_text(encoding="utf-8")).get("runs", {}) if path.is_file() else {}
     if run not in runs:
         return None
-    return {"command": f"minimoe lab run {experiment}", "run": run, "method": runs[run]["method"]}
+    return {"command": f"minimoe lab run {experiment}", "run": run, "method": runs[run].get("method", {})}
 
 
 def card_text(

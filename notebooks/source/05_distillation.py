@@ -14,12 +14,12 @@
 # # 05 · Distillation: a small model learns from a larger one
 #
 # A text says which word came. A teacher says how likely *every* word was. This lesson trains small models on the second
-# kind of knowledge, in four ways, and asks what passes from teacher to student: fluency, facts, reasoning, mistakes.
+# kind of knowledge and asks what passes from teacher to student, and at what price.
 #
 # | | |
 # | --- | --- |
 # | **You should know** | notebook 00; what cross-entropy is; logarithms of probabilities |
-# | **You will be able to** | write a distillation loss and say what T², the direction of the KL and the mask do; distil from live logits, from a cache, from sampled text and on the student's own text; read a claim such as "compresses reasoning" and say what it must be compared with |
+# | **You will be able to** | write a distillation loss and say what T², the direction of the KL and the mask do; distil from live logits and from a cache; read a claim such as "compresses reasoning" and say what it must be compared with |
 # | **Time** | about four minutes on two CPU cores, about a minute with `MINIMOE_FAST=1` (then the students trained here have learnt nothing) |
 
 # %%
@@ -55,9 +55,8 @@ print(f"{os.cpu_count()} cores; two students of {STEPS} steps;", "fast profile" 
 my_guesses = {
     "share of the teacher's probability in its 32 best words": 0.80,
     "share of the gap in bits per byte that a teacher closes at equal tokens": 0.30,
-    "share of the gap on reasoning that a teacher closes at equal tokens": 0.50,
-    "share of reasoning problems right: student that only saw answers": 0.10,
-    "share of reasoning problems right: student that read the teacher's steps": 0.30,
+    "share of problems that the teacher solves with steps": 0.60,
+    "and without": 0.40,
 }
 guessed = list(my_guesses.values())
 
@@ -374,15 +373,9 @@ plots.gap_over_tokens(curves, teacher_bits, "Figure 4: computed here, one seed, 
 # ## Longer, with three seeds
 #
 # The rest is **recorded**: `minimoe lab run distillation` (`minimoe/records/distillation.json`). Students of the shape of
-# `nano`, 1.2 million tokens each, half text and half reasoning problems, all from the same 9,216; scored on all validation
-# text. The ways:
-#
-# - `alone`: cross-entropy on text and on problems with the true steps
-# - `forward-kl`: the same batches, and the teacher's logits
-# - `on-policy`: as before, but a quarter of the steps are on text that the student itself writes below problems; the
-#   teacher judges every word of it (more below). Problems are half of all steps here too
-# - `sampled`: text as it is, but the problems as the *teacher* solves them; cross-entropy, no logits
-# - `direct`: problems with answers and no steps; no teacher
+# `nano`, 1.2 million tokens each, half text and half generated reasoning problems (more of these below), scored on all
+# validation text: `alone` with cross-entropy, `forward-kl` on the same batches with the teacher's logits, and
+# `alone-equal-time`, which has no teacher and as much time as the one that has.
 
 # %%
 from minimoe.cli.lab import read_record
@@ -426,7 +419,7 @@ def against(name, other, measure):
     return f"{name} minus {other}: {np.mean(gains):+.4f} (" + ", ".join(f"{gain:+.4f}" for gain in gains) + ")"
 
 
-for name in ("forward-kl", "on-policy", "sampled", "direct"):
+for name in [name for name in recorded if name != "alone"]:
     print(against(name, "alone", text_bits), "bits per byte")
 taught = np.mean([text_bits(one) for one in recorded["forward-kl"]])
 spread = max(np.ptp([text_bits(one) for one in recorded[name]]) for name in ("alone", "forward-kl"))
@@ -435,7 +428,7 @@ print(f"forward KL is {verdict} the range between seeds ({spread:.4f}) and close
       f"{share_closed(taught, alone, text_bits(master)):.0%} of the gap; you guessed {guessed[1]:.0%}")
 
 # %%
-wanted = {"alone": "student alone", "forward-kl": "forward KL", "on-policy": "on-policy"}
+wanted = {"alone": "student alone", "forward-kl": "forward KL"}
 curves = {
     label: [[(r["tokens"], r["bits_per_byte"]) for r in one["curve"] if r["kind"] == "eval"] for one in recorded[name]]
     for name, label in wanted.items()
@@ -471,228 +464,79 @@ plots.by_domain(changes, "Figure 7: recorded, change of bits per byte by domain"
 # training, and every validation problem needs one of those.
 
 # %%
-from minimoe.data import check_answer, check_steps, parse_answer, problem
+from minimoe.data import check_answer, problem
 
 for level, family in ((2, "arithmetic"), (3, "words"), (4, "lists")):
     print(problem(3, level=level, split="val", family=family).text())
 
 # %% [markdown]
-# The teacher, a student that it taught and comes with the package, and what is right about their answers:
+# The teacher has read such problems in both forms, with the steps and without. The same validation problems, asked both
+# ways; greedy answers:
 
 # %%
 from minimoe.inference import continue_prompts
-
-pupil = quant.dequantize_model(load_pretrained("student")[0])
-asked = [problem(index, level=level, split="val") for level in (1, 3) for index in range(2 if FAST else 4)]
-prompts = [[tokenizer.eot_id, *tokenizer.encode(one.prompt())] for one in asked]
-written = {}
-for name, model in {"teacher": expert, "student": pupil}.items():
-    written[name] = continue_prompts(model, prompts, 96, stop_token=tokenizer.eot_id, temperature=0)
 
 
 def as_text(tokens):
     return tokenizer.decode([token for token in tokens if token != tokenizer.eot_id])
 
 
+asked = [problem(index, level=level, split="val") for level in (1, 3) for index in range(2 if FAST else 4)]
+written = {}
+for form in ("worked", "direct"):
+    prompts = [[tokenizer.eot_id, *tokenizer.encode(one.prompt(form))] for one in asked]
+    written[form] = continue_prompts(expert, prompts, 96, stop_token=tokenizer.eot_id, temperature=0)
 for place, one in enumerate(asked):
     print(one.question, "->", one.answer)
-    for name, texts in written.items():
-        whole = one.prompt() + as_text(texts[place])
-        steps = check_steps(one, whole)
-        print(f"   {name:8}{as_text(texts[place]).strip()!r}: {'right' if check_answer(one, whole) else 'wrong'}, "
-              f"{steps.num_valid} of {steps.num_steps} steps hold")
+    for form, answers in written.items():
+        whole = one.prompt(form) + as_text(answers[place])
+        verdict = "right" if check_answer(one, whole) else "wrong"
+        print(f"   {form:7}{as_text(answers[place]).strip()!r}: {verdict}")
 
 # %% [markdown]
-# Recorded, all ways, exact match by level: 100 validation problems of each level, greedy. The students of `direct` are
-# asked for the answer at once, all others for the steps.
+# Recorded: exact match by level, 100 validation problems of each. The students of Figure 5 are graded as well.
 
 # %%
-def answers(one, name):
-    return one["tasks"]["direct" if name == "direct" else "worked"]["exact_match"]
+def exact(one, form="worked"):
+    return one["tasks"][form]["exact_match"]
 
 
-def solved(one, name):
-    return float(np.mean(list(answers(one, name).values())))
+def solved(one, form="worked"):
+    return float(np.mean(list(exact(one, form).values())))
 
 
-equal_tokens = [name for name in recorded if name != "alone-equal-time"]
-shares = {"teacher": {int(level): [share] for level, share in answers(master, "teacher").items()}}
-for name in equal_tokens:
-    shares[name] = {int(level): [answers(one, name)[level] for one in recorded[name]] for level in answers(master, "teacher")}
+shares = {f"teacher, {form}": {int(level): [share] for level, share in exact(master, form).items()} for form in ("worked", "direct")}
+for name in ("alone", "forward-kl"):
+    shares[f"student, {name}"] = {int(level): [exact(one)[level] for one in recorded[name]] for level in exact(master)}
 for name, row in shares.items():
-    print(f"{name:11}", ", ".join(f"level {level} {np.mean(values):.0%}" for level, values in row.items()))
+    print(f"{name:20}", ", ".join(f"level {level} {np.mean(values):.0%}" for level, values in row.items()))
+print(f"teacher, all levels: with steps {solved(master):.0%}, you guessed {guessed[2]:.0%}; "
+      f"without {solved(master, 'direct'):.0%}, you guessed {guessed[3]:.0%}")
 plots.exact_match_by_level(shares, "Figure 8: recorded, problems solved by level")
 
 # %%
-baseline = {name: float(np.mean([solved(one, name) for one in recorded[name]])) for name in recorded}
-rows = []
-for name in recorded:
-    values = [solved(one, name) for one in recorded[name]]
-    spent = float(np.mean([one["tokens"] / training_speed(one) for one in recorded[name]]))
-    rows.append({"name": name, "mean": baseline[name], "low": min(values), "high": max(values), "seconds": spent})
-top = solved(master, "teacher")
-for start in ("alone", "direct"):
-    closed = {name: share_closed(baseline[name], baseline[start], top) for name in equal_tokens if name != start}
-    print(f"share of the gap between {start} and teacher:", ", ".join(f"{name} {value:.0%}" for name, value in closed.items()))
-print(f"forward KL closes {share_closed(baseline['forward-kl'], baseline['alone'], top):.0%} of the gap to alone, you guessed {guessed[2]:.0%}")
-print(f"direct {baseline['direct']:.1%} right, you guessed {guessed[3]:.0%}; sampled {baseline['sampled']:.1%}, you guessed {guessed[4]:.0%}")
-plots.gap_closed(rows, baseline["alone"], top, "problems solved", "Figure 9: recorded, reasoning, all levels", percent=True)
-
-# %%
-for pair in (("forward-kl", "alone"), ("on-policy", "alone"), ("on-policy", "forward-kl"), ("sampled", "alone"), ("alone", "direct")):
-    print(against(*pair, lambda one: solved(one, pair[0])) if "direct" not in pair else
-          f"alone minus direct: {baseline['alone'] - baseline['direct']:+.4f}")
-print(f"of the problems that the teacher solved for its students, {np.mean([one['sampled_right'] for one in recorded['sampled']]):.0%} are right")
+for name in ("alone", "forward-kl"):
+    held = [np.mean(list(one["tasks"]["worked"]["step_validity"].values())) for one in recorded[name]]
+    print(f"student, {name}: {np.mean(held):.0%} of the steps that it writes hold")
+print(f"teacher: {np.mean(list(master['tasks']['worked']['step_validity'].values())):.0%}")
 
 # %% [markdown]
-# Read the three without logits together. `direct` to `alone` is what *written steps* are worth, whoever wrote them. `alone`
-# to `sampled` is what the teacher's errors cost when it, and no generator, has to write them. A teacher is worth its steps
-# where nobody else can supply them: that is the case that the headlines speak of.
-#
-# ### Its own mistakes
-#
-# A student that only ever reads right solutions has never seen what to do after a slip. On-policy training (arXiv
-# 2306.13649; DeepSeek-V4, section 5.1.2) lets the student write and asks the teacher about every word of it:
-#
-# $$L_{\text{OPD}}=\sum_i w_i\;\mathrm{KL}\!\left(q_\theta\,\|\,p_{E_i}\right),\qquad\text{text sampled from } q_\theta$$
-#
-# with the sum over several teachers. At each position it is the reverse KL over the whole vocabulary: no reward, and no
-# noise from the one word that was drawn there. (The text before it is drawn; no gradient goes through that.) What the
-# shipped student wrote above, and how far it is from its teacher at each word:
-
-# %%
-place = next((i for i, one in enumerate(asked) if not check_answer(one, one.prompt() + as_text(written["student"][i]))), 0)
-rollout = [*prompts[place], *written["student"][place]]
-log_p, log_q = log_probs(expert, rollout), log_probs(pupil, rollout)
-kls = (np.exp(log_q) * (log_q - log_p)).sum(axis=1)
-print(asked[place].text())
-print(f"{'word':8} {'teacher':>8} {'student':>8}  reverse KL at this position (nats)")
-for at in range(len(prompts[place]), len(rollout)):
-    token, before = rollout[at], at - 1  # the position before a word predicts it
-    print(f"{tokenizer.decode([token])!r:8} {np.exp(log_p[before, token]):8.1%} {np.exp(log_q[before, token]):8.1%}  "
-          f"{kls[before]:6.3f} {'#' * int(40 * min(kls[before], 1.5) / 1.5)}")
-own_words = np.sort(kls[len(prompts[place]) - 1 : len(rollout) - 1])[::-1]
-print(f"{len(own_words)} words, and {own_words[:5].sum() / own_words.sum():.0%} of the loss at five of them")
-
-# %% [markdown]
-# > **Key observation.** The loss is not spread evenly. Where the student only copies, teacher and student agree; it stands
-# > at the few words where something is worked out. And every one of these positions is a place where *this* student really
-# > gets to.
-#
-# ## Other ways, one seed each
-#
-# Recorded (`minimoe lab run distillation-ways`), to be read against `alone` and `forward-kl` of seed 0: other losses; only
-# the 32 best words; a dense student of the sparse teacher (against `dense-alone`); a student whose experts are in FP4 from
-# the first step (against `forward-kl-rounded`); and students of *text that the teacher wrote*, problems and prose, with its
-# logits and without.
-
-# %%
-def runs_of(experiment):
-    """The runs of a record, or none with the command that makes them: these experiments are long."""
-    try:
-        return read_record(experiment)["runs"]
-    except minimoe.UserError as missing:
-        print(missing)
-        return {}
-
-
-ways = {name: read_record("distillation")["runs"][f"{name}-0"] for name in ("alone", "forward-kl")} | runs_of("distillation-ways")
-for name, one in ways.items():
-    after = one["quantized"] and f"; rounded to FP4 {one['quantized']['bits_per_byte']:.4f}"
-    print(f"{name:17} {text_bits(one):.4f} bits per byte, {solved(one, name):.1%} of problems{after or ''}")
-
-# %% [markdown]
-# ### What can be copied from text alone?
-#
-# The press's accusation is that a model was trained on what another one *said*. `text-sampled` is that, at our scale: 32
-# tokens of real text, and the teacher writes the other seven eighths; problems, and the teacher solves them. No logits, no
-# weights. `text-sampled-logits` reads the same text and has the logits too.
-
-# %%
-if "text-sampled" in ways:
-    four = {"real text": "alone", "real text and logits": "forward-kl", "the teacher's text": "text-sampled",
-            "the teacher's text and logits": "text-sampled-logits"}  # fmt: skip
-    for what, measure in {"bits per byte": text_bits, "problems solved": lambda one: solved(one, "")}.items():
-        print(f"{what}:", ", ".join(f"{label} {measure(ways[name]):.4f}" for label, name in four.items()))
-
-# %% [markdown]
-# > **Key observation.** Behaviour that is written down can be copied from text: the form of an answer, the habit of steps.
-# > A sampled word is one draw from what the teacher thinks, and its logits are all of it at once; with enough text the two
-# > must meet, and this is about how much text that takes. Whether somebody did this to somebody else's model cannot be
-# > tested here.
-#
-# ## Several teachers, one student
-#
-# DeepSeek-V4's last stage: specialists first, each trained on from the same base, then one student learns from all of
-# them, each judging its own domain, wholly on its own text (the weights of the teachers are not published). Recorded
-# (`minimoe lab run specialists`): `nano` goes on for a few steps on stories, on Bibles, on code and mathematics, on
-# problems. Then `several`: one student from the same base with the four as teachers, a quarter of the steps on its own
-# answers. Against it `onward`: the same steps without them, and `onward-longer`: as many steps as all five took together.
-
-# %%
-family = runs_of("specialists")
-if family:
-    base = read_record("distillation")["runs"]["alone-0"]
-    own = {"stories": ("shakespeare", "austen"), "bibles": ("bible_en", "bible_es"), "exact": ("python", "math")}
-    together = {name: [one for run, one in family.items() if run.rpartition("-")[0] == name] for name in ("several", "onward", "onward-longer")}
-    table = {name: family[name]["full"]["per_domain"] for name in own} | {"base": base["full"]["per_domain"]}
-    for name, runs in together.items():
-        table[name] = {d: float(np.mean([one["full"]["per_domain"][d] for one in runs])) for d in base["full"]["per_domain"]}
-    relative = {name: {d: row[d] / table["base"][d] - 1 for d in row} for name, row in table.items() if name != "base"}
-    for name, domains in own.items():
-        mine, kept = (np.mean([relative[who][d] for d in domains]) for who in (name, "several"))
-        others = np.mean([change for d, change in relative[name].items() if d not in domains])
-        print(f"{name:8} in its own domains {mine:+.1%}, in all others {others:+.1%}; several has {kept:+.1%} there")
-    solver, start = solved(family["reasoning"], ""), solved(base, "")
-    print(f"reasoning: problems {start:.1%} -> {solver:.1%}, but text {family['reasoning']['full']['bits_per_byte'] / base['full']['bits_per_byte'] - 1:+.1%}")
-    for name, runs in together.items():
-        values = [solved(one, name) for one in runs]
-        print(f"{name:13} {np.mean([text_bits(one) for one in runs]):.4f} bits per byte, problems {np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})")
-    print(f"base          {text_bits(base):.4f} bits per byte, problems {start:.1%}")
-    shown = {name: relative[name] for name in (*own, "several", "onward")}
-    figure = plots.by_domain(shown, "Figure 10: recorded, four specialists and their student", against="the base they all began from")
-else:
-    figure = None
-figure
-
-# %% [markdown]
-# ## What distillation cannot do
-#
-# *It passes mistakes on.* Problems that the teacher gets wrong: how often does the student give the same wrong answer? And
-# A mistake that the teacher is sure of is a soft target like any other.
-
-# %%
-many = [problem(index, level=level, split="val") for level in (2, 3) for index in range(8 if FAST else 60)]
-starts = [[tokenizer.eot_id, *tokenizer.encode(one.prompt())] for one in many]
-given = {}
-for name, model in {"teacher": expert, "student": pupil}.items():
-    new = continue_prompts(model, starts, 96, stop_token=tokenizer.eot_id, temperature=0)
-    given[name] = [parse_answer(one.prompt() + as_text(tokens)) for one, tokens in zip(many, new)]
-right = {name: [answer == one.answer for answer, one in zip(row, many)] for name, row in given.items()}
-wrong = [i for i in range(len(many)) if not right["teacher"][i] and given["teacher"][i] is not None]
-same = sum(given["student"][i] == given["teacher"][i] for i in wrong)
-print(f"{len(many)} problems: teacher {np.mean(right['teacher']):.0%} right, student {np.mean(right['student']):.0%}")
-print(f"the teacher gives a wrong answer to {len(wrong)}; on {same} of these the student gives the same one")
-
-# %% [markdown]
-# - **It moves knowledge, it makes none.** What neither the teacher nor the text knows, nobody learns here. (A student can
-#   still pass a teacher that is not much larger, with the text's help.)
-# - **A small student stays small.** The gap that is left is partly capacity, and no loss function buys that.
-# - **Somebody paid for the teacher.** At equal *total* computation, teacher included, a single student may not be worth a
-#   teacher. It pays when there is one already, or when there will be many students.
+# > **Key observation.** Two results. The *same weights* solve several times as many problems when they may write the steps
+# > down: the steps are where the reasoning is. And at this budget **neither student reasons**, taught or not. Logits made
+# > the taught one a better writer; they did not make it calculate. Exact match counts nothing until every step of a chain
+# > holds; the share of single steps that hold shows where the students are on the way.
 #
 # ## What to distrust
 #
-# - **Synthetic problems.** Ours have one form and small numbers. "Reasoning" in a headline means more.
+# - **It moves knowledge, it makes none.** What neither the teacher nor the text knows, nobody learns here. And somebody paid
+#   for the teacher: it is worth it when there is one already, or when there will be many students.
 # - **Equal tokens favour the taught student**, because the teacher's forward pass is free in that count. Look at the line
 #   for equal time.
-# - **Three seeds** are a range and no distribution; single-seed rows are one draw.
-# - **The same six domains.** A student may keep what the validation text asks for and lose what it does not.
-# - **One teacher, one student size, 1.2 million tokens.** A student that trains longer may need its teacher less.
-# - **500 problems** give each mean a margin of about two points that the range between seeds does not show; single levels,
-#   with 100, one of five.
-# - **Untuned.** Learning rate, alpha and the share of on-policy steps were chosen once. Another way could win with its own.
+# - **Three seeds** are a range and no distribution. **500 problems** give each mean a margin of about two points.
 # - **The teacher read this text seven times.** On training text it is surer than it should be, and so are its logits.
+# - **One teacher, one student size, 1.2 million tokens, nothing tuned.** A student that trains longer may need its teacher
+#   less, or may be the first that can use what it knows about steps.
+# - **Synthetic problems.** Ours have one form and small numbers. "Reasoning" in a headline means more.
 #
 # ## Exercises
 #
@@ -733,7 +577,7 @@ check("distillation.on_policy", on_policy_kl);
 
 # %% [markdown]
 # And without a check: make a student of your own with `minimoe distill --teacher teacher --student nano --tasks 0.5
-# --steps 600 --out runs/mine` and beat the share of the gap in Figure 9 at equal tokens. What did you change, and what would have to hold on
+# --steps 600 --out runs/mine` and beat the share of the gap in Figure 5 at equal tokens. What did you change, and what would have to hold on
 # three seeds before you believe it?
 
 # %%
