@@ -164,7 +164,7 @@ def _bits(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
             f"Weights do not need 16 bits. Each line of the table was quantized, written to a file, read back and scored: "
             f"the float model needs {float32:.3f} bits per byte, {smallest['name']} {smallest['bits_per_byte']:.3f} in "
             f"{full / smallest['bytes']:.1f} times fewer bytes than bfloat16. In this run small means small, not fast: FP8 "
-            f"and FP4 are emulated on a CPU, and `minimoe bench quant` measures where int8 saves time.",
+            f"and FP4 are emulated on a CPU, and the command minimoe bench quant measures where int8 saves time.",
         ),
         picture=Picture(figures["bytes"], "Bytes by part of the model, scales included."),
         table=Table(("stored as", "MB in the file", "times smaller", "bits/byte", "routes changed"), rows),

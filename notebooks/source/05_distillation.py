@@ -421,6 +421,7 @@ def against(name, other, measure):
 
 for name in [name for name in recorded if name != "alone"]:
     print(against(name, "alone", text_bits), "bits per byte")
+print(against("forward-kl", "alone-equal-time", text_bits), "bits per byte")
 taught = np.mean([text_bits(one) for one in recorded["forward-kl"]])
 spread = max(np.ptp([text_bits(one) for one in recorded[name]]) for name in ("alone", "forward-kl"))
 verdict = "outside" if alone - taught > spread else "NOT outside"
@@ -436,6 +437,11 @@ curves = {
 plots.gap_over_tokens(curves, master["quick"]["bits_per_byte"], "Figure 6: recorded, three seeds, quick protocol")
 
 # %% [markdown]
+# > **Key observation.** At equal tokens the teacher helps on every seed, by more than the seeds differ, and the curves stay
+# > apart. At equal *time* it does not: its forward pass adds more than half to a step of this student, and the same
+# > time spent on more text buys more. Answers on disk change that bill from the second student on: then a taught step costs
+# > what any step costs. Whoever reports a distillation gain should say which of the three it is.
+#
 # ### Who gains?
 #
 # The mean over domains hides them. Against the student alone, domain by domain:
