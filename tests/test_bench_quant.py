@@ -54,6 +54,15 @@ def test_decode(bench):
     assert report["results"]["float32"]["tokens_as_float32"] == 1.0
 
 
+def test_decode_by_other_recipes(bench):
+    arguments = ("--decode", "--config", "tiny", "--batch", "1", "--prompt", "2", "--new-tokens", "2")
+    result = bench(*arguments, "--recipe", "v4", "--json")
+    assert result.exit_code == 0
+    (report,) = json.loads(result.stdout)["reports"]
+    assert set(report["results"]) == {"float32", "v4"}
+    assert report["results"]["v4"]["bytes"] < 0.5 * report["results"]["float32"]["bytes"]
+
+
 def test_table_says_that_weights_are_random(bench):
     result = bench("--shape", "1,8,8")
     assert result.exit_code == 0
@@ -77,6 +86,7 @@ def test_what_is_measured_by_default():
     [
         (["--shape", "8,4"], "must be 3 whole numbers of at least 1: T,I,O"),
         (["--decode", "--config", "giant"], "--config 'giant' is not known"),
+        (["--decode", "--config", "tiny", "--recipe", "int3"], "int3"),
         (["--decode", "--config", "tiny", "--prompt", "20", "--new-tokens", "5"], "above context_length=24"),
     ],
 )

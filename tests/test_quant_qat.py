@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 from flax import nnx
 
 from minimoe import MoETransformer, UserError
-from minimoe.cli import lab
+from minimoe.cli import lab, lab_run
 from minimoe.data import ByteTokenizer, Document, training_data
 from minimoe.quant.qat import fake_quantize, qat_transform
 from minimoe.quant.rules import Recipe as QuantRecipe
@@ -156,13 +160,18 @@ def test_training_rounds_from_the_given_step_on(tiny_config):
 
 
 def test_the_laboratory_hands_its_trials_to_training(tiny_config):
+    def hooks_of(trial):
+        return lab_run._hooks(
+            dataclasses.replace(trial, start=None), SimpleNamespace(model=tiny_config), None, None, Path()
+        )
+
     plain, qat = lab.EXPERIMENTS["qat-mxfp4"]({})[:2]
     assert (plain.changes, plain.quantized, plain.start) == (qat.changes, qat.quantized, qat.start)
-    assert lab._hooks(plain, tiny_config, None) == {}
-    hooks = lab._hooks(qat, tiny_config, None)
+    assert hooks_of(plain) == {}
+    hooks = hooks_of(qat)
     assert hooks["transform_from"] < qat.changes["steps"]
     assert len(hooks["transform_params"].targets) == 2 * tiny_config.num_layers
     float32, fp8 = lab.EXPERIMENTS["fp8-training"]({})[:2]
     assert float32.changes == fp8.changes
-    assert lab._hooks(float32, tiny_config, None) == {}
-    assert list(lab._hooks(fp8, tiny_config, None)) == ["prepare"]
+    assert hooks_of(float32) == {}
+    assert list(hooks_of(fp8)) == ["prepare"]

@@ -190,6 +190,9 @@ def quant(
     config: Annotated[
         list[str] | None, typer.Option(help=f"With --decode: a preset, or {LARGE_CONFIG}, 1.3 GB; repeatable.")
     ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="With --decode: a quantization recipe; repeatable. Default: both int8.")
+    ] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="With --decode: sequences; repeatable.")] = None,
     prompt: Annotated[int, typer.Option(min=1, help="With --decode: prompt tokens.")] = 8,
     new_tokens: Annotated[int, typer.Option(min=1, help="With --decode: tokens to generate.")] = 16,
@@ -209,6 +212,9 @@ def quant(
     for model in configs.values():
         check_fits(model, prompt + new_tokens, "--prompt plus --new-tokens")
     shapes = [parse_shape(text, QUANT_AXES) for text in shape or []]
+    from minimoe.quant import get_recipe
+
+    recipes = [get_recipe(name).name for name in dict.fromkeys(recipe or ["int8-w8a8", "int8"])]
     start()
     from minimoe.cli import bench_quant
 
@@ -222,12 +228,12 @@ def quant(
         columns |= {"weight bytes": "weight_bytes", "relative error": "relative_error"}
         _print("quant", settings, reports, columns, as_json)
         return
-    settings |= {"configs": list(configs)}
+    settings |= {"configs": list(configs), "recipes": recipes}
     for name, model in configs.items():
         messages.print(f"quant: decode with {name}, random weights")
-        measured = bench_quant.measure_decode(
-            model, batch or [1, 8], prompt=prompt, new_tokens=new_tokens, rounds=rounds, warmup=warmup, pause=pause
-        )
+        sizes_of: dict[str, Any] = {"prompt": prompt, "new_tokens": new_tokens}
+        clock: dict[str, Any] = {"rounds": rounds, "warmup": warmup, "pause": pause}
+        measured = bench_quant.measure_decode(model, batch or [1, 8], recipes=recipes, **sizes_of, **clock)
         reports += [{"config": name, "weights": "random"} | report for report in measured]
     columns = {"tokens/s": "tokens_per_second", "ms a call": "ms_per_call", "speed / float32": "speed_over_float32"}
     columns |= {"bytes": "bytes", "tokens as float32": "tokens_as_float32"}

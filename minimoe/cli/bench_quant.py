@@ -6,7 +6,7 @@ may mean less time; but codes have to be turned into numbers first, and that cos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -92,15 +92,16 @@ def measure_decode(
     config: ModelConfig,
     batches: list[int],
     *,
+    recipes: Sequence[str] = (W8A8, WEIGHT_ONLY),
     prompt: int,
     new_tokens: int,
     rounds: int,
     warmup: int,
     pause: float,
 ) -> list[dict[str, Any]]:
-    """Times greedy generation of one model of random weights in its three forms, for each batch."""
+    """Times greedy generation of one model of random weights, in float32 and by each recipe, for each batch."""
     model = MoETransformer(config, rngs=nnx.Rngs(0))
-    forms = {FLOAT: model, W8A8: quantize_model(model, "int8-w8a8"), WEIGHT_ONLY: quantize_model(model, "int8")}
+    forms = {FLOAT: model} | {recipe: quantize_model(model, recipe) for recipe in recipes}
     reports = []
     for batch in batches:
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, prompt))

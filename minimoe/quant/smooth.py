@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from minimoe.errors import UserError
-from minimoe.model import Block, MoETransformer
+from minimoe.model import Block, MoETransformer, copy_model
 from minimoe.moe import MoELayer
 from minimoe.quant.calibrate import Calibration
 
