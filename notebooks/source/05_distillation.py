@@ -20,7 +20,7 @@
 # | --- | --- |
 # | **You should know** | notebook 00; what cross-entropy is; logarithms of probabilities |
 # | **You will be able to** | write a distillation loss and say what T², the direction of the KL and the mask do; distil from live logits and from a cache; read a claim such as "compresses reasoning" and say what it must be compared with |
-# | **Time** | about four minutes on two CPU cores, about a minute with `MINIMOE_FAST=1` (then the students trained here have learnt nothing) |
+# | **Time** | about four minutes on two CPU cores, about two minutes with `MINIMOE_FAST=1` (then the students trained here have learnt nothing) |
 
 # %%
 import os
@@ -142,7 +142,7 @@ def next_logits(model, tokens):
 def log_probs(model, ids):
     return np.asarray(jax.nn.log_softmax(next_logits(model, jnp.asarray(ids)[None])[0]), np.float64)
 
-
+# %%
 said = {"teacher": log_probs(expert, page), "nano": log_probs(novice, page)}
 entropies = -(np.exp(said["teacher"]) * said["teacher"]).sum(axis=1)
 spot = 40 + int(np.argmin(np.abs(entropies[40:94] - 2.0)))  # one where the teacher wavers between a few words
@@ -212,7 +212,7 @@ def bell(mean, width):
 
 two = 0.65 * bell(-1.8, 0.7) + 0.35 * bell(2.2, 0.6)
 
-
+# %%
 def fit(loss, start, steps=400):
     """Mean and log-width that minimise a divergence from two humps."""
     def objective(v):
@@ -228,7 +228,7 @@ def fit(loss, start, steps=400):
     (v, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), None, length=steps)
     return bell(v[0], jnp.exp(v[1])), float(v[0]), float(jnp.exp(v[1]))
 
-
+# %%
 divergences = {"forward KL": distill.forward_kl, "reverse KL": distill.reverse_kl,
                "Jensen-Shannon": lambda q, p: distill.generalized_jsd(q, p, 0.5)}  # fmt: skip
 fits = {name: fit(loss, [-0.5, 0.0]) for name, loss in divergences.items()}
@@ -262,7 +262,7 @@ held_out = windows(part, tokenizer, config.context_length)
 every = max(1, len(held_out.tokens) // 24)
 tokens, where = jnp.asarray(held_out.tokens[::every]), jnp.asarray(held_out.where[::every])
 
-
+# %%
 @flax.nnx.jit
 def character(student, teacher):
     q, p = student(tokens, where=where)[0], teacher(tokens, where=where)[0]
@@ -276,7 +276,7 @@ def character(student, teacher):
     }
     return {name: distill.masked_mean(value, where) for name, value in values.items()}
 
-
+# %%
 def towards(divergence):
     way = distill.DistillRecipe(divergence=divergence, alpha=1.0)
     return distill.distill(run, way, expert, text, [], tokenizer, prepare=lambda fresh: novice).model
@@ -394,7 +394,7 @@ def by_way(runs):
 def text_bits(one):
     return one["full"]["bits_per_byte"]
 
-
+# %%
 recorded = by_way(read_record("distillation")["runs"])
 master = read_record("teacher")["runs"]["teacher"]
 alone = np.mean([text_bits(one) for one in recorded["alone"]])
