@@ -131,11 +131,11 @@ def test_a_checkpoint_is_trained_on_and_its_teacher_may_be_quantized(capsys, tmp
 
 def test_the_lab_trains_teachers_and_students(monkeypatch, tmp_path, capsys):
     """A teacher; one that learns from it; one that reads only what it writes; one with a teacher for each domain."""
-    for module, name, value in ((lab_run, "GRADED", 1), (lab_distill, "POOL", 8), (lab_distill, "PER_FILE", 8)):
+    for module, name, value in ((lab_run, "GRADED", 1), (lab_distill, "EXCERPTS", 2), (lab_distill, "PER_FILE", 8)):
         monkeypatch.setattr(module, name, value)
     from minimoe.cli.lab_trials import Trial
 
-    half = {"preset": "tiny", "tasks": 0.5, "pool": True}
+    half = {"preset": "tiny", "tasks": 0.5, "pool": 8}
     one = ("toy/teacher",)
     several = ("austen=toy/teacher", "reasoning=toy/student")
     trials = [
@@ -157,10 +157,11 @@ def test_the_lab_trains_teachers_and_students(monkeypatch, tmp_path, capsys):
         assert set(runs[name]["full"]["per_domain"]) == {"austen"}, "text alone, so that runs can be compared"
     assert runs["of several"]["method"]["teachers"] == list(several)
     assert runs["reader"]["sampled_right"] == 0
+    assert runs["reader"]["sampled_seconds"] > 0
     written = json.loads(
         (tmp_path / "work" / "toy" / "teacher" / "sampled" / "reasoning-t0.6-n96-000000.json").read_text()
     )
-    assert [document["text"].split(":")[0] for document in written] == ["Q"] * 8
+    assert [document["text"].split(":")[0] for document in written["documents"]] == ["Q"] * 8
     monkeypatch.setattr(lab_ship, "RECORDS", tmp_path)
     assert app.run(["lab", "ship", "pupil", "--checkpoint", "work/toy/student", "--into", "shipped"]) == 0
     card = (tmp_path / "shipped" / "pupil" / "MODEL_CARD.md").read_text()

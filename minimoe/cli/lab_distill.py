@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from minimoe.model import MoETransformer
     from minimoe.training import RunConfig
 
-POOL, POOL_SEED = 9216, 1000  # problems that all students share: about as many as 600 steps of nano read once
+POOL_SEED = 1000  # of the problems that all students share
+EXCERPTS = 2304  # pieces of text that a teacher goes on from
 PER_FILE = 1024  # texts that a teacher writes; a kill loses at most these
 # At 1 its text has its own distribution. Problems are solved at the temperature at which DeepSeek-R1 was sampled.
 TEMPERATURES = {"text": 1.0, "reasoning": 0.6}
 EXCERPT = 32  # tokens of real text, below which a teacher fills the context
 SLACK = 8  # an excerpt, cut from its text, may take a few more tokens
-SHIPPED_AS = {"teacher/teacher": "teacher", "small-hour/small": "small"}
+SHIPPED_AS = {"teacher/teacher": "teacher", "small-hour/small": "small", "nano/nano": "nano"}
 
 
 def finished(work: Path, name: str) -> MoETransformer:
@@ -64,35 +66,47 @@ def training_text(
 
     text = [document for document in corpus if not trial.domains or document.domain in trial.domains]
     if trial.text == "sampled":
-        prompts = excerpts(text, tokenizer, POOL // 4)
+        prompts = excerpts(text, tokenizer, EXCERPTS)
         length = run.model.context_length - EXCERPT - SLACK
-        text = sampled(work, trial.teachers[0], "text", prompts, tokenizer, length)
+        text = sampled(work, trial.teachers[0], "text", prompts, tokenizer, length).documents
     if not trial.pool or not trial.tasks:
         return mixed_data(text, tokenizer, run, trial.tasks, trial.form)[0]
-    if trial.form == "sampled":
-        problems = solutions(work, trial.teachers[0], tokenizer)
+    if trial.form.startswith("sampled"):
+        problems = solutions(work, trial, tokenizer).documents
+        if trial.form == "sampled-right":
+            problems = [problem for problem, right in zip(problems, answered_right(problems), strict=True) if right]
+            if not problems:
+                raise UserError(f"{trial.teachers[0]} solves none of {trial.pool} problems right; train it for longer")
     else:
-        problems = task_documents(POOL, seed=POOL_SEED, form=trial.form)
+        problems = task_documents(trial.pool, seed=POOL_SEED, form=trial.form)
     parts = [training_data(text, tokenizer)] if trial.tasks < 1 else []
     return joined(parts, training_data(problems, tokenizer), trial.tasks)
 
 
-def solutions(work: Path, teacher: str, tokenizer: Tokenizer) -> list[Document]:
-    """The pool as a teacher solves it in writing. It was trained on problems of another seed."""
+class Written(NamedTuple):
+    """What a teacher wrote, and the seconds that it took when it did."""
+
+    documents: list[Document]
+    seconds: float
+
+
+def solutions(work: Path, trial: Trial, tokenizer: Tokenizer) -> Written:
+    """The pool as the trial's first teacher solves it in writing. It was trained on problems of another seed."""
     from minimoe.cli.reasoning import NEW_TOKENS
     from minimoe.distill import task_prompts
 
-    return sampled(work, teacher, "reasoning", task_prompts(POOL, seed=POOL_SEED), tokenizer, NEW_TOKENS)
+    prompts = task_prompts(trial.pool, seed=POOL_SEED)
+    return sampled(work, trial.teachers[0], "reasoning", prompts, tokenizer, NEW_TOKENS)
 
 
-def share_right(documents: list[Document]) -> float:
-    """Of the pool's solutions, those with the right answer."""
+def answered_right(documents: list[Document]) -> list[bool]:
+    """Which of the pool's solutions end in the right answer."""
     from minimoe.data import LEVELS, check_answer, problem
 
-    right = 0
-    for index, document in enumerate(documents):
-        right += check_answer(problem(index, LEVELS[index % len(LEVELS)], seed=POOL_SEED), document.text)
-    return right / len(documents)
+    return [
+        check_answer(problem(index, LEVELS[index % len(LEVELS)], seed=POOL_SEED), document.text)
+        for index, document in enumerate(documents)
+    ]
 
 
 def joined(text: list[TrainingData], tasks: TrainingData, share: float) -> TrainingData:
@@ -122,7 +136,7 @@ def excerpts(documents: list[Document], tokenizer: Tokenizer, num: int) -> list[
 
 def sampled(
     work: Path, teacher: str, name: str, prompts: list[Document], tokenizer: Tokenizer, max_new_tokens: int
-) -> list[Document]:
+) -> Written:
     """What a teacher writes below prompts, kept beside its checkpoints: written once, by files of `PER_FILE`."""
     from minimoe.distill import sample_documents
     from minimoe.files import write_atomically
@@ -131,11 +145,12 @@ def sampled(
     folder = work / teacher / "sampled"
     folder.mkdir(parents=True, exist_ok=True)
     model = None
-    found = []
+    found, seconds = [], 0.0
     for first in range(0, len(prompts), PER_FILE):
         path = folder / f"{name}-t{temperature:g}-n{max_new_tokens}-{first:06d}.json"
         if not path.is_file():
             model = finished(work, teacher) if model is None else model
+            began = time.monotonic()
             with Bar(f"{teacher} writes {name}, {first}/{len(prompts)}", 1) as bar:
                 some = sample_documents(
                     model,
@@ -146,9 +161,12 @@ def sampled(
                     seed=first,
                     progress=counter(bar),
                 )
-            write_atomically(path, json.dumps([dataclasses.asdict(document) for document in some]))
-        found += [_document(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
-    return found
+            texts = [dataclasses.asdict(document) for document in some]
+            write_atomically(path, json.dumps({"seconds": time.monotonic() - began, "documents": texts}))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        seconds += values["seconds"]
+        found += [_document(**document) for document in values["documents"]]
+    return Written(found, seconds)
 
 
 def _document(domain: str, key: str, text: str, split: str = "train") -> Document:
@@ -164,7 +182,7 @@ def teacher_hooks(trial: Trial, run: RunConfig, data: TrainingData, tokenizer: T
     if not trial.distill:
         return {}
     recipe = DistillRecipe(**trial.distill)
-    prompts = task_prompts(POOL, seed=POOL_SEED) if recipe.on_policy_fraction else []
+    prompts = task_prompts(trial.pool, seed=POOL_SEED) if recipe.on_policy_fraction else []
     names = {*data.domains, *(prompt.domain for prompt in prompts)}
     return distill_hooks(run, recipe, teachers(trial, work, names), data, tokenizer, prompts=prompts)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minimoe.cli.console import describe_data, messages
-from minimoe.cli.lab_distill import finished, share_right, solutions, teacher_hooks, training_text
+from minimoe.cli.lab_distill import answered_right, finished, solutions, teacher_hooks, training_text
 from minimoe.cli.lab_trials import Trial
 
 GRADED = 100  # validation problems of each level, so that one more is a percentage point
@@ -48,8 +48,10 @@ def run_trial(trial: Trial, work: Path, out: Path) -> dict[str, Any] | None:
     if result.interrupted:
         return None
     outcome = _outcome(trial, run, result, validation, tokenizer)
-    if trial.form == "sampled":
-        outcome["sampled_right"] = share_right(solutions(work, trial.teachers[0], tokenizer))
+    if trial.form.startswith("sampled"):
+        problems = solutions(work, trial, tokenizer)
+        right = answered_right(problems.documents)
+        outcome["sampled_right"], outcome["sampled_seconds"] = sum(right) / len(right), problems.seconds
     return outcome
 
 

@@ -34,8 +34,9 @@ class Trial:
       quantized: quantization recipe applied after training; the outcome then is scored as well.
       start: finished run of another experiment, as ``experiment/run``, whose weights this one continues from.
       tasks: share of the training tokens from reasoning problems, 0..1, in the ``form`` of `minimoe.data.task_documents`
-        or ``"sampled"``: as the first teacher solves them in writing. With them, the outcome is graded too.
-      pool: the problems are those that all students share, instead of an endless row of the run's own seed.
+        or ``"sampled"``: as the first teacher solves them in writing, ``"sampled-right"``: those that it solves right.
+        With them, the outcome is graded too.
+      pool: how many problems, the same for all students; at 0 an endless row of the run's own seed.
       domains: of the corpus, to train on; all if none is named. text: ``"sampled"``: as the first teacher goes on below
         short excerpts, instead of the corpus itself.
       teachers: finished runs to learn from, as ``start``: one for all, or ``domain=experiment/run`` for some domains.
@@ -55,7 +56,7 @@ class Trial:
     start: str | None = None
     tasks: float = 0.0
     form: str = "worked"
-    pool: bool = False
+    pool: int = 0
     domains: tuple[str, ...] = ()
     text: str = "corpus"
     teachers: tuple[str, ...] = ()
@@ -147,17 +148,9 @@ def teacher(done: Mapping[str, Any]) -> list[Trial]:
 
 
 TEACHER = "teacher/teacher"
-STUDENT: dict[str, Any] = {"preset": "nano", "tasks": 0.5, "pool": True}
+STUDENT: dict[str, Any] = {"preset": "nano", "tasks": 0.5, "pool": 9216}  # about as many as 600 steps read once
 STUDENT_STEPS = 600
-# A quarter of the steps are on what the student writes below problems; a third of the rest on problems keeps text at half.
-ON_POLICY: dict[str, Any] = {"tasks": 1 / 3, "distill": {"alpha": 0.9, "on_policy_fraction": 0.25}}
-WAYS: dict[str, dict[str, Any]] = {
-    "alone": {},
-    "forward-kl": {"teachers": (TEACHER,), "distill": {"alpha": 0.9}},
-    "on-policy": {"teachers": (TEACHER,)} | ON_POLICY,
-    "sampled": {"teachers": (TEACHER,), "form": "sampled"},
-    "direct": {"form": "direct"},
-}
+WAYS: dict[str, dict[str, Any]] = {"alone": {}, "forward-kl": {"teachers": (TEACHER,), "distill": {"alpha": 0.9}}}
 
 
 def training_speed(run: Mapping[str, Any]) -> float:
@@ -168,9 +161,8 @@ def training_speed(run: Mapping[str, Any]) -> float:
 def distillation(done: Mapping[str, Any]) -> list[Trial]:
     """``nano`` alone and with its teacher's help, three seeds: equal tokens, then equal time.
 
-    Needs `teacher`. Half of all tokens are reasoning problems from one pool. ``alone`` reads them worked, with the true
-    steps; ``direct`` with answers only; ``sampled`` as the teacher solves them. ``alone-equal-time`` takes as long as
-    ``forward-kl``, by the median speeds of three seeds.
+    Needs `teacher`. Half of all tokens are reasoning problems from one pool, worked, with the true steps.
+    ``alone-equal-time`` takes as long as ``forward-kl``, by the median speeds of three seeds.
     """
     trials = [
         Trial(f"{name}-{seed}", **STUDENT | way, changes={"steps": STUDENT_STEPS, "seed": seed, "eval_every": 100})
@@ -186,6 +178,44 @@ def distillation(done: Mapping[str, Any]) -> list[Trial]:
         trials += [
             Trial(f"alone-equal-time-{seed}", **STUDENT, changes={"steps": longer, "seed": seed}) for seed in (0, 1, 2)
         ]
+    return trials
+
+
+REASONER: dict[str, Any] = {"preset": "nano", "start": "nano/nano", "tasks": 0.9, "pool": 18432}
+REASONING_WAYS: dict[str, dict[str, Any]] = {
+    "direct": {"form": "direct"},
+    "sampled-right": {"teachers": (TEACHER,), "form": "sampled-right"},
+    "worked": {},
+    "forward-kl": {"teachers": (TEACHER,), "distill": {"alpha": 0.9}},
+}
+POLISH: dict[str, dict[str, Any]] = {
+    "onward": {},
+    "offline": {"distill": {"alpha": 0.9}},
+    "on-policy": {"distill": {"alpha": 0.9, "on_policy_fraction": 1.0}},
+}
+
+
+def reasoning(done: Mapping[str, Any]) -> list[Trial]:
+    """A trained ``nano`` learns to reason, three seeds: from answers, its teacher's steps, true steps, and its logits.
+
+    Needs `nano` and `teacher`. Nine tenths of all tokens are problems from one pool: ``direct`` reads the answers only,
+    ``sampled-right`` the steps of the teacher where they led to the right answer (``sampled`` all of them), ``worked``
+    the true ones, ``forward-kl`` those with the teacher's opinion of each word. Then 150 steps more from
+    ``sampled-right``: ``onward`` on the same text, ``offline`` with the teacher's opinion of it, ``on-policy`` with its
+    opinion of what the student writes.
+    """
+    changes: dict[str, Any] = {"steps": 1600, "learning_rate": 3e-3, "warmup_steps": 50}
+    trials = [
+        Trial(f"{name}-{seed}", **REASONER | way, changes=changes | {"seed": seed})
+        for seed in (0, 1, 2)
+        for name, way in REASONING_WAYS.items()
+    ]
+    trials.append(Trial("sampled-0", **REASONER | {"teachers": (TEACHER,), "form": "sampled"}, changes=changes))
+    changes = {"steps": 150, "learning_rate": 5e-4, "warmup_steps": 15}
+    for seed in (0, 1, 2):
+        common = REASONER | {"start": f"reasoning/sampled-right-{seed}", "teachers": (TEACHER,)}
+        common |= {"form": "sampled-right", "changes": changes | {"seed": 10 + seed}}
+        trials += [Trial(f"{name}-{seed}", **common | way) for name, way in POLISH.items()]
     return trials
 
 
@@ -216,7 +246,7 @@ SPECIALISTS: dict[str, dict[str, Any]] = {
     "stories": {"domains": ("shakespeare", "austen")},
     "bibles": {"domains": ("bible_en", "bible_es")},
     "exact": {"domains": ("python", "math")},
-    "reasoning": {"tasks": 1.0, "pool": True},
+    "reasoning": {"tasks": 1.0, "pool": 9216},
 }
 
 
@@ -251,5 +281,6 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Trial]]] = {
     "teacher": teacher,
     "distillation": distillation,
     "distillation-ways": distillation_ways,
+    "reasoning": reasoning,
     "specialists": specialists,
 }
