@@ -123,7 +123,7 @@ def share_closed(value: int | float, alone: int | float, teacher: int | float) -
       >>> share_closed(1.75, alone=2.0, teacher=1.5), share_closed(0.5, alone=0.25, teacher=0.75)
       (0.5, 0.5)
     """
-    return float((value - alone) / (teacher - alone))
+    return float((value - alone) / (teacher - alone)) + 0.0  # never -0.0, which prints as -0%
 
 
 def exact_match_by_level(
