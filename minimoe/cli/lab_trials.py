@@ -182,6 +182,7 @@ def distillation(done: Mapping[str, Any]) -> list[Trial]:
 
 
 REASONER: dict[str, Any] = {"preset": "nano", "start": "nano/nano", "tasks": 0.9, "pool": 18432}
+REASONING_STEPS = 1600
 REASONING_WAYS: dict[str, dict[str, Any]] = {
     "direct": {"form": "direct"},
     "sampled-right": {"teachers": (TEACHER,), "form": "sampled-right"},
@@ -204,7 +205,7 @@ def reasoning(done: Mapping[str, Any]) -> list[Trial]:
     ``sampled-right``: ``onward`` on the same text, ``offline`` with the teacher's opinion of it, ``on-policy`` with its
     opinion of what the student writes.
     """
-    changes: dict[str, Any] = {"steps": 1600, "learning_rate": 3e-3, "warmup_steps": 50}
+    changes: dict[str, Any] = {"steps": REASONING_STEPS, "learning_rate": 3e-3, "warmup_steps": 50}
     trials = [
         Trial(f"{name}-{seed}", **REASONER | way, changes=changes | {"seed": seed})
         for seed in (0, 1, 2)
@@ -242,33 +243,41 @@ def distillation_ways(done: Mapping[str, Any]) -> list[Trial]:
     ]
 
 
-SPECIALISTS: dict[str, dict[str, Any]] = {
-    "stories": {"domains": ("shakespeare", "austen")},
-    "bibles": {"domains": ("bible_en", "bible_es")},
-    "exact": {"domains": ("python", "math")},
-    "reasoning": {"tasks": 1.0, "pool": 9216},
+SPECIALISTS: dict[str, tuple[str, ...]] = {
+    "stories": ("shakespeare", "austen"),
+    "bibles": ("bible_en", "bible_es"),
+    "exact": ("python", "math"),
 }
 
 
 def specialists(done: Mapping[str, Any]) -> list[Trial]:
-    """One ``nano`` becomes four specialists, and one student learns from all of them; after DeepSeek-V4's last stage.
+    """A trained ``nano`` becomes four specialists, and one student learns from all; after DeepSeek-V4's last stage.
 
-    Needs `distillation`: all start from its ``alone-0``. A specialist reads only its own domains. ``several`` learns
-    from all four, each judging its domains, in a quarter of the steps on what it writes itself (V4: in all);
-    ``onward`` takes the same steps without them, ``onward-longer`` as many as they and it took together.
+    Needs `nano` and `reasoning`, whose ``worked-0`` is the fourth. The others read only their own domains. ``several``
+    learns from all four, each judging its domains, in a quarter of the steps on what it writes itself (V4: in all);
+    ``onward`` takes the same steps without them, ``onward-longer`` as many as they and it took together. All begin from
+    the same ``nano``.
     """
-    base = "distillation/alone-0"
-    changes: dict[str, Any] = {"steps": 200, "learning_rate": 1e-3, "warmup_steps": 20, "seed": 1}
-    names = {domain: name for name, way in SPECIALISTS.items() for domain in way.get("domains", ("reasoning",))}
-    several = tuple(f"{domain}=specialists/{name}" for domain, name in names.items())
-    distill = {"alpha": 1.0, "on_policy_fraction": 0.25}
-    trials = [Trial(name, "nano", changes=changes, start=base, **way) for name, way in SPECIALISTS.items()]
+    base = {"preset": "nano", "start": "nano/nano"}
+    changes: dict[str, Any] = {"learning_rate": 1e-3, "warmup_steps": 20}
+    own, shared = 300, 600
+    names = {domain: f"specialists/{name}" for name, domains in SPECIALISTS.items() for domain in domains}
+    names["reasoning"] = "reasoning/worked-0"
+    several = tuple(f"{domain}={name}" for domain, name in names.items())
+    # A third of three quarters of the steps, and the quarter on own answers: half of all on problems, as for the others.
+    distill = {"tasks": 1 / 3, "teachers": several, "distill": {"alpha": 1.0, "on_policy_fraction": 0.25}}
+    trials = [
+        Trial(name, **base, domains=domains, changes=changes | {"steps": own, "seed": 1})
+        for name, domains in SPECIALISTS.items()
+    ]
+    onward: dict[str, Any] = base | {"tasks": 0.5, "pool": REASONER["pool"]}
     for seed in (1, 2, 3):
-        common: dict[str, Any] = STUDENT | {"changes": changes | {"seed": seed}, "start": base}
-        trials.append(Trial(f"several-{seed}", teachers=several, **common | {"tasks": 1 / 3, "distill": distill}))
-        trials.append(Trial(f"onward-{seed}", **common))
-    longer = changes | {"steps": 200 * (len(SPECIALISTS) + 1)}
-    return [*trials, Trial("onward-longer-1", **STUDENT | {"changes": longer, "start": base})]
+        steps = {"changes": changes | {"learning_rate": 3e-3, "steps": shared, "seed": seed}}
+        trials.append(Trial(f"several-{seed}", **onward | steps | distill))
+        trials.append(Trial(f"onward-{seed}", **onward | steps))
+    together = shared + own * len(SPECIALISTS) + REASONING_STEPS
+    longer = changes | {"learning_rate": 3e-3, "steps": together, "seed": 1}
+    return [*trials, Trial("onward-longer-1", **onward, changes=longer)]
 
 
 EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Trial]]] = {
