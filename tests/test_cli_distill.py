@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -12,6 +13,7 @@ import minimoe.config
 from minimoe import ModelConfig, MoEConfig, MoETransformer
 from minimoe.cli import app, lab, lab_distill, lab_run, lab_ship, reasoning
 from minimoe.data import ByteTokenizer, load_tokenizer
+from minimoe.errors import UserError
 from minimoe.hub import save
 from minimoe.quant import is_quantized, quantize_model
 from minimoe.training import Recipe, load_checkpoint
@@ -174,6 +176,26 @@ def test_the_lab_trains_teachers_and_students(monkeypatch, tmp_path, capsys):
     assert app.run(arguments) == 0
     found = json.loads((tmp_path / "toy.json").read_text())["runs"]["reader"]
     assert found["full"] == again["full"], "made again from what the teacher wrote"
+
+
+@pytest.mark.parametrize("form", lab_distill.WRITTEN_FORMS)
+def test_the_lab_chooses_among_what_a_teacher_wrote(form):
+    """Four problems: solved with the true steps, solved another way, answered wrong, not answered."""
+    from minimoe.cli.lab_trials import Trial
+    from minimoe.data import task_documents
+
+    true = task_documents(4, seed=lab_distill.POOL_SEED)
+    answer = true[1].text.splitlines()[-1]
+    said = [true[0].text, f"{true[1].text.splitlines()[0]}\nSteps: 0+0=0\n{answer}\n", "A: 0\n", "Q:"]
+    written = [dataclasses.replace(one, text=text) for one, text in zip(true, said, strict=True)]
+    trial = Trial("a", "tiny", teachers=("toy/teacher",), form=form, pool=4)
+    found = [document.text for document in lab_distill.chosen(trial, written)]
+    assert found == {"sampled": said, "sampled-right": said[:2], "worked-right": [one.text for one in true[:2]]}[form]
+    record = lab_distill.teachers_text(trial, lab_distill.Written(written, 2.5))
+    assert record == {"sampled_right": 0.5, "sampled_same": 0.5, "sampled_seconds": 2.5}
+    if form != "sampled":
+        with pytest.raises(UserError, match=r"toy/teacher solves none of 4 problems right; train it for longer"):
+            lab_distill.chosen(trial, written[2:] + written[2:])
 
 
 BAD = {

@@ -26,6 +26,7 @@ PER_FILE = 1024  # texts that a teacher writes; a kill loses at most these
 TEMPERATURES = {"text": 1.0, "reasoning": 0.6}
 EXCERPT = 32  # tokens of real text, below which a teacher fills the context
 SLACK = 8  # an excerpt, cut from its text, may take a few more tokens
+WRITTEN_FORMS = ("sampled", "sampled-right", "worked-right")  # which ask what a teacher wrote
 SHIPPED_AS = {"teacher/teacher": "teacher", "small-hour/small": "small", "nano/nano": "nano"}
 
 
@@ -71,12 +72,8 @@ def training_text(
         text = sampled(work, trial.teachers[0], "text", prompts, tokenizer, length).documents
     if not trial.pool or not trial.tasks:
         return mixed_data(text, tokenizer, run, trial.tasks, trial.form)[0]
-    if trial.form.startswith("sampled"):
-        problems = solutions(work, trial, tokenizer).documents
-        if trial.form == "sampled-right":
-            problems = [problem for problem, right in zip(problems, answered_right(problems), strict=True) if right]
-            if not problems:
-                raise UserError(f"{trial.teachers[0]} solves none of {trial.pool} problems right; train it for longer")
+    if trial.form in WRITTEN_FORMS:
+        problems = chosen(trial, solutions(work, trial, tokenizer).documents)
     else:
         problems = task_documents(trial.pool, seed=POOL_SEED, form=trial.form)
     parts = [training_data(text, tokenizer)] if trial.tasks < 1 else []
@@ -97,6 +94,34 @@ def solutions(work: Path, trial: Trial, tokenizer: Tokenizer) -> Written:
 
     prompts = task_prompts(trial.pool, seed=POOL_SEED)
     return sampled(work, trial.teachers[0], "reasoning", prompts, tokenizer, NEW_TOKENS)
+
+
+def chosen(trial: Trial, written: list[Document]) -> list[Document]:
+    """Of the teacher's solutions, or of the true ones of the same problems, those that the trial's form asks for.
+
+    Raises:
+      UserError: if none is right.
+    """
+    from minimoe.data import task_documents
+
+    if trial.form == "sampled":
+        return written
+    texts = written if trial.form == "sampled-right" else task_documents(trial.pool, seed=POOL_SEED)
+    kept = [text for text, right in zip(texts, answered_right(written), strict=True) if right]
+    if not kept:
+        raise UserError(f"{trial.teachers[0]} solves none of {trial.pool} problems right; train it for longer")
+    return kept
+
+
+def teachers_text(trial: Trial, written: Written) -> dict[str, float]:
+    """What the record says of it: the share of right answers, how many of these have just the true steps, seconds."""
+    from minimoe.data import task_documents
+
+    right = answered_right(written.documents)
+    true = task_documents(trial.pool, seed=POOL_SEED)
+    same = [one.text == other.text for one, other, fits in zip(written.documents, true, right, strict=True) if fits]
+    shares = {"sampled_right": sum(right) / len(right), "sampled_same": sum(same) / max(len(same), 1)}
+    return shares | {"sampled_seconds": written.seconds}
 
 
 def answered_right(documents: list[Document]) -> list[bool]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minimoe.cli.console import describe_data, messages
-from minimoe.cli.lab_distill import answered_right, finished, solutions, teacher_hooks, training_text
+from minimoe.cli.lab_distill import WRITTEN_FORMS, finished, solutions, teacher_hooks, teachers_text, training_text
 from minimoe.cli.lab_trials import Trial
 
 GRADED = 100  # validation problems of each level, so that one more is a percentage point
@@ -48,10 +48,8 @@ def run_trial(trial: Trial, work: Path, out: Path) -> dict[str, Any] | None:
     if result.interrupted:
         return None
     outcome = _outcome(trial, run, result, validation, tokenizer)
-    if trial.form.startswith("sampled"):
-        problems = solutions(work, trial, tokenizer)
-        right = answered_right(problems.documents)
-        outcome["sampled_right"], outcome["sampled_seconds"] = sum(right) / len(right), problems.seconds
+    if trial.form in WRITTEN_FORMS:
+        outcome |= teachers_text(trial, solutions(work, trial, tokenizer))
     return outcome
 
 

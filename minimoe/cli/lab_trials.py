@@ -34,8 +34,8 @@ class Trial:
       quantized: quantization recipe applied after training; the outcome then is scored as well.
       start: finished run of another experiment, as ``experiment/run``, whose weights this one continues from.
       tasks: share of the training tokens from reasoning problems, 0..1, in the ``form`` of `minimoe.data.task_documents`
-        or ``"sampled"``: as the first teacher solves them in writing, ``"sampled-right"``: those that it solves right.
-        With them, the outcome is graded too.
+        or as the first teacher solves them in writing: ``"sampled"``, ``"sampled-right"`` only those that it solves
+        right, ``"worked-right"`` the same ones with the true steps. With them, the outcome is graded too.
       pool: how many problems, the same for all students; at 0 an endless row of the run's own seed.
       domains: of the corpus, to train on; all if none is named. text: ``"sampled"``: as the first teacher goes on below
         short excerpts, instead of the corpus itself.
@@ -187,6 +187,7 @@ REASONING_WAYS: dict[str, dict[str, Any]] = {
     "direct": {"form": "direct"},
     "sampled-right": {"teachers": (TEACHER,), "form": "sampled-right"},
     "worked": {},
+    "worked-right": {"teachers": (TEACHER,), "form": "worked-right"},
     "forward-kl": {"teachers": (TEACHER,), "distill": {"alpha": 0.9}},
 }
 POLISH: dict[str, dict[str, Any]] = {
@@ -201,9 +202,9 @@ def reasoning(done: Mapping[str, Any]) -> list[Trial]:
 
     Needs `nano` and `teacher`. Nine tenths of all tokens are problems from one pool: ``direct`` reads the answers only,
     ``sampled-right`` the steps of the teacher where they led to the right answer (``sampled`` all of them), ``worked``
-    the true ones, ``forward-kl`` those with the teacher's opinion of each word. Then 150 steps more from
-    ``sampled-right``: ``onward`` on the same text, ``offline`` with the teacher's opinion of it, ``on-policy`` with its
-    opinion of what the student writes.
+    the true ones of all problems and ``worked-right`` of those that the teacher solved, ``forward-kl`` as ``worked``
+    and the teacher's opinion of each word. Then 150 steps more from ``sampled-right``: ``onward`` on the same text,
+    ``offline`` with the teacher's opinion of it, ``on-policy`` with its opinion of what the student writes.
     """
     changes: dict[str, Any] = {"steps": REASONING_STEPS, "learning_rate": 3e-3, "warmup_steps": 50}
     trials = [
