@@ -205,6 +205,7 @@ def reasoning(done: Mapping[str, Any]) -> list[Trial]:
     the true ones of all problems and ``worked-right`` of those that the teacher solved, ``forward-kl`` as ``worked``
     and the teacher's opinion of each word. Then 150 steps more from ``sampled-right``: ``onward`` on the same text,
     ``offline`` with the teacher's opinion of it, ``on-policy`` with its opinion of what the student writes.
+    ``direct-equal-time`` takes as long as ``sampled-right`` and the writing of its text together.
     """
     changes: dict[str, Any] = {"steps": REASONING_STEPS, "learning_rate": 3e-3, "warmup_steps": 50}
     trials = [
@@ -218,6 +219,12 @@ def reasoning(done: Mapping[str, Any]) -> list[Trial]:
         common = REASONER | {"start": f"reasoning/sampled-right-{seed}", "teachers": (TEACHER,)}
         common |= {"form": "sampled-right", "changes": changes | {"seed": 10 + seed}}
         trials += [Trial(f"{name}-{seed}", **common | way) for name, way in POLISH.items()]
+    if {"direct-0", "sampled-right-0"} <= set(done):
+        direct, sampled = done["direct-0"], done["sampled-right-0"]
+        spent = sampled["sampled_seconds"] + sampled["tokens"] / training_speed(sampled)
+        longer = 10 * round(REASONING_STEPS * spent * training_speed(direct) / direct["tokens"] / 10)
+        changes = {"steps": longer, "learning_rate": 3e-3, "warmup_steps": 50}
+        trials.append(Trial("direct-equal-time-0", **REASONER | REASONING_WAYS["direct"], changes=changes))
     return trials
 
 
