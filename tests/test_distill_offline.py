@@ -123,15 +123,16 @@ def test_objective_is_the_mixture_by_hand(name, temperature, alpha, top_k):
     answers = jnp.asarray(TEACHER_LOGITS)
     if top_k is not None:
         answers = tuple(jax.tree.leaves(top_k_targets(answers, top_k, temperature)))
-    extra = Targets(answers, jnp.asarray(ROWS), jnp.array(False))
+    extra = Targets(answers, jnp.asarray(ROWS), jnp.array(False), jnp.asarray(WHERE))
     found = DistillObjective(recipe)(jnp.asarray(LOGITS), jnp.asarray(LABELS), jnp.asarray(WHERE), extra)
     hard, soft = by_hand(name, temperature, top_k)
     np.testing.assert_allclose(found, (1 - alpha) * hard + alpha * soft, rtol=1e-5)
 
 
 def test_nothing_is_lost_where_nothing_is_real():
-    extra = Targets(jnp.asarray(TEACHER_LOGITS), jnp.asarray(ROWS), jnp.array(False))
-    found = DistillObjective(KD)(jnp.asarray(LOGITS), jnp.asarray(LABELS), jnp.zeros((2, 3), bool), extra)
+    nowhere = jnp.zeros((2, 3), bool)
+    extra = Targets(jnp.asarray(TEACHER_LOGITS), jnp.asarray(ROWS), jnp.array(False), nowhere)
+    found = DistillObjective(KD)(jnp.asarray(LOGITS), jnp.asarray(LABELS), nowhere, extra)
     assert float(found) == 0.0
 
 

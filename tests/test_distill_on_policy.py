@@ -11,6 +11,7 @@ from flax import nnx
 from test_distill_offline import (
     DATA,
     DENSE,
+    SPARSE,
     TOKENIZER,
     VALIDATION,
     Crash,
@@ -41,16 +42,24 @@ def learn(teacher, recipe, run, **kwargs):
     return distill(run, recipe, teacher, DATA, VALIDATION, TOKENIZER, prompts=PROMPTS, **kwargs)
 
 
+def distance_to(teacher, student, batch) -> float:
+    """Mean reverse KL at the words that the student wrote; both models read the whole row, told of no mask."""
+    tokens, written = jnp.asarray(batch.tokens), jnp.asarray(batch.written)
+    return float(masked_mean(reverse_kl(forward(student, tokens), forward(teacher, tokens), where=written), written))
+
+
 def test_a_rollout_is_the_prompt_and_what_the_student_wrote():
     run, student = run_config(DENSE), make(DENSE, 1)
     rollouts = Rollouts(PROMPTS, TOKENIZER, run, OWN, ("abc", "num", "sums"))
     batch = rollouts.batch(1, student)  # the fourth prompt, then the first two again
     assert batch.domains.tolist() == [2, 0, 0]
-    for tokens, targets, where, text in zip(batch.tokens, batch.targets, batch.where, ["0", "a", "ab"], strict=True):
+    for row, text in enumerate(["0", "a", "ab"]):
+        tokens, targets, where, counted = (x[row] for x in (batch.tokens, batch.targets, batch.where, batch.written))
         prompt = [TOKENIZER.eot_id, *TOKENIZER.encode(text)]
-        written = targets[where].tolist()
+        written = targets[counted].tolist()
         assert tokens[: len(prompt)].tolist() == prompt
-        assert np.flatnonzero(where).tolist() == list(range(len(prompt) - 1, len(prompt) - 1 + len(written)))
+        assert np.flatnonzero(counted).tolist() == list(range(len(prompt) - 1, len(prompt) - 1 + len(written)))
+        assert np.flatnonzero(where).tolist() == list(range(len(prompt) + len(written))), "the prompt is no padding"
         assert len(written) == 6 or written[-1] == TOKENIZER.eot_id
         assert tokens[1:].tolist() == targets[:-1].tolist()
     again, later = rollouts.batch(1, student), rollouts.batch(5, student)  # step 5 has the same prompts
@@ -79,8 +88,7 @@ def test_own_text_brings_the_student_to_its_teacher():
 
     def distance(student) -> float:
         batch = rollouts.batch(1000, student)
-        tokens, where = jnp.asarray(batch.tokens), jnp.asarray(batch.where)
-        return float(masked_mean(reverse_kl(forward(student, tokens), forward(teacher, tokens), where=where), where))
+        return distance_to(teacher, student, batch)
 
     before = distance(init_training(run)[0])
     result = learn(teacher, OWN, run)
@@ -108,6 +116,16 @@ def test_steps_of_both_kinds_and_a_resumed_run_repeats_them(teacher, tmp_path):
     assert losses(result) == losses(unbroken)
 
 
+def test_the_prompt_counts_nothing_but_is_read():
+    """Two sparse layers: what a prompt's tokens get from their experts reaches the words below it, in both models."""
+    run = run_config(SPARSE.replace(num_layers=2), steps=1)
+    teacher, student = make(run.model, 5), make(run.model, 1)
+    rollouts = Rollouts(PROMPTS, TOKENIZER, run, OWN, ("abc", "num", "sums"))
+    want = distance_to(teacher, student, rollouts.batch(0, student))
+    result = learn(teacher, OWN, run, prepare=lambda fresh: student)
+    np.testing.assert_allclose(losses(result), [want], rtol=1e-4)
+
+
 def test_which_loss_a_step_lowers(teacher):
     """Offline steps: the mixture on the batch of the data. On-policy steps: reverse KL on what was written."""
     recipe = dataclasses.replace(OWN, on_policy_fraction=0.5, alpha=0.5)
@@ -124,7 +142,7 @@ def test_which_loss_a_step_lowers(teacher):
         logits = forward(student, tokens)
         found = hooks["objective"](logits, targets, where, extra)
         if own:
-            want = masked_mean(reverse_kl(logits, forward(teacher, tokens), where=where), where)
+            want = distance_to(teacher, student, batch)
         else:
             plain = distill_hooks(run, DistillRecipe(alpha=0.5), teacher, DATA, TOKENIZER)["objective"]
             want = plain(logits, targets, where, extra)
@@ -139,6 +157,7 @@ def test_the_teacher_of_the_prompt_judges(teacher):
     extra = hooks["extra_for"](1, batch)
     tokens = jnp.asarray(batch.tokens)
     np.testing.assert_allclose(extra.teacher[0], forward(other, tokens)[0], atol=1e-5)
+    np.testing.assert_array_equal(extra.counted, batch.written)
     np.testing.assert_allclose(extra.teacher[1:], forward(teacher, tokens)[1:], atol=1e-5)
     with pytest.raises(UserError, match="no teacher for sums"):
         distill_hooks(run_config(DENSE), OWN, {"abc": teacher, "num": other}, DATA, TOKENIZER, prompts=PROMPTS)

@@ -25,11 +25,13 @@ class Targets(NamedTuple):  # a dataclass would be checked on its way through nn
         `TopK`.
       rows: weight of each row in the divergence, 1 unless some teachers count more than others.
       on_policy: whether the student wrote this batch.
+      counted: True where the target counts: on own text where the student wrote it, else at every real position.
     """
 
     teacher: Array | tuple[Array, Array, Array]
     rows: Float[Array, "B"]
     on_policy: Bool[Array, ""]
+    counted: Bool[Array, "B L"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +43,8 @@ class DistillObjective:
 
     Example:
       >>> objective, logits = DistillObjective(DistillRecipe(alpha=1.0)), jnp.zeros((1, 2, 5))
-      >>> extra = Targets(logits, jnp.ones(1), jnp.array(False))
-      >>> print(objective(logits, jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool), extra))
+      >>> extra = Targets(logits, jnp.ones(1), jnp.array(False), jnp.ones((1, 2), bool))
+      >>> print(objective(logits, jnp.zeros((1, 2), jnp.int32), extra.counted, extra))
       0.0
     """
 
@@ -63,14 +65,14 @@ class DistillObjective:
         alpha = self.recipe.alpha
         if alpha == 0:
             return lm_loss(logits, targets, where)
-        soft = self._divergence(self.recipe.divergence, logits, where, extra)
+        soft = self._divergence(self.recipe.divergence, logits, extra)
         return soft if alpha == 1 else (1 - alpha) * lm_loss(logits, targets, where) + alpha * soft
 
     def _on_own_text(self, logits, targets, where, extra):
-        return self._divergence(self.recipe.on_policy_divergence, logits, where, extra)
+        return self._divergence(self.recipe.on_policy_divergence, logits, extra)
 
-    def _divergence(self, name: str, logits, where, extra: Targets) -> Float[Array, ""]:
-        temperature, teacher = self.recipe.temperature, extra.teacher
+    def _divergence(self, name: str, logits, extra: Targets) -> Float[Array, ""]:
+        temperature, teacher, where = self.recipe.temperature, extra.teacher, extra.counted
         if isinstance(teacher, tuple):
             values, ids, tail = teacher
             losses = topk_kl(logits, values, ids, tail, temperature=temperature, where=where)

@@ -34,7 +34,7 @@ from minimoe.distill.cached import (
     write_cache,
 )
 from minimoe.distill.objective import DistillObjective, Targets
-from minimoe.distill.on_policy import Rollouts, is_on_policy
+from minimoe.distill.on_policy import Rollout, Rollouts, is_on_policy
 from minimoe.distill.recipe import DistillRecipe
 from minimoe.errors import UserError
 from minimoe.inference import continue_prompts
@@ -152,7 +152,8 @@ class _Guide:
         rows = jnp.array([self.weights.get(name, 1.0) for name in names], jnp.float32)
         found = self._ask(names, batch) if self.cache is None else self.cache.batch(step)
         answers: Any = tuple(map(jnp.asarray, jax.tree.leaves(found))) if isinstance(found, TopK) else found
-        return Targets(answers, rows, jnp.array(self._on_policy(step)))
+        counted = batch.written if isinstance(batch, Rollout) else batch.where
+        return Targets(answers, rows, jnp.array(self._on_policy(step)), jnp.asarray(counted))
 
     def _on_policy(self, step: int) -> bool:
         return is_on_policy(self.run.recipe.seed, step, self.recipe.on_policy_fraction)

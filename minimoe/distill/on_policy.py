@@ -14,10 +14,12 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Bool
 
 from minimoe.data import LEVELS, Batch, Document, Tokenizer, problem
 from minimoe.data.tasks import DOMAIN
@@ -52,6 +54,18 @@ def is_on_policy(seed: int, step: int, fraction: int | float) -> bool:
       22
     """
     return bool(np.random.default_rng([seed, step, 1]).random() < fraction)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout(Batch):
+    """A batch that the student wrote below prompts. ``where`` is True at real tokens, prompts included.
+
+    Args:
+      written: True where the target is a word that the student wrote. Not the same as ``where``: the prompt is no
+        padding, and a model that takes it for padding gives it no experts.
+    """
+
+    written: Bool[np.ndarray, "B L"]
 
 
 class Rollouts:
@@ -91,8 +105,8 @@ class Rollouts:
                 f"context_length={run.model.context_length}; lower max_new_tokens or shorten the prompts"
             )
 
-    def batch(self, step: int, model: MoETransformer) -> Batch:
-        """B rows ``[EOT prompt continuation]``; ``where`` is True where the target is a word that the student wrote."""
+    def batch(self, step: int, model: MoETransformer) -> Rollout:
+        """B rows ``[EOT prompt continuation]``, padded to L."""
         count, length, seed = self.run.recipe.batch_size, self.run.model.context_length, self.run.recipe.seed
         chosen = [(step * count + row) % len(self.prompts) for row in range(count)]
         prompts = [self.prompts[index] for index in chosen]
@@ -107,9 +121,10 @@ class Rollouts:
             size=self.size,
         )
         rows = np.full((count, length + 1), self.eot_id, np.int32)
-        where = np.zeros((count, length), bool)
-        for row, (prompt, written) in enumerate(zip(prompts, new, strict=True)):
-            end = len(prompt) + len(written)
-            rows[row, :end] = prompt + written
-            where[row, len(prompt) - 1 : end - 1] = True
-        return Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), where, self.domains[chosen])
+        where, written = np.zeros((2, count, length), bool)
+        for row, (prompt, words) in enumerate(zip(prompts, new, strict=True)):
+            end = len(prompt) + len(words)
+            rows[row, :end] = prompt + words
+            where[row, :end] = True
+            written[row, len(prompt) - 1 : end - 1] = True
+        return Rollout(rows[:, :-1].copy(), rows[:, 1:].copy(), where, self.domains[chosen], written)

@@ -114,7 +114,7 @@ def routing_changes(
     Args:
       reference, other: models of one configuration, on the same tokens.
       tokens: ids.
-      where: True for real tokens; padding is not counted.
+      where: True for tokens that count, all if None.
 
     Raises:
       UserError: for models without routers, or of different shapes.
@@ -125,19 +125,21 @@ def routing_changes(
             "routing_changes compares routers layer by layer, and these models have (layers, experts) "
             f"{shapes[0]} and {shapes[1]}; give two sparse models of one configuration"
         )
-    where = jnp.ones(tokens.shape, bool) if where is None else where
-    ours, theirs = _forward(reference, tokens, where), _forward(other, tokens, where)
-    pairs = [(_chosen(a), _chosen(b)) for a, b in zip(ours, theirs, strict=True)]
+    counted = jnp.ones(tokens.size, bool) if where is None else where.reshape(-1)
+    # The models read every token: to them where=False is padding, which gets no experts, and what is not counted here
+    # may be context of what is.
+    ours, theirs = _forward(reference, tokens), _forward(other, tokens)
+    pairs = [(_chosen(a, counted), _chosen(b, counted)) for a, b in zip(ours, theirs, strict=True)]
     lost = sum(int((a & ~b).sum()) for a, b in pairs)
     return lost / max(1, sum(int(a.sum()) for a, _ in pairs))
 
 
 @nnx.jit
-def _forward(model: MoETransformer, tokens: Int[Array, "B L"], where: Bool[Array, "B L"]) -> tuple[Routing, ...]:
-    return model(tokens, where=where)[1]
+def _forward(model: MoETransformer, tokens: Int[Array, "B L"]) -> tuple[Routing, ...]:
+    return model(tokens)[1]
 
 
-def _chosen(routing: Routing) -> Bool[Array, "T E"]:
-    """Which experts each token uses: chosen, with a weight that is not 0 (padding, expert choice)."""
+def _chosen(routing: Routing, counted: Bool[Array, "T"]) -> Bool[Array, "T E"]:
+    """Which experts each counted token uses: chosen, with a weight that is not 0 (expert choice)."""
     one_hot: Float[Array, "T K E"] = jax.nn.one_hot(routing.experts, routing.probs.shape[1])
-    return jnp.any((one_hot > 0) & (routing.weights != 0)[:, :, None], axis=1)
+    return jnp.any((one_hot > 0) & (routing.weights != 0)[:, :, None], axis=1) & counted[:, None]

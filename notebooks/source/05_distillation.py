@@ -269,7 +269,7 @@ tokens, where = jnp.asarray(held_out.tokens[::every]), jnp.asarray(held_out.wher
 # %%
 @flax.nnx.jit
 def character(student, teacher):
-    q, p = student(tokens, where=where)[0], teacher(tokens, where=where)[0]
+    q, p = student(tokens)[0], teacher(tokens)[0]  # they read everything; `where` is what is scored
     log_q, log_p = jax.nn.log_softmax(q), jax.nn.log_softmax(p)
     prob = jnp.exp(log_q)
     values = {
