@@ -266,7 +266,7 @@ def specialists(done: Mapping[str, Any]) -> list[Trial]:
     ``onward`` takes the same steps without them, ``onward-longer`` as many as they and it took together. All begin from
     the same ``nano``.
     """
-    base = {"preset": "nano", "start": "nano/nano"}
+    base: dict[str, Any] = {"preset": "nano", "start": "nano/nano"}
     changes: dict[str, Any] = {"learning_rate": 1e-3, "warmup_steps": 20}
     own, shared = 300, 600
     names = {domain: f"specialists/{name}" for name, domains in SPECIALISTS.items() for domain in domains}
