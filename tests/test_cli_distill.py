@@ -11,11 +11,12 @@ from flax import nnx
 
 import minimoe.config
 from minimoe import ModelConfig, MoEConfig, MoETransformer
-from minimoe.cli import app, lab, lab_distill, lab_run, lab_ship, reasoning
+from minimoe.cli import app, lab, lab_distill, lab_run, lab_ship, reasoning, teacher_text
 from minimoe.data import ByteTokenizer, load_tokenizer
+from minimoe.distill import model_fingerprint
 from minimoe.errors import UserError
 from minimoe.hub import save
-from minimoe.quant import is_quantized, quantize_model
+from minimoe.quant import dequantize_model, is_quantized, quantize_model
 from minimoe.training import Recipe, load_checkpoint
 from minimoe.training import recipe as recipes
 from minimoe.training.checkpoint import CheckpointFolder, read_run_config
@@ -113,6 +114,59 @@ def test_training_with_problems_and_without_a_teacher(capsys, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_the_teacher_solves_problems_first(capsys, monkeypatch, tmp_path):
+    """Two files of solutions; those that are right are read, by a student with no other help; a resumed run keeps them."""
+    monkeypatch.setattr(teacher_text, "PER_FILE", 4)
+    monkeypatch.setattr("minimoe.data.check_answer", lambda problem, text: problem.level != 1)
+    arguments = start("--tasks", "1", "--sampled", "6", "--alpha", "0")
+    first = run_json(capsys, *arguments)
+    assert read_run_config(tmp_path / "new").data["sampled"] == 6
+    files = sorted((tmp_path / "new" / "sampled").iterdir())
+    texts = [json.loads(path.read_text())["documents"] for path in files]
+    assert [len(some) for some in texts] == [4, 2]
+    assert all(document["text"].startswith("Q: ") for some in texts for document in some)
+    stamps = [path.stat().st_mtime_ns for path in files]
+    shutil.rmtree(tmp_path / "new" / "checkpoints")
+    assert app.run(["distill", *arguments, "--resume"]) == 0
+    assert "the teacher solved 4 of 6 problems (67%)" in capsys.readouterr().err
+    assert run_json(capsys, *arguments, "--resume")["bits_per_byte"] == first["bits_per_byte"]
+    assert [path.stat().st_mtime_ns for path in files] == stamps
+    monkeypatch.setattr("minimoe.data.check_answer", lambda problem, text: False)
+    assert app.run(["distill", *arguments[:-6], "--out", "other", "--tasks", "1", "--sampled", "2"]) == 2
+    assert "solved none of 2 problems" in capsys.readouterr().err
+
+
+def test_a_shorter_list_of_prompts_leaves_no_hole(teachers, tmp_path):
+    from minimoe.distill import task_prompts
+    from minimoe.hub import load
+
+    model, tokenizer, _ = load(teachers / "int8")
+    few, more = (
+        teacher_text.written(tmp_path, lambda: model, "reasoning", task_prompts(n), tokenizer, 4) for n in (2, 3)
+    )
+    assert [len(few.documents), len(more.documents)] == [2, 3]
+    assert more.documents[0].text.startswith(task_prompts(1)[0].text)
+
+
+def test_trained_students_of_the_package(capsys, monkeypatch, tmp_path):
+    """Their names may be those of presets, or not; `--trained` tells."""
+    from minimoe.hub import load
+
+    monkeypatch.setattr("minimoe.hub.pretrained.shipped", lambda: models)
+    for module in ("minimoe.hub", "minimoe.hub.checkpoints"):
+        monkeypatch.setattr(f"{module}.shipped", lambda: models)
+    models = dict.fromkeys(("tiny", "pupil"), lambda: load(tmp_path / "int8"))
+    fresh = run_json(capsys, *start("--alpha", "1", "--steps", "1"))
+    assert read_run_config(tmp_path / "new").data["student"] == "tiny"
+    for arguments in (["--student", "tiny", "--trained"], ["--student", "pupil"]):
+        shutil.rmtree("new")
+        values = run_json(capsys, *start(*arguments, "--alpha", "1", "--steps", "1"))
+        assert values["loss"] < fresh["loss"] / 5, "it begins from what the teacher was rounded to"
+        assert read_run_config(tmp_path / "new").data["student"] == model_fingerprint(dequantize_model(load("int8")[0]))
+    assert app.run(["distill", *start("--student", "int8", "--trained"), "--out", "other"]) == 2
+    assert "no model of the package (tiny, pupil)" in capsys.readouterr().err
+
+
 def test_a_quantized_student_is_trained_in_floats(capsys, tmp_path):
     values = run_json(capsys, *start("--student", "int8", "--alpha", "1", "--steps", "1"))
     assert values["loss"] < 0.01
@@ -133,7 +187,7 @@ def test_a_checkpoint_is_trained_on_and_its_teacher_may_be_quantized(capsys, tmp
 
 def test_the_lab_trains_teachers_and_students(monkeypatch, tmp_path, capsys):
     """A teacher; one that learns from it; one that reads only what it writes; one with a teacher for each domain."""
-    for module, name, value in ((lab_run, "GRADED", 1), (lab_distill, "EXCERPTS", 2), (lab_distill, "PER_FILE", 8)):
+    for module, name, value in ((lab_run, "GRADED", 1), (lab_distill, "EXCERPTS", 2), (teacher_text, "PER_FILE", 8)):
         monkeypatch.setattr(module, name, value)
     from minimoe.cli.lab_trials import Trial
 
@@ -191,7 +245,7 @@ def test_the_lab_chooses_among_what_a_teacher_wrote(form):
     trial = Trial("a", "tiny", teachers=("toy/teacher",), form=form, pool=4)
     found = [document.text for document in lab_distill.chosen(trial, written)]
     assert found == {"sampled": said, "sampled-right": said[:2], "worked-right": [one.text for one in true[:2]]}[form]
-    record = lab_distill.teachers_text(trial, lab_distill.Written(written, 2.5))
+    record = lab_distill.teachers_text(trial, teacher_text.Written(written, 2.5))
     assert record == {"sampled_right": 0.5, "sampled_same": 0.5, "sampled_seconds": 2.5}
     if form != "sampled":
         with pytest.raises(UserError, match=r"toy/teacher solves none of 4 problems right; train it for longer"):
@@ -213,6 +267,8 @@ BAD = {
     "alpha": (["--alpha", "2"], "alpha=2.0"),
     "on-policy": (["--on-policy", "1.5"], "on_policy_fraction=1.5"),
     "tasks": (["--tasks", "-1"], "--tasks -1.0"),
+    "negative sampled": (["--sampled", "-1"], "--sampled -1"),
+    "sampled without tasks": (["--sampled", "5"], "--sampled 5 goes with --tasks"),
     "cache without k": (["--cache", "cache"], "--top-k"),
     "foreign cache": (["--cache", "foreign", "--top-k", "4"], "foreign"),
     "cache is a file": (["--cache", "thesis.doc", "--top-k", "4"], "thesis.doc"),

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minimoe.cli.console import Bar, choose_documents, counter, describe_data, messages, start
-from minimoe.cli.reasoning import check_length, check_share, grade, mixed_data
+from minimoe.cli.reasoning import NEW_TOKENS, check_length, check_share, grade, mixed_data
+from minimoe.cli.teacher_text import answered_right, written
 from minimoe.cli.train import check_resume, describe, draw, make_run, report, train_with_bar
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
-    from minimoe.data import Tokenizer, TrainingData
+    from minimoe.data import Document, Tokenizer, TrainingData
     from minimoe.distill import DistillRecipe
     from minimoe.model import MoETransformer
     from minimoe.training import RunConfig
@@ -26,7 +27,7 @@ MOST_PROMPTS = 20_000  # beyond that they are answered again
 def distill(
     teacher: Annotated[Path, typer.Option(help="Checkpoint to learn from: a training folder or a saved folder.")],
     student: Annotated[
-        str, typer.Option(help="Preset (nano, small), a checkpoint or a shipped model to train on from.")
+        str, typer.Option(help="Preset (nano, small), or a checkpoint or shipped model to train on from.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics.jsonl and curve.png.")],
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; the preset's recipe by default.")] = None,
@@ -39,6 +40,12 @@ def distill(
     ] = None,
     on_policy: Annotated[float, typer.Option(help="Share of steps on problems that the student answers itself.")] = 0.0,
     tasks: Annotated[float, typer.Option(help="Share of training tokens from reasoning problems.")] = 0.0,
+    sampled: Annotated[
+        int, typer.Option(help="Problems that the teacher solves first; read are those it solves right, its steps.")
+    ] = 0,
+    trained: Annotated[
+        bool, typer.Option("--trained", help="Of a name that is a preset too, the package's trained model.")
+    ] = False,
     dense: Annotated[bool, typer.Option("--dense", help="The preset's dense model of equal active FLOPs.")] = False,
     seed: Annotated[int, typer.Option(help="Decides weights, order of data, problems and dropout.")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
@@ -52,9 +59,11 @@ def distill(
     """Train a student on text and on what a teacher thinks of it.
 
     Ctrl-C saves and stops; --resume with the same options continues. With --tasks or --on-policy the student answers
-    reasoning problems in the end and is graded.
+    reasoning problems in the end and is graded. With --alpha 0 only text passes: --sampled alone teaches by that.
 
     Example: minimoe distill --teacher runs/small --student nano --steps 500 --out runs/student
+
+    Example: minimoe distill --teacher teacher --student nano --trained --tasks 0.9 --sampled 5000 --out runs/solver
     """
     from minimoe.distill import DistillRecipe, distill_hooks, model_fingerprint, task_prompts
     from minimoe.hub import resolve_with_tokenizer
@@ -66,10 +75,14 @@ def distill(
             f"--cache {cache} holds the teacher's K best words; say how many with --top-k, 32 is a fair start"
         )
     check_share(tasks)
+    if sampled < 0 or (sampled and not tasks):
+        raise UserError(
+            f"--sampled {sampled} goes with --tasks, their share of the tokens; try --tasks 0.9 --sampled 5000"
+        )
     model, tokenizer, config, description = resolve_with_tokenizer(teacher)
     changes = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     changes |= {"checkpoint_every": checkpoint_every, "eval_every": eval_every}
-    run, initial = choose_student(student, changes, config, tokenizer, dense=dense)
+    run, initial = choose_student(student, changes, config, tokenizer, dense=dense, trained=trained)
     graded = bool(tasks or on_policy)
     check_fit(model, tokenizer, run, recipe, cache, graded=graded)
     documents = choose_documents(text) if tasks < 1 else []
@@ -77,18 +90,20 @@ def distill(
     about = about if tasks == 1 else dict(describe_data(text, documents))
     about |= {"distillation": recipe.to_dict(), "teacher": model_fingerprint(model), "tasks": tasks}
     about |= {"student": student if initial is None else model_fingerprint(initial)}
+    about |= {"sampled": sampled} if sampled else {}
     run = dataclasses.replace(run, data=about)
     prepare_folder(out)
     first = check_resume(out, run, resume)
-    data, validation = mixed_data(documents, tokenizer, run, tasks)
+    if not first:
+        write_run_config(out, run, tokenizer)
+    problems = solved_right(out, model, tokenizer, sampled, seed) if sampled else None
+    data, validation = mixed_data(documents, tokenizer, run, tasks, problems=problems)
     prompts = task_prompts(min(run.recipe.steps * run.recipe.batch_size, MOST_PROMPTS), seed=seed) if on_policy else []
     start(f"teacher: {description}; student {student}: {describe(run)}; {data.num_tokens:,} training tokens")
     guide = model if cache is None else fill_cache(cache, run, recipe, model, data, tokenizer)
     hooks = distill_hooks(run, recipe, guide, data, tokenizer, prompts=prompts)
     if initial is not None:
         hooks["prepare"] = lambda fresh: initial
-    if not first:
-        write_run_config(out, run, tokenizer)
     result = train_with_bar("distill", run, data, validation, tokenizer, first=first, out=out, resume=resume, **hooks)
     draw(out, result)
     answers = grade(result.model, tokenizer) if graded and not result.interrupted else None
@@ -96,7 +111,7 @@ def distill(
 
 
 def choose_student(
-    student: str, changes: dict[str, Any], teacher: ModelConfig, tokenizer: Tokenizer, *, dense: bool
+    student: str, changes: dict[str, Any], teacher: ModelConfig, tokenizer: Tokenizer, *, dense: bool, trained: bool
 ) -> tuple[RunConfig, MoETransformer | None]:
     """The student's run, and its weights if it is a checkpoint: those its codes stand for, if it is quantized. A checkpoint
     is trained by the recipe of nano.
@@ -105,18 +120,22 @@ def choose_student(
       UserError: if there is no such preset or checkpoint, or its tokenizer is not the teacher's.
     """
     from minimoe.config import PRESETS
-    from minimoe.hub import resolve_with_tokenizer
+    from minimoe.hub import load_pretrained, resolve_with_tokenizer, shipped
     from minimoe.quant import dequantize_model
     from minimoe.training import RECIPES
 
-    if student in PRESETS and student in RECIPES:
+    if student in PRESETS and student in RECIPES and not trained:
         run = make_run(student, changes, dense=dense, dropout=None, tokenizer=tokenizer, data={})
         return dataclasses.replace(run, model=run.model.replace(vocab_size=teacher.vocab_size)), None
     if dense:
         raise UserError(f"--dense goes with a preset, and --student {student} is none; leave --dense out")
-    if not Path(student).exists():
-        raise UserError(f"--student {student} is no preset ({', '.join(RECIPES)}) and no folder; name one of these")
-    model, its_tokenizer, config, _ = resolve_with_tokenizer(student)
+    if student not in shipped() and (trained or not Path(student).exists()):
+        folder = "" if trained else ", no folder"
+        raise UserError(
+            f"--student {student} is no preset ({', '.join(RECIPES)}){folder} and no model of the package "
+            f"({', '.join(shipped())}); name one of these"
+        )
+    model, its_tokenizer, config = load_pretrained(student) if trained else resolve_with_tokenizer(student)[:3]
     if its_tokenizer.fingerprint != tokenizer.fingerprint:
         theirs = f"{tokenizer.name} ({tokenizer.vocab_size} ids)"
         raise UserError(
@@ -125,6 +144,24 @@ def choose_student(
         )
     run = make_run("nano", changes, dense=config.moe is None, dropout=None, tokenizer=tokenizer, data={})
     return dataclasses.replace(run, model=config), dequantize_model(model)
+
+
+def solved_right(out: Path, teacher: MoETransformer, tokenizer: Tokenizer, num: int, seed: int) -> list[Document]:
+    """What the teacher writes below ``num`` problems, kept in ``out``, where it ends in the right answer.
+
+    Raises:
+      UserError: if it solves none.
+    """
+    from minimoe.distill import task_prompts
+
+    said = written(out / "sampled", lambda: teacher, "reasoning", task_prompts(num, seed=seed), tokenizer, NEW_TOKENS)
+    right = answered_right(said.documents, seed)
+    messages.print(f"the teacher solved {sum(right):,} of {num:,} problems ({sum(right) / num:.0%})", markup=False)
+    if not any(right):
+        raise UserError(
+            f"the teacher solved none of {num} problems right; leave --sampled out, or take another teacher"
+        )
+    return [solution for solution, fits in zip(said.documents, right, strict=True) if fits]
 
 
 def check_fit(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minimoe.cli.console import Bar, counter, messages
+from minimoe.cli.console import messages
+from minimoe.cli.teacher_text import Written, answered_right, written
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
 
 POOL_SEED = 1000  # of the problems that all students share
 EXCERPTS = 2304  # pieces of text that a teacher goes on from
-PER_FILE = 1024  # texts that a teacher writes; a kill loses at most these
-# At 1 its text has its own distribution. Problems are solved at the temperature at which DeepSeek-R1 was sampled.
-TEMPERATURES = {"text": 1.0, "reasoning": 0.6}
 EXCERPT = 32  # tokens of real text, below which a teacher fills the context
 SLACK = 8  # an excerpt, cut from its text, may take a few more tokens
 WRITTEN_FORMS = ("sampled", "sampled-right", "worked-right")  # which ask what a teacher wrote
@@ -63,7 +58,7 @@ def training_text(
     ``text="sampled"`` begins with real excerpts, an eighth of its tokens.
     """
     from minimoe.cli.reasoning import mixed_data
-    from minimoe.data import task_documents, training_data
+    from minimoe.data import task_documents
 
     text = [document for document in corpus if not trial.domains or document.domain in trial.domains]
     if trial.text == "sampled":
@@ -76,15 +71,7 @@ def training_text(
         problems = chosen(trial, solutions(work, trial, tokenizer).documents)
     else:
         problems = task_documents(trial.pool, seed=POOL_SEED, form=trial.form)
-    parts = [training_data(text, tokenizer)] if trial.tasks < 1 else []
-    return joined(parts, training_data(problems, tokenizer), trial.tasks)
-
-
-class Written(NamedTuple):
-    """What a teacher wrote, and the seconds that it took when it did."""
-
-    documents: list[Document]
-    seconds: float
+    return mixed_data(text, tokenizer, run, trial.tasks, problems=problems)[0]
 
 
 def solutions(work: Path, trial: Trial, tokenizer: Tokenizer) -> Written:
@@ -96,7 +83,7 @@ def solutions(work: Path, trial: Trial, tokenizer: Tokenizer) -> Written:
     return sampled(work, trial.teachers[0], "reasoning", prompts, tokenizer, NEW_TOKENS)
 
 
-def chosen(trial: Trial, written: list[Document]) -> list[Document]:
+def chosen(trial: Trial, solved: list[Document]) -> list[Document]:
     """Of the teacher's solutions, or of the true ones of the same problems, those that the trial's form asks for.
 
     Raises:
@@ -105,99 +92,44 @@ def chosen(trial: Trial, written: list[Document]) -> list[Document]:
     from minimoe.data import task_documents
 
     if trial.form == "sampled":
-        return written
-    texts = written if trial.form == "sampled-right" else task_documents(trial.pool, seed=POOL_SEED)
-    kept = [text for text, right in zip(texts, answered_right(written), strict=True) if right]
+        return solved
+    texts = solved if trial.form == "sampled-right" else task_documents(trial.pool, seed=POOL_SEED)
+    kept = [text for text, right in zip(texts, answered_right(solved, POOL_SEED), strict=True) if right]
     if not kept:
         raise UserError(f"{trial.teachers[0]} solves none of {trial.pool} problems right; train it for longer")
     return kept
 
 
-def teachers_text(trial: Trial, written: Written) -> dict[str, float]:
+def teachers_text(trial: Trial, solved: Written) -> dict[str, float]:
     """What the record says of it: the share of right answers, how many of these have just the true steps, seconds."""
     from minimoe.data import task_documents
 
-    right = answered_right(written.documents)
+    right = answered_right(solved.documents, POOL_SEED)
     true = task_documents(trial.pool, seed=POOL_SEED)
-    same = [one.text == other.text for one, other, fits in zip(written.documents, true, right, strict=True) if fits]
+    same = [one.text == other.text for one, other, fits in zip(solved.documents, true, right, strict=True) if fits]
     shares = {"sampled_right": sum(right) / len(right), "sampled_same": sum(same) / max(len(same), 1)}
-    return shares | {"sampled_seconds": written.seconds}
-
-
-def answered_right(documents: list[Document]) -> list[bool]:
-    """Which of the pool's solutions end in the right answer."""
-    from minimoe.data import LEVELS, check_answer, problem
-
-    return [
-        check_answer(problem(index, LEVELS[index % len(LEVELS)], seed=POOL_SEED), document.text)
-        for index, document in enumerate(documents)
-    ]
-
-
-def joined(text: list[TrainingData], tasks: TrainingData, share: float) -> TrainingData:
-    """All of it, the problems repeated so often that they are about ``share`` of all tokens."""
-    from minimoe.data import TrainingData
-
-    in_text = sum(part.num_tokens for part in text)
-    times = max(1, round(share / (1 - share) * in_text / tasks.num_tokens)) if share < 1 else 1
-    streams = [stream for part in text for stream in part.streams]
-    streams += [np.tile(stream, times) for stream in tasks.streams]
-    domains = [domain for part in (*text, tasks) for domain in part.domains]
-    return TrainingData(tuple(domains), tuple(streams), tasks.eot_id)
+    return shares | {"sampled_seconds": solved.seconds}
 
 
 def excerpts(documents: list[Document], tokenizer: Tokenizer, num: int) -> list[Document]:
     """``num`` pieces of training text of `EXCERPT` tokens, evenly spread over each domain, to be continued."""
-    from minimoe.data import training_data
+    from minimoe.data import Document, training_data
 
     data = training_data(documents, tokenizer)
     pieces = []
     for domain, stream in zip(data.domains, data.streams, strict=True):
         for number, start in enumerate(np.linspace(0, len(stream) - EXCERPT, num // len(data.domains), dtype=int)):
             ids = [int(token) for token in stream[start : start + EXCERPT] if token != data.eot_id]
-            pieces.append(_document(domain, f"excerpt/{domain}/{number}", tokenizer.decode(ids)))
+            pieces.append(Document(domain, "train", f"excerpt/{domain}/{number}", tokenizer.decode(ids)))
     return pieces
 
 
 def sampled(
     work: Path, teacher: str, name: str, prompts: list[Document], tokenizer: Tokenizer, max_new_tokens: int
 ) -> Written:
-    """What a teacher writes below prompts, kept beside its checkpoints: written once, by files of `PER_FILE`."""
-    from minimoe.distill import sample_documents
-    from minimoe.files import write_atomically
-
-    temperature = TEMPERATURES[name]
+    """What a finished run writes below prompts, kept beside its checkpoints."""
     folder = work / teacher / "sampled"
-    folder.mkdir(parents=True, exist_ok=True)
-    model = None
-    found, seconds = [], 0.0
-    for first in range(0, len(prompts), PER_FILE):
-        path = folder / f"{name}-t{temperature:g}-n{max_new_tokens}-{first:06d}.json"
-        if not path.is_file():
-            model = finished(work, teacher) if model is None else model
-            began = time.monotonic()
-            with Bar(f"{teacher} writes {name}, {first}/{len(prompts)}", 1) as bar:
-                some = sample_documents(
-                    model,
-                    tokenizer,
-                    prompts[first : first + PER_FILE],
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    seed=first,
-                    progress=counter(bar),
-                )
-            texts = [dataclasses.asdict(document) for document in some]
-            write_atomically(path, json.dumps({"seconds": time.monotonic() - began, "documents": texts}))
-        values = json.loads(path.read_text(encoding="utf-8"))
-        seconds += values["seconds"]
-        found += [_document(**document) for document in values["documents"]]
-    return Written(found, seconds)
-
-
-def _document(domain: str, key: str, text: str, split: str = "train") -> Document:
-    from minimoe.data import Document
-
-    return Document(domain, split, key, text)
+    return written(folder, lambda: finished(work, teacher), name, prompts, tokenizer, max_new_tokens)
 
 
 def teacher_hooks(trial: Trial, run: RunConfig, data: TrainingData, tokenizer: Tokenizer, work: Path) -> dict[str, Any]:
