@@ -135,7 +135,11 @@ def choose_student(
             f"--student {student} is no preset ({', '.join(RECIPES)}){folder} and no model of the package "
             f"({', '.join(shipped())}); name one of these"
         )
-    model, its_tokenizer, config = load_pretrained(student) if trained else resolve_with_tokenizer(student)[:3]
+    if trained:
+        model, its_tokenizer, config = load_pretrained(student)
+        assert its_tokenizer is not None, "shipped models have theirs"
+    else:
+        model, its_tokenizer, config, _ = resolve_with_tokenizer(student)
     if its_tokenizer.fingerprint != tokenizer.fingerprint:
         theirs = f"{tokenizer.name} ({tokenizer.vocab_size} ids)"
         raise UserError(
