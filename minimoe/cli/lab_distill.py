@@ -22,7 +22,12 @@ EXCERPTS = 2304  # pieces of text that a teacher goes on from
 EXCERPT = 32  # tokens of real text, below which a teacher fills the context
 SLACK = 8  # an excerpt, cut from its text, may take a few more tokens
 WRITTEN_FORMS = ("sampled", "sampled-right", "worked-right")  # which ask what a teacher wrote
-SHIPPED_AS = {"teacher/teacher": "teacher", "small-hour/small": "small", "nano/nano": "nano"}
+SHIPPED_AS = {
+    "teacher/teacher": "teacher",
+    "small-hour/small": "small",
+    "nano/nano": "nano",
+    "reasoning/forward-kl-0": "student",
+}
 
 
 def finished(work: Path, name: str) -> MoETransformer:
