@@ -94,7 +94,7 @@ def distill(
     run = dataclasses.replace(run, data=about)
     prepare_folder(out)
     first = check_resume(out, run, resume)
-    if not first:
+    if sampled and not first:  # what the teacher writes can be continued only in a folder that says which run it is
         write_run_config(out, run, tokenizer)
     problems = solved_right(out, model, tokenizer, sampled, seed) if sampled else None
     data, validation = mixed_data(documents, tokenizer, run, tasks, problems=problems)
@@ -104,6 +104,8 @@ def distill(
     hooks = distill_hooks(run, recipe, guide, data, tokenizer, prompts=prompts)
     if initial is not None:
         hooks["prepare"] = lambda fresh: initial
+    if not first:
+        write_run_config(out, run, tokenizer)
     result = train_with_bar("distill", run, data, validation, tokenizer, first=first, out=out, resume=resume, **hooks)
     draw(out, result)
     answers = grade(result.model, tokenizer) if graded and not result.interrupted else None
