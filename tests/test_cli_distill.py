@@ -248,7 +248,7 @@ def test_the_lab_chooses_among_what_a_teacher_wrote(form):
     record = lab_distill.teachers_text(trial, teacher_text.Written(written, 2.5))
     assert record == {"sampled_right": 0.5, "sampled_same": 0.5, "sampled_seconds": 2.5}
     if form != "sampled":
-        with pytest.raises(UserError, match=r"toy/teacher solves none of 4 problems right; train it for longer"):
+        with pytest.raises(UserError, match=r"the teacher solved none of 4 problems right; train it for longer"):
             lab_distill.chosen(trial, written[2:] + written[2:])
 
 

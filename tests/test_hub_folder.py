@@ -23,7 +23,7 @@ from minimoe.hub.tensorfile import TensorFile
 from minimoe.quant.recipes import Recipe, Rule
 from minimoe.quant.report import STORED, size_report
 from minimoe.quant.rules import quantize_model
-from minimoe.quant.tensor import Group, PerTensor, Spec
+from minimoe.quant.specs import Group, PerTensor, Spec
 
 TINY = ModelConfig(
     vocab_size=257, d_model=8, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=4, context_length=24,

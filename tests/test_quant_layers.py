@@ -24,7 +24,7 @@ from minimoe.quant.matmul import (
     multiply,
     qmatmul,
 )
-from minimoe.quant.tensor import (
+from minimoe.quant.specs import (
     FP8_BLOCK,
     FP8_TILE,
     INT4_GROUP32,
@@ -35,9 +35,8 @@ from minimoe.quant.tensor import (
     PerTensor,
     PerToken,
     Spec,
-    quantize,
-    take_expert,
 )
+from minimoe.quant.tensor import quantize, take_expert
 
 T, D, F, E, K = 13, 8, 6, 4, 2
 rng = np.random.default_rng(0)

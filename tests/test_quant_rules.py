@@ -17,7 +17,8 @@ from minimoe.quant.dequantize import dequantize_model, is_quantized
 from minimoe.quant.recipes import RECIPES, Recipe, Rule, get_recipe
 from minimoe.quant.report import STORED
 from minimoe.quant.rules import quantize_model, routing_changes, size_report
-from minimoe.quant.tensor import FP8_TILE, INT4_GROUP32, INT8_CHANNEL, INT8_TOKEN, MXFP4, QTensor, Spec, quantize
+from minimoe.quant.specs import FP8_TILE, INT4_GROUP32, INT8_CHANNEL, INT8_TOKEN, MXFP4, Spec
+from minimoe.quant.tensor import QTensor, quantize
 
 TOKENS = jnp.asarray(
     np.random.default_rng(1).integers(19, size=(2, 13)), jnp.int32

@@ -22,7 +22,8 @@ from minimoe.model import MoETransformer
 from minimoe.quant.matmul import int8_matmul, qmatmul
 from minimoe.quant.report import size_report
 from minimoe.quant.rules import quantize_model
-from minimoe.quant.tensor import INT8_CHANNEL, QTensor, quantize
+from minimoe.quant.specs import INT8_CHANNEL
+from minimoe.quant.tensor import QTensor, quantize
 
 FLOAT, W8A8, WEIGHT_ONLY = "float32", "int8-w8a8", "int8"
 SHAPES = ({"T": 8, "I": 4096, "O": 4096}, {"T": 1, "I": 4096, "O": 4096})

@@ -10,7 +10,7 @@ import typer
 
 from minimoe.cli.console import Bar, choose_documents, counter, describe_data, messages, start
 from minimoe.cli.reasoning import NEW_TOKENS, check_length, check_share, grade, mixed_data
-from minimoe.cli.teacher_text import answered_right, written
+from minimoe.cli.teacher_text import answered_right, of_the_solved, written
 from minimoe.cli.train import check_resume, describe, draw, make_run, report, train_with_bar
 from minimoe.errors import UserError
 
@@ -65,7 +65,7 @@ def distill(
 
     Example: minimoe distill --teacher teacher --student nano --trained --tasks 0.9 --sampled 5000 --out runs/solver
     """
-    from minimoe.distill import DistillRecipe, distill_hooks, model_fingerprint, task_prompts
+    from minimoe.distill import DistillRecipe, distill_hooks, task_prompts
     from minimoe.hub import resolve_with_tokenizer
     from minimoe.training.checkpoint import prepare_folder, write_run_config
 
@@ -86,10 +86,8 @@ def distill(
     graded = bool(tasks or on_policy)
     check_fit(model, tokenizer, run, recipe, cache, graded=graded)
     documents = choose_documents(text) if tasks < 1 else []
-    about: dict[str, Any] = {"name": "reasoning problems"}
-    about = about if tasks == 1 else dict(describe_data(text, documents))
-    about |= {"distillation": recipe.to_dict(), "teacher": model_fingerprint(model), "tasks": tasks}
-    about |= {"student": student if initial is None else model_fingerprint(initial)}
+    about: dict[str, Any] = dict(describe_data(text, documents)) if documents else {"name": "reasoning problems"}
+    about |= described(recipe, model, student if initial is None else initial) | {"tasks": tasks}
     about |= {"sampled": sampled} if sampled else {}
     run = dataclasses.replace(run, data=about)
     prepare_folder(out)
@@ -152,6 +150,14 @@ def choose_student(
     return dataclasses.replace(run, model=config), dequantize_model(model)
 
 
+def described(recipe: DistillRecipe, teacher: MoETransformer, student: str | MoETransformer) -> dict[str, Any]:
+    """What a run's config says of who learns from whom, so that --resume refuses another teacher or student."""
+    from minimoe.distill import model_fingerprint
+
+    learner = student if isinstance(student, str) else model_fingerprint(student)
+    return {"distillation": recipe.to_dict(), "teacher": model_fingerprint(teacher), "student": learner}
+
+
 def solved_right(out: Path, teacher: MoETransformer, tokenizer: Tokenizer, num: int, seed: int) -> list[Document]:
     """What the teacher writes below ``num`` problems, kept in ``out``, where it ends in the right answer.
 
@@ -163,11 +169,7 @@ def solved_right(out: Path, teacher: MoETransformer, tokenizer: Tokenizer, num: 
     said = written(out / "sampled", lambda: teacher, "reasoning", task_prompts(num, seed=seed), tokenizer, NEW_TOKENS)
     right = answered_right(said.documents, seed)
     messages.print(f"the teacher solved {sum(right):,} of {num:,} problems ({sum(right) / num:.0%})", markup=False)
-    if not any(right):
-        raise UserError(
-            f"the teacher solved none of {num} problems right; leave --sampled out, or take another teacher"
-        )
-    return [solution for solution, fits in zip(said.documents, right, strict=True) if fits]
+    return of_the_solved(said.documents, right)
 
 
 def check_fit(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minimoe.cli.console import messages
-from minimoe.cli.teacher_text import Written, answered_right, written
+from minimoe.cli.teacher_text import Written, answered_right, of_the_solved, written
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,10 +99,7 @@ def chosen(trial: Trial, solved: list[Document]) -> list[Document]:
     if trial.form == "sampled":
         return solved
     texts = solved if trial.form == "sampled-right" else task_documents(trial.pool, seed=POOL_SEED)
-    kept = [text for text, right in zip(texts, answered_right(solved, POOL_SEED), strict=True) if right]
-    if not kept:
-        raise UserError(f"{trial.teachers[0]} solves none of {trial.pool} problems right; train it for longer")
-    return kept
+    return of_the_solved(texts, answered_right(solved, POOL_SEED))
 
 
 def teachers_text(trial: Trial, solved: Written) -> dict[str, float]:

@@ -30,8 +30,7 @@ def run_trial(trial: Trial, work: Path, out: Path) -> dict[str, Any] | None:
 
     tokenizer, corpus = load_tokenizer(), documents()
     source: dict[str, Any] = dict(describe_data(None, corpus))
-    names = ("start", "tasks", "form", "pool", "domains", "text", "teachers", "distill")
-    source |= {key: value for key, value in trial.method().items() if key in names and value}
+    source |= {key: value for key, value in trial.method().items() if value}  # so that it is not resumed by another
     run = make_run(trial.preset, dict(trial.changes), dense=trial.dense, dropout=None, tokenizer=tokenizer, data=source)
     if trial.experts:
         run = dataclasses.replace(run, model=run.model.replace_moe(**trial.experts))

@@ -213,7 +213,8 @@ def reasoning(done: Mapping[str, Any]) -> list[Trial]:
         for seed in (0, 1, 2)
         for name, way in REASONING_WAYS.items()
     ]
-    trials.append(Trial("sampled-0", **REASONER | {"teachers": (TEACHER,), "form": "sampled"}, changes=changes))
+    unchecked: dict[str, Any] = REASONER | {"teachers": (TEACHER,), "form": "sampled"}
+    trials += [Trial(f"sampled-{seed}", **unchecked, changes=changes | {"seed": seed}) for seed in (0, 1, 2)]
     changes = {"steps": 150, "learning_rate": 5e-4, "warmup_steps": 15}
     for seed in (0, 1, 2):
         common = REASONER | {"start": f"reasoning/sampled-right-{seed}", "teachers": (TEACHER,)}
@@ -229,25 +230,29 @@ def reasoning(done: Mapping[str, Any]) -> list[Trial]:
 
 
 def distillation_ways(done: Mapping[str, Any]) -> list[Trial]:
-    """``nano`` by other ways, one seed each: other losses, top 32 words, text alone, dense and quantized students.
+    """``nano`` by other ways, three seeds: other losses, top 32 words, text alone, dense and quantized students.
 
-    Needs `teacher`. To be read beside seed 0 of `distillation`; ``dense-forward-kl`` beside ``dense-alone``,
+    Needs `teacher`. To be read beside `distillation`, seed by seed; ``dense-forward-kl`` beside ``dense-alone``,
     ``quantized`` beside the rounded weights of ``forward-kl-rounded``, and the two sampled ones beside each other.
     """
-    one: dict[str, Any] = STUDENT | {"changes": {"steps": STUDENT_STEPS, "seed": 0}}
-    kl: dict[str, Any] = one | {"teachers": (TEACHER,)}
-    sampled = {"text": "sampled", "form": "sampled"}
+    learns: dict[str, Any] = {"teachers": (TEACHER,)}
+    reads: dict[str, Any] = learns | {"text": "sampled", "form": "sampled"}
+    ways: dict[str, dict[str, Any]] = {
+        "reverse-kl": learns | {"distill": {"divergence": "reverse_kl"}},
+        "text-sampled": reads,
+        "text-sampled-logits": reads | {"distill": {"alpha": 1.0}},
+        "top-32": learns | {"distill": {"top_k": 32}},
+        "dense-alone": {"dense": True},
+        "dense-forward-kl": learns | {"dense": True, "distill": {"alpha": 0.9}},
+        "quantized": learns | {"distill": {"alpha": 0.9}, "qat": "mxfp4", "quantized": "mxfp4"},
+        "forward-kl-rounded": learns | {"distill": {"alpha": 0.9}, "quantized": "mxfp4"},
+        "hinton-2": learns | {"distill": {"divergence": "hinton", "temperature": 2.0}},
+        "jsd": learns | {"distill": {"divergence": "jsd"}},
+    }
     return [
-        Trial("reverse-kl", distill={"divergence": "reverse_kl"}, **kl),
-        Trial("text-sampled", **kl | sampled),
-        Trial("text-sampled-logits", distill={"alpha": 1.0}, **kl | sampled),
-        Trial("top-32", distill={"top_k": 32}, **kl),
-        Trial("dense-alone", dense=True, **one),
-        Trial("dense-forward-kl", dense=True, distill={"alpha": 0.9}, **kl),
-        Trial("quantized", distill={"alpha": 0.9}, qat="mxfp4", quantized="mxfp4", **kl),
-        Trial("forward-kl-rounded", distill={"alpha": 0.9}, quantized="mxfp4", **kl),
-        Trial("hinton-2", distill={"divergence": "hinton", "temperature": 2.0}, **kl),
-        Trial("jsd", distill={"divergence": "jsd"}, **kl),
+        Trial(f"{name}-{seed}", **STUDENT | way, changes={"steps": STUDENT_STEPS, "seed": seed})
+        for seed in (0, 1, 2)
+        for name, way in ways.items()
     ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from minimoe.cli.console import Bar, counter
+from minimoe.errors import UserError
 
 if TYPE_CHECKING:
     from minimoe.data import Document, Tokenizer
@@ -81,3 +82,16 @@ def answered_right(solutions: list[Document], seed: int) -> list[bool]:
         check_answer(problem(index, LEVELS[index % len(LEVELS)], seed=seed), solution.text)
         for index, solution in enumerate(solutions)
     ]
+
+
+def of_the_solved(texts: list[Document], right: list[bool]) -> list[Document]:
+    """Those texts, one for each problem, whose problem the teacher solved.
+
+    Raises:
+      UserError: if it solved none.
+    """
+    if not any(right):
+        raise UserError(
+            f"the teacher solved none of {len(right)} problems right; train it for longer, or take another teacher"
+        )
+    return [text for text, fits in zip(texts, right, strict=True) if fits]

@@ -211,6 +211,19 @@ def in_bfloat16(arguments: Arguments) -> Arguments:
     return tuple(v.astype(ml_dtypes.bfloat16) if f else v for v, f in zip(arguments, floating, strict=True))
 
 
+# Name and message of two mistakes that the third exercise knows too.
+
+LOGARITHM_OF_A_PROBABILITY = (
+    "logarithm of a probability",
+    "with large logits an exp underflows to 0 or overflows, and the logarithm of the probability made from it "
+    "is infinite. The logarithm can be had without the probability.",
+)
+THE_TEACHER_LEARNS = (
+    "the teacher learns",
+    "the values are right, but a gradient reaches the teacher's logits. If both models are in one program, the "
+    "teacher would come to meet the student.",
+)
+
 SOFT_TARGETS = Exercise(
     id="distillation.kd",
     lesson=5,
@@ -323,15 +336,7 @@ SOFT_TARGETS = Exercise(
             "on it.",
             mistaken(Given.mixed, lambda losses, mask: losses),
         ),
-        *(
-            Mistake(
-                "logarithm of a probability",
-                "with large logits an exp underflows to 0 or overflows, and the logarithm of the probability made from it "
-                "is infinite. The logarithm can be had without the probability.",
-                outputs,
-            )
-            for outputs in unstable()
-        ),
+        *(Mistake(*LOGARITHM_OF_A_PROBABILITY, outputs) for outputs in unstable()),
         *(
             Mistake(
                 "an epsilon in the logarithm",
@@ -341,12 +346,7 @@ SOFT_TARGETS = Exercise(
             )
             for outputs in epsilons()
         ),
-        Mistake(
-            "the teacher learns",
-            "the values are right, but a gradient reaches the teacher's logits. If both models are in one program, the "
-            "teacher would come to meet the student.",
-            gradient=teacher_learns,
-        ),
+        Mistake(*THE_TEACHER_LEARNS, gradient=teacher_learns),
     ),
     wrt=("student", "teacher"),
 )

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from minimoe.exercises.lesson05_kd import EPSILONS, LARGE, UNSTABLE, LogProbs, in_bfloat16, log_softmax, padded
+from minimoe.exercises.lesson05_kd import (
+    EPSILONS,
+    LARGE,
+    LOGARITHM_OF_A_PROBABILITY,
+    THE_TEACHER_LEARNS,
+    UNSTABLE,
+    LogProbs,
+    in_bfloat16,
+    log_softmax,
+    padded,
+)
 from minimoe.exercises.numeric import cotangent
 from minimoe.exercises.record import Arguments, Arrays, Case, Exercise, Mistake, Output
 
@@ -280,15 +290,7 @@ ON_POLICY = Exercise(
             "the mean of no positions is 0/0. It has to be 0, or one step without text makes every weight NaN.",
             mistaken(mean=lambda terms, counted: over_counted(terms, counted) if counted.any() else np.nan),
         ),
-        *(
-            Mistake(
-                "logarithm of a probability",
-                "with large logits an exp underflows to 0 or overflows, and the logarithm of the probability made from it "
-                "is infinite. The logarithm can be had without the probability.",
-                outputs,
-            )
-            for outputs in unstable()
-        ),
+        *(Mistake(*LOGARITHM_OF_A_PROBABILITY, outputs) for outputs in unstable()),
         *(
             Mistake(
                 "an epsilon in the logarithm",
@@ -298,12 +300,7 @@ ON_POLICY = Exercise(
             )
             for epsilon in EPSILONS
         ),
-        Mistake(
-            "the teacher learns",
-            "the values are right, but a gradient reaches the teacher's logits. If both models are in one program, the "
-            "teacher would come to meet the student.",
-            gradient=teacher_learns,
-        ),
+        Mistake(*THE_TEACHER_LEARNS, gradient=teacher_learns),
         *(
             Mistake(
                 "no gradient for the student",

@@ -20,7 +20,8 @@ from minimoe.moe import Experts
 from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
 from minimoe.quant.recipes import RECIPES, Recipe
 from minimoe.quant.report import STORED
-from minimoe.quant.tensor import Block, Group, PerChannel, PerTensor, PerToken, QTensor, Spec, Tile, quantize
+from minimoe.quant.specs import Block, Group, PerChannel, PerTensor, PerToken, Spec, Tile
+from minimoe.quant.tensor import QTensor, quantize
 
 MODULES: dict[str, type[Any]] = {"linear": QuantLinear, "embed": QuantEmbed, "experts": QuantExperts}
 FLOAT_MODULES: dict[str, type[Any]] = {"linear": nnx.Linear, "embed": nnx.Embed, "experts": Experts}

@@ -12,6 +12,8 @@
 - `next_words`, `temperatures`, `two_modes`: what a teacher tells a student, and what a student can make of it;
 - `gap_over_tokens`, `gap_closed`, `exact_match_by_level`, `by_domain`: how far distillation takes a student, and where;
 - `seeds`, `curves_with_spread`: runs that differ in their seed alone;
+- `numbers` and `quantization` (from `rounding` and `recipes`), modules to be imported by name: number formats, what
+  rounding does, and what smaller models lose;
 - `save`, `png_bytes`: the file, or its bytes.
 """
 

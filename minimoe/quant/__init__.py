@@ -1,8 +1,8 @@
 """Quantization: number formats, arrays stored in them, and models that compute with those arrays.
 
-In reading order: `formats`, `tensor` (arrays), `matmul`, `layers`, `recipes`, `rules` (models) and `dequantize` (the way
-back), `report` (sizes, changed routes); then training under rounding (`qat`, `fp8_training`), the cache (`kv`), and what
-calibration text buys (`calibrate`, `smooth`, `gptq`, `sensitivity`).
+In reading order: `formats`, `specs` (who shares a scale), `tensor` (arrays), `matmul`, `layers`, `recipes`, `rules`
+(models) and `dequantize` (the way back), `report` (sizes, changed routes); then training under rounding (`qat`,
+`fp8_training`), the cache (`kv`), and what calibration text buys (`calibrate`, `smooth`, `gptq`, `sensitivity`).
 """
 
 from minimoe.quant.calibrate import Calibration, InputStatistics, collect
@@ -29,7 +29,7 @@ from minimoe.quant.report import SizeReport, SizeRow, routing_changes, size_repo
 from minimoe.quant.rules import quantize_model
 from minimoe.quant.sensitivity import expert_calibration_experiment, layer_sensitivity
 from minimoe.quant.smooth import smooth, smoothing_factors
-from minimoe.quant.tensor import (
+from minimoe.quant.specs import (
     FP8_BLOCK,
     FP8_BLOCK_UE8M0,
     FP8_TILE,
@@ -50,15 +50,10 @@ from minimoe.quant.tensor import (
     PerChannel,
     PerTensor,
     PerToken,
-    QTensor,
     Spec,
     Tile,
-    choose_scale,
-    quantize,
-    requantize,
-    sqnr_db,
-    take_expert,
 )
+from minimoe.quant.tensor import QTensor, choose_scale, quantize, requantize, sqnr_db, take_expert
 
 __all__ = [
     "CACHES",

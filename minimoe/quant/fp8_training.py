@@ -39,7 +39,8 @@ from minimoe.layers import swiglu
 from minimoe.model import MoETransformer
 from minimoe.moe import MoELayer
 from minimoe.moe.capacity import make_capacity_plan
-from minimoe.quant.tensor import FP8_BLOCK, FP8_TILE, Spec, quantize
+from minimoe.quant.specs import FP8_BLOCK, FP8_TILE, Spec
+from minimoe.quant.tensor import quantize
 
 # Rounds an array as a spec says, tiles along the last axis; another one, say the identity, can be injected.
 Quantizer = Callable[[Array, Spec], Array]

@@ -27,7 +27,8 @@ from minimoe.moe import Experts
 from minimoe.quant.calibrate import Calibration, InputStatistics
 from minimoe.quant.layers import QuantExperts
 from minimoe.quant.rules import Recipe, quantize_model
-from minimoe.quant.tensor import QTensor, Spec, choose_scale, quantize
+from minimoe.quant.specs import Spec
+from minimoe.quant.tensor import QTensor, choose_scale, quantize
 
 DAMPING = 0.01  # of the mean of the diagonal, as in step 3 of the paper
 
@@ -61,7 +62,7 @@ def gptq(
       UserError: if damping is not above 0, or a moment is all 0 or not finite.
 
     Example:
-      >>> from minimoe.quant.tensor import INT4_GROUP32
+      >>> from minimoe.quant.specs import INT4_GROUP32
       >>> key_w, key_x, key_m = jax.random.split(jax.random.key(0), 3)
       >>> weight = jax.random.normal(key_w, (4, 32))
       >>> x = jax.random.normal(key_x, (64, 8)) @ jax.random.normal(key_m, (8, 32))  # 8 directions in 32 channels

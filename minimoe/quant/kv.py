@@ -34,7 +34,8 @@ from minimoe.errors import UserError
 from minimoe.model import MoETransformer
 from minimoe.moe import Routing
 from minimoe.quant.formats import get_format
-from minimoe.quant.tensor import INT8_TOKEN, SCALE_BITS, Group, PerToken, QTensor, Spec, quantize
+from minimoe.quant.specs import INT8_TOKEN, SCALE_BITS, Group, PerToken, Spec
+from minimoe.quant.tensor import QTensor, quantize
 
 FP8 = Spec("fp8_e4m3", Group(64), scale_format="ue8m0")
 INT4 = Spec("int4", PerToken())

@@ -22,7 +22,8 @@ from minimoe.moe import DISPATCHERS
 from minimoe.moe.capacity import make_capacity_plan
 from minimoe.moe.dropless import BLOCK_ROWS, FEW_ASSIGNMENTS, make_plan, overflow_block
 from minimoe.quant.matmul import is_w8a8, multiply
-from minimoe.quant.tensor import QTensor, Spec, quantize, take_expert
+from minimoe.quant.specs import Spec
+from minimoe.quant.tensor import QTensor, quantize, take_expert
 
 
 class QuantLinear(nnx.Module):

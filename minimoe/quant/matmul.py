@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, Int32
 
 from minimoe.errors import UserError
-from minimoe.quant.tensor import INT8_TOKEN, PerChannel, QTensor, Spec, quantize
+from minimoe.quant.specs import INT8_TOKEN, PerChannel, Spec
+from minimoe.quant.tensor import QTensor, quantize
 
 UNROLLED = 32  # XLA's CPU compiler sums longer axes in several passes, and writes all products to memory first
 

@@ -28,7 +28,8 @@ from jaxtyping import Array, Float
 from minimoe.model import MoETransformer
 from minimoe.moe import Experts
 from minimoe.quant.rules import QUANTIZABLE, Recipe, check_rules, get_recipe
-from minimoe.quant.tensor import Spec, quantize
+from minimoe.quant.specs import Spec
+from minimoe.quant.tensor import quantize
 
 Path = tuple[Any, ...]  # attribute names and list positions
 
@@ -55,7 +56,7 @@ def fake_quantize(x: Float[Array, "*shape"], spec: Spec) -> Float[Array, "*shape
 
     Args:
       x: blocks lie along the last axis, so kernels ``[I, O]`` are to be transposed.
-      spec: see `minimoe.quant.tensor.Spec`.
+      spec: see `minimoe.quant.specs.Spec`.
 
     Example:
       >>> x = jnp.array([[0.1, 0.7, 6.0]])

@@ -18,7 +18,7 @@ import dataclasses
 import re
 
 from minimoe.errors import UserError
-from minimoe.quant.tensor import (
+from minimoe.quant.specs import (
     FP8_BLOCK,
     FP8_BLOCK_UE8M0,
     FP8_TILE,

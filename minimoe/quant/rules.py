@@ -17,7 +17,8 @@ from minimoe.moe import Experts, Router
 from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
 from minimoe.quant.recipes import RECIPES, Recipe, Rule, get_recipe
 from minimoe.quant.report import STORED, SizeReport, SizeRow, routing_changes, size_report
-from minimoe.quant.tensor import QTensor, Spec, quantize
+from minimoe.quant.specs import Spec
+from minimoe.quant.tensor import QTensor, quantize
 
 __all__ = [
     "RECIPES",

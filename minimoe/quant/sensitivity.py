@@ -19,7 +19,8 @@ from minimoe.moe import MoELayer, Router
 from minimoe.quant.calibrate import Calibration
 from minimoe.quant.gptq import DAMPING, gptq_experts, output_error, output_first
 from minimoe.quant.rules import QUANTIZED, Recipe, get_recipe, quantize_model, replace_module
-from minimoe.quant.tensor import Spec, quantize
+from minimoe.quant.specs import Spec
+from minimoe.quant.tensor import quantize
 from minimoe.training import evaluate
 
 

@@ -539,18 +539,21 @@ print(f"teacher: {np.mean(list(master['tasks']['worked']['step_validity'].values
 # ## Students that reason
 #
 # Those students read 0.6 million tokens of problems: too few to begin. Once more, **recorded** (`minimoe lab run
-# reasoning`), three seeds (two of `worked-right`): the trained `nano` goes on for 3.3 million tokens, nine tenths of them from 18,432 problems.
+# reasoning`), three seeds: the trained `nano` goes on for 3.3 million tokens, nine tenths of them from 18,432 problems.
 #
-# - `direct`: question and answer, no steps: what a data set without a teacher often has
-# - `sampled-right`: the steps that the *teacher* wrote, where they led to the right answer. Whoever cannot write the steps
-#   can still check an answer. Only text passes, no logits; DeepSeek-R1's small models were made like this
+# - `direct`: question and answer, no steps: what a data set without a teacher often has. `direct-equal-time` (one seed)
+#   goes on for as long as `sampled-right` and its teacher's writing took together
+# - `sampled`: the steps that the *teacher* wrote, right or wrong. Only text passes, no logits
+# - `sampled-right`: those of them that led to the right answer. Whoever cannot write the steps can still check an answer;
+#   DeepSeek-R1's small models were made like this
 # - `worked`: the true steps of all problems, from the generator. Outside of synthetic problems nobody has these
 # - `worked-right`: the true steps of just those problems that the teacher solves
 # - `forward-kl`: as `worked`, with the teacher's logits at each word
 
 # %%
 reasoners = by_way(read_record("reasoning")["runs"])
-ways = {"direct": "direct", "sampled-right": "worked", "worked": "worked", "worked-right": "worked", "forward-kl": "worked"}
+ways = {name: "worked" for name in ("sampled", "sampled-right", "worked", "worked-right", "forward-kl")}
+ways = {"direct": "direct", "direct-equal-time": "direct"} | ways
 top, found = solved(master), {}
 shares = {"teacher": {int(level): [share] for level, share in exact(master).items()}}
 for name, form in ways.items():  # each is asked in the form that it learnt
@@ -663,6 +666,78 @@ for name in ("onward", "offline", "on-policy"):
 # > not count in the loss, and our first version gave that mask to the model as well, for which it means padding: no experts
 # > for any token of the prompt, in student and teacher alike. The loss looked fine, the tests used a dense student, and the
 # > students forgot a third of what they could do.
+#
+# ## Other ways
+#
+# Back to the students of Figure 5, 1.2 million tokens each. Recorded as well (`minimoe lab run distillation-ways`), three
+# seeds: other losses; only the 32 best words; a dense student of the sparse teacher (against `dense-alone`); a student whose
+# experts are rounded to FP4 in every step of training (`quantized`, against `forward-kl-rounded`, rounded once at the end);
+# and students of *text that the teacher wrote*, without its logits and with them.
+
+# %%
+others = {name: recorded[name] for name in ("alone", "forward-kl")} | by_way(read_record("distillation-ways")["runs"])
+rows = []
+for name, runs in others.items():
+    values = [text_bits(one) for one in runs]
+    rows.append({"name": name, "mean": float(np.mean(values)), "low": min(values), "high": max(values)})
+    rounded = [one["quantized"]["bits_per_byte"] for one in runs if one["quantized"]]
+    print(f"{name:19} {np.mean(values):.4f} bits per byte ({min(values):.4f} to {max(values):.4f})"
+          + (f"; experts in FP4 {np.mean(rounded):.4f} ({min(rounded):.4f} to {max(rounded):.4f})" if rounded else ""))
+plots.gap_closed(rows, alone, text_bits(master), title="Figure 11: recorded, other ways, whole validation text")
+
+# %% [markdown]
+# > **Key observation.** TODO
+#
+# ### What can be copied from text alone?
+#
+# The press's accusation is that a model was trained on what another one *said*. Solutions of problems can be copied like that,
+# as you saw. `text-sampled` asks the same of prose: 32 tokens of real text, and the teacher writes the other seven eighths.
+# No logits, no weights. `text-sampled-logits` reads the same text and has the logits too.
+
+# %%
+four = {"real text": "alone", "real text and logits": "forward-kl", "the teacher's text": "text-sampled",
+        "the teacher's text and logits": "text-sampled-logits"}  # fmt: skip
+for label, name in four.items():
+    bits = np.mean([text_bits(one) for one in others[name]])
+    print(f"{label:30} {bits:.4f} bits per byte, {share_closed(bits, alone, text_bits(master)):.0%} of the gap")
+
+# %% [markdown]
+# > **Key observation.** TODO
+#
+# ## Several teachers, one student
+#
+# DeepSeek-V4's last stage: specialists first, each trained on from the same base, then one student learns from all of them,
+# each judging its own domain, wholly on its own text (the weights $w_i$ of the teachers are not published; here they are 1
+# in the teacher's own domain, else 0). Recorded (`minimoe lab run specialists`): the trained `nano` goes on for 300 steps on
+# stories, on Bibles, on code and mathematics; for problems, `worked` of Figure 9 is the specialist. Then `several`, three
+# seeds: one student from the same `nano` with the four as teachers, a quarter of its 600 steps on its own answers.
+# Against it `onward`: the same steps without teachers, and `onward-longer`: as many steps as all of them took together.
+
+# %%
+family = read_record("specialists")["runs"]
+base = read_record("nano")["runs"]["nano"]["full"]["per_domain"]
+own = {"stories": ("shakespeare", "austen"), "bibles": ("bible_en", "bible_es"), "exact": ("python", "math")}
+heirs = {name: runs for name, runs in by_way(family).items() if name}
+change = {
+    name: {d: float(np.mean([one["full"]["per_domain"][d] for one in runs])) / bits - 1 for d, bits in base.items()}
+    for name, runs in ({name: [family[name]] for name in own} | heirs).items()
+}
+for name, domains in own.items():
+    mine, several, onward = (np.mean([change[who][d] for d in domains]) for who in (name, "several", "onward"))
+    rest = np.mean([shift for d, shift in change[name].items() if d not in domains])
+    print(f"{name:8} in its own domains {mine:+.1%}, in all others {rest:+.1%}; there several {several:+.1%}, onward {onward:+.1%}")
+shown = {name: change[name] for name in (*own, "several", "onward")}
+plots.by_domain(shown, "Figure 12: recorded, specialists and their student", against="the nano they all began from")
+
+# %%
+for name, runs in ({"worked": reasoners["worked"][:1]} | heirs).items():
+    bits, values = [text_bits(one) for one in runs], [solved(one) for one in runs]
+    held = np.mean([list(one["tasks"]["worked"]["step_validity"].values()) for one in runs])
+    print(f"{name:13} {np.mean(bits):.4f} bits per byte ({min(bits):.4f} to {max(bits):.4f}); problems {np.mean(values):.1%} "
+          f"({min(values):.1%} to {max(values):.1%}), {held:.0%} of the steps hold; {np.mean([one['train_seconds'] for one in runs]):.0f} s")
+
+# %% [markdown]
+# > **Key observation.** TODO
 #
 # ## What distillation cannot do
 #
