@@ -170,7 +170,7 @@ def loss_ranges(
     lowest, highest = (pick(pick(losses.values()) for losses in values.values()) for pick in (min, max))
     room = 0.04 * (highest - lowest or 1.0)
     axes.set_xlim(min(lowest, 1.0) - room, max(highest, 1.0) + room)
-    _name_rows(axes, list(values))
+    style.name_rows(axes, list(values))
     _legend_above(axes, columns=min(5, len(states)))
     return figure
 
@@ -206,7 +206,7 @@ def before_and_after(
             axes.plot([after], [at], "o", color=shade, markersize=6)
         axes.set_xlim(-0.05 * (top or 1.0), 1.08 * (top or 1.0))
         axes.axvline(0.0, color=style.INK, linewidth=1.0, linestyle="--")
-        _name_rows(axes, rows)
+        style.name_rows(axes, rows)
     return figure
 
 
@@ -244,7 +244,7 @@ def choices_under_bias(
         board.barh(expert, 0.8, left=token - 0.4, height=0.74, color=shade, edgecolor=edge, linewidth=1.6)
     board.set_xlim(-0.6, tokens - 0.4)
     board.set_xticks(range(0, tokens, max(1, tokens // 8)))
-    _name_rows(board, [f"expert {e}  {float(b):+.2f}" for e, b in enumerate(bias)])
+    style.name_rows(board, [f"expert {e}  {float(b):+.2f}" for e, b in enumerate(bias)])
     load = chosen.sum(axis=0)
     mean = tokens * top_k / experts
     style.dress(bars, x="load", title=f"MaxVio {load.max() / mean - 1:.2f}", grid="x")
@@ -341,13 +341,6 @@ def price_of_imbalance(
     right.set_ylabel("assignments dropped", fontsize=style.LABEL_PT)
     left.legend(frameon=False, fontsize=style.TICK_PT, loc="upper left")
     return figure
-
-
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """The first row on top."""
-    axes.set_yticks(range(len(names)), labels=[style.shorten(name, 28) for name in names], parse_math=False)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
 
 
 def _legend_above(axes: Axes, columns: int) -> None:

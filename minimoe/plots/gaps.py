@@ -106,7 +106,7 @@ def gap_closed(
     axes.margins(x=0.06)
     if percent:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    _name_rows(axes, [str(row["name"]) for row in rows])
+    style.name_rows(axes, [str(row["name"]) for row in rows])
     _mark_levels(axes, {"student alone": float(alone), "teacher": float(teacher)}, write)
     columns = [("mean", [write(row["mean"]) for row in rows])]
     columns += [("gap closed", [f"{share_closed(row['mean'], alone, teacher):.0%}" for row in rows])]
@@ -200,7 +200,7 @@ def by_domain(
     axes.axvline(0.0, color=style.INK, linewidth=1.0)
     axes.margins(x=0.12)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    _name_rows(axes, domains)
+    style.name_rows(axes, domains)
     style.label_key(axes, list(changes), [style.color_of(index) for index in range(len(changes))])
     return figure
 
@@ -260,10 +260,3 @@ def _write_at(axes: Axes, x: float, y: int | float, text: str, side: int) -> Non
         text, (x, y), xytext=(6 * side, 0), textcoords="offset points", va="center", ha="left" if side > 0 else "right",
         fontsize=style.SMALL_PT, color=style.INK,
     )  # fmt: skip
-
-
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """The first row on top."""
-    axes.set_yticks(range(len(names)), labels=[style.shorten(name, 28) for name in names], parse_math=False)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from minimoe.errors import UserError
 from minimoe.plots import style
-from minimoe.plots.rounding import MARKERS, name_rows
+from minimoe.plots.rounding import MARKERS
 
 
 def quality_against_size(
@@ -128,7 +128,7 @@ def recorded_recipes(
     quality.xaxis.set_major_formatter(PercentFormatter(1.0))
     _bar_panel(routing, [row["routing_changed"] for row in recipes.values()], "choices changed", "{:.1%}")
     routing.xaxis.set_major_formatter(PercentFormatter(1.0))
-    name_rows(size, list(recipes))
+    style.name_rows(size, list(recipes))
     return figure
 
 
@@ -158,7 +158,7 @@ def sensitivity_map(losses: Mapping[str, Float[np.ndarray, " _"]], title: str = 
             ink = "white" if abs(value) > 0.6 * reach else style.INK
             axes.text(layer, row, f"{value:+.4f}", ha="center", va="center", fontsize=style.TICK_PT, color=ink)
     axes.set_xticks(range(layers))
-    name_rows(axes, list(losses))
+    style.name_rows(axes, list(losses))
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label("bits per byte", fontsize=style.TICK_PT)
     bar.ax.tick_params(labelsize=style.SMALL_PT)
@@ -197,7 +197,7 @@ def compared(
                 _write_at(axes, max(0.0, row[name]), at, write(row[name]))
     axes.margins(x=0.18)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
-    name_rows(axes, list(rows))
+    style.name_rows(axes, list(rows))
     if len(series) > 1:
         handles = [axes.barh([0], [0], color=style.color_of(index)) for index in range(len(series))]
         axes.legend(

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Num
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
@@ -53,7 +52,7 @@ def rounding(
             look = {"arrowstyle": "-|>", "color": shade, "linewidth": 1.0, "shrinkA": 4, "shrinkB": 3}
             axes.annotate("", (float(after), row + 0.27), (float(before), row - 0.3), arrowprops=look)
     axes.set_xlim(low - room, high + room)
-    name_rows(axes, list(grids))
+    style.name_rows(axes, list(grids))
     return figure
 
 
@@ -191,10 +190,3 @@ def staircase(
     below.set_ylim(-0.1, 1.25 * max(1.0, *(float(slope.max()) for slope in slopes.values())))
     style.label_key(below, list(slopes), [style.color_of(index + 1) for index in range(len(slopes))])
     return figure
-
-
-def name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """The first row on top."""
-    axes.set_yticks(range(len(names)), labels=[style.shorten(name, 30) for name in names], parse_math=False)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)

@@ -91,7 +91,7 @@ def parameter_parts(
         left = left + width
     for row, (total, end) in enumerate(zip(totals.values(), left, strict=True)):
         _write(axes, (float(end), row), short_count(total))
-    _name_rows(axes, list(models))
+    style.name_rows(axes, list(models), 24)
     axes.set_xlim(0, 1.12 * float(left.max()))
     if share:
         axes.set_xticks(np.linspace(0, 1, 6))
@@ -231,7 +231,7 @@ def costs_side_by_side(rows: Mapping[str, Mapping[str, int | float]], title: str
         axes.set_xticks([])
         axes.tick_params(axis="y", length=0)
         axes.spines["bottom"].set_visible(False)
-    _name_rows(panels[0], list(rows))
+    style.name_rows(panels[0], list(rows), 24)
     return figure
 
 
@@ -262,13 +262,6 @@ def _legend_above(axes: Axes, columns: int) -> None:
     """Above the axes, where nothing drawn can reach it."""
     look: dict[str, Any] = {"frameon": False, "fontsize": style.SMALL_PT, "columnspacing": 1.0, "handletextpad": 0.5}
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, handlelength=1.4, **look)
-
-
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """The first row on top."""
-    axes.set_yticks(range(len(names)), labels=[style.shorten(name, 24) for name in names], parse_math=False)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
 
 
 def _write(axes: Axes, at: tuple[int | float, int], text: str) -> None:

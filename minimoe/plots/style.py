@@ -157,6 +157,13 @@ def label_key(axes: Axes, labels: Sequence[str], shades: Sequence[str]) -> None:
         )
 
 
+def name_rows(axes: Axes, names: Sequence[str], limit: int = 30) -> None:
+    """Names at the left, cut to ``limit`` characters, of rows at 0, 1, ...; the first row on top."""
+    axes.set_yticks(range(len(names)), labels=[shorten(name, limit) for name in names], parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+
+
 def start_at_zero(axes: Axes, at: Float[np.ndarray, " n"], start: float = 0.0) -> None:
     """Sets the x axis to run from zero (or ``start``) to just beyond the last finite value."""
     finite = at[np.isfinite(at)]
