@@ -150,7 +150,10 @@ def teacher(done: Mapping[str, Any]) -> list[Trial]:
 TEACHER = "teacher/teacher"
 STUDENT: dict[str, Any] = {"preset": "nano", "tasks": 0.5, "pool": 9216}  # about as many as 600 steps read once
 STUDENT_STEPS = 600
-WAYS: dict[str, dict[str, Any]] = {"alone": {}, "forward-kl": {"teachers": (TEACHER,), "distill": {"alpha": 0.9}}}
+WAYS: dict[str, dict[str, Any]] = {
+    "alone": {},
+    "forward-kl": {"teachers": (TEACHER,), "distill": {"alpha": 0.9}, "quantized": "mxfp4"},
+}
 
 
 def training_speed(run: Mapping[str, Any]) -> float:
@@ -232,8 +235,8 @@ def reasoning(done: Mapping[str, Any]) -> list[Trial]:
 def distillation_ways(done: Mapping[str, Any]) -> list[Trial]:
     """``nano`` by other ways, three seeds: other losses, top 32 words, text alone, dense and quantized students.
 
-    Needs `teacher`. To be read beside `distillation`, seed by seed; ``dense-forward-kl`` beside ``dense-alone``,
-    ``quantized`` beside the rounded weights of ``forward-kl-rounded``, and the two sampled ones beside each other.
+    Needs `teacher`. To be read beside `distillation`, seed by seed: ``quantized`` beside the rounded weights of
+    ``forward-kl`` there; ``dense-forward-kl`` beside ``dense-alone``, and the two sampled ones beside each other.
     """
     learns: dict[str, Any] = {"teachers": (TEACHER,)}
     reads: dict[str, Any] = learns | {"text": "sampled", "form": "sampled"}
@@ -245,7 +248,6 @@ def distillation_ways(done: Mapping[str, Any]) -> list[Trial]:
         "dense-alone": {"dense": True},
         "dense-forward-kl": learns | {"dense": True, "distill": {"alpha": 0.9}},
         "quantized": learns | {"distill": {"alpha": 0.9}, "qat": "mxfp4", "quantized": "mxfp4"},
-        "forward-kl-rounded": learns | {"distill": {"alpha": 0.9}, "quantized": "mxfp4"},
         "hinton-2": learns | {"distill": {"divergence": "hinton", "temperature": 2.0}},
         "jsd": learns | {"distill": {"divergence": "jsd"}},
     }
@@ -269,28 +271,40 @@ def specialists(done: Mapping[str, Any]) -> list[Trial]:
     Needs `nano` and `reasoning`, whose ``worked-0`` is the fourth. The others read only their own domains. ``several``
     learns from all four, each judging its domains, in a quarter of the steps on what it writes itself (V4: in all);
     ``onward`` takes the same steps without them, ``onward-longer`` as many as they and it took together. All begin from
-    the same ``nano``.
+    the same ``nano``. ``several-from-reasoning`` and ``onward-from-reasoning`` begin from a specialist of problems, the
+    best of three seeds, which is their teacher of problems too.
     """
-    base: dict[str, Any] = {"preset": "nano", "start": "nano/nano"}
-    changes: dict[str, Any] = {"learning_rate": 1e-3, "warmup_steps": 20}
     own, shared = 300, 600
-    names = {domain: f"specialists/{name}" for name, domains in SPECIALISTS.items() for domain in domains}
-    names["reasoning"] = "reasoning/worked-0"
-    several = tuple(f"{domain}={name}" for domain, name in names.items())
-    # A third of three quarters of the steps, and the quarter on own answers: half of all on problems, as for the others.
-    distill = {"tasks": 1 / 3, "teachers": several, "distill": {"alpha": 1.0, "on_policy_fraction": 0.25}}
+    base: dict[str, Any] = {"preset": "nano", "start": "nano/nano"}
+    slow: dict[str, Any] = {"learning_rate": 1e-3, "warmup_steps": 20}
+    fast: dict[str, Any] = {"learning_rate": 3e-3, "warmup_steps": 20}
+    onward: dict[str, Any] = base | {"tasks": 0.5, "pool": REASONER["pool"]}
     trials = [
-        Trial(name, **base, domains=domains, changes=changes | {"steps": own, "seed": 1})
+        Trial(name, **base, domains=domains, changes=slow | {"steps": own, "seed": 1})
         for name, domains in SPECIALISTS.items()
     ]
-    onward: dict[str, Any] = base | {"tasks": 0.5, "pool": REASONER["pool"]}
     for seed in (1, 2, 3):
-        steps = {"changes": changes | {"learning_rate": 3e-3, "steps": shared, "seed": seed}}
-        trials.append(Trial(f"several-{seed}", **onward | steps | distill))
-        trials.append(Trial(f"onward-{seed}", **onward | steps))
+        changes = fast | {"steps": shared, "seed": seed}
+        trials.append(Trial(f"several-{seed}", **onward | _several("reasoning/worked-0"), changes=changes))
+        trials.append(Trial(f"onward-{seed}", **onward, changes=changes))
     together = shared + own * len(SPECIALISTS) + REASONING_STEPS
-    longer = changes | {"learning_rate": 3e-3, "steps": together, "seed": 1}
-    return [*trials, Trial("onward-longer-1", **onward, changes=longer)]
+    trials.append(Trial("onward-longer-1", **onward, changes=fast | {"steps": together, "seed": 1}))
+    onward |= {"start": "reasoning/worked-1"}
+    for seed in (1, 2, 3):
+        changes = slow | {"steps": 400, "seed": seed}
+        trials.append(Trial(f"several-from-reasoning-{seed}", **onward | _several(onward["start"]), changes=changes))
+        trials.append(Trial(f"onward-from-reasoning-{seed}", **onward, changes=changes))
+    return trials
+
+
+def _several(reasoning: str) -> dict[str, Any]:
+    """The four teachers, and their share: a third of three quarters of the steps, and the quarter on own answers, are
+    half of all on problems, as without them.
+    """
+    names = {domain: f"specialists/{name}" for name, domains in SPECIALISTS.items() for domain in domains}
+    names["reasoning"] = reasoning
+    teachers = tuple(f"{domain}={name}" for domain, name in names.items())
+    return {"tasks": 1 / 3, "teachers": teachers, "distill": {"alpha": 1.0, "on_policy_fraction": 0.25}}
 
 
 EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Trial]]] = {
