@@ -14,8 +14,9 @@ from minimoe import ModelConfig, MoEConfig, MoETransformer
 from minimoe.cli import app, lab, lab_distill, lab_run, lab_ship, reasoning, teacher_text
 from minimoe.data import ByteTokenizer, load_tokenizer
 from minimoe.distill import model_fingerprint
+from minimoe.distill import offline as distill_module
 from minimoe.errors import UserError
-from minimoe.hub import save
+from minimoe.hub import load, save
 from minimoe.quant import dequantize_model, is_quantized, quantize_model
 from minimoe.training import Recipe, load_checkpoint
 from minimoe.training import recipe as recipes
@@ -252,11 +253,45 @@ def test_the_lab_chooses_among_what_a_teacher_wrote(form):
             lab_distill.chosen(trial, written[2:] + written[2:])
 
 
+def test_several_teachers_judge_their_domains_and_a_resumed_run_must_have_the_same(capsys, tmp_path, monkeypatch):
+    asked = []
+    real = distill_module.ask_teacher
+    monkeypatch.setattr(
+        distill_module, "ask_teacher", lambda model, *a, **k: asked.append(model) or real(model, *a, **k)
+    )
+    arguments = ("--teacher", "teacher", "--teacher", "reasoning=int8", "--student", "tiny", "--out", "new")
+    values = run_json(capsys, *arguments, "--tasks", "0.5")
+    assert values["teacher"] == "teacher, reasoning=int8"
+    assert {is_quantized(model) for model in asked} == {False, True}
+    data = read_run_config(tmp_path / "new").data
+    models = {name: load(tmp_path / name)[0] for name in ("teacher", "int8")}
+    assert data["teacher"] == {"": model_fingerprint(models["teacher"]), "reasoning": model_fingerprint(models["int8"])}
+    shutil.rmtree(tmp_path / "new" / "checkpoints" / "3")
+    again = run_json(capsys, *arguments, "--tasks", "0.5", "--resume")
+    assert again["loss"] == values["loss"]
+    assert app.run(["distill", *arguments[2:], "--teacher", "austen=teacher", "--tasks", "0.5", "--resume"]) == 2
+    assert "data teacher=" in capsys.readouterr().err
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_name(capsys, tmp_path):
+    (tmp_path / "teacher").rename(tmp_path / "lr=3")
+    assert run_json(capsys, "--teacher", "lr=3", "--student", "tiny", "--out", "new")["teacher"] == "lr=3"
+    assert (
+        run_json(capsys, "--teacher", "austen=lr=3", "--student", "tiny", "--out", "other")["teacher"] == "austen=lr=3"
+    )
+
+
 BAD = {
-    "missing teacher": (["--teacher", "nosuch"], "nosuch"),
-    "foreign teacher": (["--teacher", "foreign"], "foreign"),
-    "teacher without tokenizer": (["--teacher", "mute"], "no tokenizer"),
-    "teacher with a short context": (["--teacher", "short"], "context_length=64"),
+    "two for all": (["--teacher", "int8"], "two --teacher without a domain, teacher and int8"),
+    "two for one": (["--teacher", "austen=int8", "--teacher", "austen=teacher"], "two --teacher for austen"),
+    "teacher of no domain": (["--teacher", "poetry=int8"], "no domain of that name, but austen"),
+    "teacher of problems, without any": (["--teacher", "reasoning=int8"], "come with --tasks"),
+    "teachers of two tokenizers": (["--teacher", "austen=bytes"], "tokenizer byte"),
+    "several and a cache": (["--teacher", "austen=int8", "--cache", "c", "--top-k", "4"], "there are 2"),
+    "missing teacher": (["--teacher", "austen=nosuch"], "nosuch"),
+    "foreign teacher": (["--teacher", "austen=foreign"], "foreign"),
+    "teacher without tokenizer": (["--teacher", "austen=mute"], "no tokenizer"),
+    "teacher with a short context": (["--teacher", "austen=short"], "context_length=64"),
     "missing student": (["--student", "nosuch"], "--student nosuch is no preset"),
     "student of another tokenizer": (["--student", "bytes"], "byte (257 ids)"),
     "dense checkpoint": (["--student", "teacher", "--dense"], "--dense"),
@@ -274,8 +309,15 @@ BAD = {
     "cache is a file": (["--cache", "thesis.doc", "--top-k", "4"], "thesis.doc"),
     "top k and own text": (["--top-k", "4", "--on-policy", "0.5"], "top_k=4"),
     "no steps": (["--steps", "0"], "steps=0"),
-    "problems too long": (["--teacher", "short", "--student", "short", "--tasks", "0.5"], "context_length=64"),
+    "problems too long": (["--teacher", "austen=short", "--student", "short", "--tasks", "0.5"], "context_length=64"),
 }
+
+
+def test_a_domain_without_a_teacher_is_named(capsys, tmp_path):
+    arguments = ["distill", "--teacher", "austen=teacher", "--student", "tiny", "--tasks", "0.5", "--out", "new"]
+    assert app.run(arguments) == 2
+    assert "no --teacher for reasoning; add --teacher reasoning=CHECKPOINT" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -11,11 +11,11 @@ import typer
 from minimoe.cli.console import Bar, choose_documents, counter, describe_data, messages, start
 from minimoe.cli.reasoning import NEW_TOKENS, check_length, check_share, grade, mixed_data
 from minimoe.cli.teacher_text import answered_right, of_the_solved, written
+from minimoe.cli.teachers import Teachers, load_teachers
 from minimoe.cli.train import check_resume, describe, draw, make_run, report, train_with_bar
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
-    from minimoe.config import ModelConfig
     from minimoe.data import Document, Tokenizer, TrainingData
     from minimoe.distill import DistillRecipe
     from minimoe.model import MoETransformer
@@ -25,7 +25,10 @@ MOST_PROMPTS = 20_000  # beyond that they are answered again
 
 
 def distill(
-    teacher: Annotated[Path, typer.Option(help="Checkpoint to learn from: a training folder or a saved folder.")],
+    teacher: Annotated[
+        list[str],
+        typer.Option(help="Checkpoint or shipped model to learn from; again as DOMAIN=CHECKPOINT for specialists."),
+    ],
     student: Annotated[
         str, typer.Option(help="Preset (nano, small), or a checkpoint or shipped model to train on from.")
     ],
@@ -64,41 +67,44 @@ def distill(
     Example: minimoe distill --teacher runs/small --student nano --steps 500 --out runs/student
 
     Example: minimoe distill --teacher teacher --student nano --trained --tasks 0.9 --sampled 5000 --out runs/solver
+
+    Example: minimoe distill --teacher small --teacher reasoning=teacher --student nano --tasks 0.5 --out runs/both
     """
+    from minimoe.data.tasks import DOMAIN
     from minimoe.distill import DistillRecipe, distill_hooks, task_prompts
-    from minimoe.hub import resolve_with_tokenizer
     from minimoe.training.checkpoint import prepare_folder, write_run_config
 
     recipe = DistillRecipe(loss, temperature, alpha, top_k, on_policy)
-    if cache is not None and top_k is None:
-        raise UserError(
-            f"--cache {cache} holds the teacher's K best words; say how many with --top-k, 32 is a fair start"
-        )
+    check_cache(cache, top_k, teacher)
     check_share(tasks)
     if sampled < 0 or (sampled and not tasks):
         raise UserError(
             f"--sampled {sampled} goes with --tasks, their share of the tokens; try --tasks 0.9 --sampled 5000"
         )
-    model, tokenizer, config, description = resolve_with_tokenizer(teacher)
+    teachers = load_teachers(teacher)
+    tokenizer = teachers.tokenizer
     changes = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     changes |= {"checkpoint_every": checkpoint_every, "eval_every": eval_every}
-    run, initial = choose_student(student, changes, config, tokenizer, dense=dense, trained=trained)
+    run, initial = choose_student(student, changes, teachers, dense=dense, trained=trained)
     graded = bool(tasks or on_policy)
-    check_fit(model, tokenizer, run, recipe, cache, graded=graded)
+    check_fit(teachers, run, recipe, cache, graded=graded)
     documents = choose_documents(text) if tasks < 1 else []
+    domains = {one.domain for one in documents if one.split == "train"} | ({DOMAIN} if graded else set())
+    teachers.check(domains)
     about: dict[str, Any] = dict(describe_data(text, documents)) if documents else {"name": "reasoning problems"}
-    about |= described(recipe, model, student if initial is None else initial) | {"tasks": tasks}
+    about |= described(recipe, teachers, student if initial is None else initial) | {"tasks": tasks}
     about |= {"sampled": sampled} if sampled else {}
     run = dataclasses.replace(run, data=about)
     prepare_folder(out)
     first = check_resume(out, run, resume)
     if sampled and not first:  # what the teacher writes can be continued only in a folder that says which run it is
         write_run_config(out, run, tokenizer)
-    problems = solved_right(out, model, tokenizer, sampled, seed) if sampled else None
+    problems = solved_right(out, teachers.of(DOMAIN), tokenizer, sampled, seed) if sampled else None
     data, validation = mixed_data(documents, tokenizer, run, tasks, problems=problems)
     prompts = task_prompts(min(run.recipe.steps * run.recipe.batch_size, MOST_PROMPTS), seed=seed) if on_policy else []
-    start(f"teacher: {description}; student {student}: {describe(run)}; {data.num_tokens:,} training tokens")
-    guide = model if cache is None else fill_cache(cache, run, recipe, model, data, tokenizer)
+    start(f"teacher: {teachers.description}; student {student}: {describe(run)}; {data.num_tokens:,} training tokens")
+    guide = teachers.by_domain(domains)
+    guide = guide if cache is None else fill_cache(cache, run, recipe, guide, data, tokenizer)
     hooks = distill_hooks(run, recipe, guide, data, tokenizer, prompts=prompts)
     if initial is not None:
         hooks["prepare"] = lambda fresh: initial
@@ -107,11 +113,27 @@ def distill(
     result = train_with_bar("distill", run, data, validation, tokenizer, first=first, out=out, resume=resume, **hooks)
     draw(out, result)
     answers = grade(result.model, tokenizer) if graded and not result.interrupted else None
-    return report(out, run, result, json, answers, {"teacher": str(teacher), "student": student})
+    return report(out, run, result, json, answers, {"teacher": ", ".join(teacher), "student": student})
+
+
+def check_cache(cache: Path | None, top_k: int | None, teachers: list[str]) -> None:
+    """Raises:
+    UserError: if it is not known what to keep, or whose.
+    """
+    if cache is None:
+        return
+    if top_k is None:
+        raise UserError(
+            f"--cache {cache} holds the teacher's K best words; say how many with --top-k, 32 is a fair start"
+        )
+    if len(teachers) > 1:
+        raise UserError(
+            f"--cache {cache} holds the words of one teacher, and there are {len(teachers)}; leave --cache out"
+        )
 
 
 def choose_student(
-    student: str, changes: dict[str, Any], teacher: ModelConfig, tokenizer: Tokenizer, *, dense: bool, trained: bool
+    student: str, changes: dict[str, Any], teachers: Teachers, *, dense: bool, trained: bool
 ) -> tuple[RunConfig, MoETransformer | None]:
     """The student's run, and its weights if it is a checkpoint: those its codes stand for, if it is quantized. A checkpoint
     is trained by the recipe of nano.
@@ -124,9 +146,10 @@ def choose_student(
     from minimoe.quant import dequantize_model
     from minimoe.training import RECIPES
 
+    tokenizer = teachers.tokenizer
     if student in PRESETS and student in RECIPES and not trained:
         run = make_run(student, changes, dense=dense, dropout=None, tokenizer=tokenizer, data={})
-        return dataclasses.replace(run, model=run.model.replace(vocab_size=teacher.vocab_size)), None
+        return dataclasses.replace(run, model=run.model.replace(vocab_size=teachers.vocab_size)), None
     if dense:
         raise UserError(f"--dense goes with a preset, and --student {student} is none; leave --dense out")
     if student not in shipped() and (trained or not Path(student).exists()):
@@ -150,12 +173,12 @@ def choose_student(
     return dataclasses.replace(run, model=config), dequantize_model(model)
 
 
-def described(recipe: DistillRecipe, teacher: MoETransformer, student: str | MoETransformer) -> dict[str, Any]:
+def described(recipe: DistillRecipe, teachers: Teachers, student: str | MoETransformer) -> dict[str, Any]:
     """What a run's config says of who learns from whom, so that --resume refuses another teacher or student."""
     from minimoe.distill import model_fingerprint
 
     learner = student if isinstance(student, str) else model_fingerprint(student)
-    return {"distillation": recipe.to_dict(), "teacher": model_fingerprint(teacher), "student": learner}
+    return {"distillation": recipe.to_dict(), "teacher": teachers.fingerprint(), "student": learner}
 
 
 def solved_right(out: Path, teacher: MoETransformer, tokenizer: Tokenizer, num: int, seed: int) -> list[Document]:
@@ -173,8 +196,7 @@ def solved_right(out: Path, teacher: MoETransformer, tokenizer: Tokenizer, num: 
 
 
 def check_fit(
-    teacher: MoETransformer,
-    tokenizer: Tokenizer,
+    teachers: Teachers,
     run: RunConfig,
     recipe: DistillRecipe,
     cache: Path | None,
@@ -188,11 +210,12 @@ def check_fit(
     """
     from minimoe.distill import check_teacher, load_cache
 
-    check_teacher(teacher, run)
+    for model in teachers:
+        check_teacher(model, run)
     if cache is not None and (cache.is_file() or (cache.is_dir() and any(cache.iterdir()))):
-        load_cache(cache, tokenizer=tokenizer.fingerprint, k=recipe.top_k, temperature=recipe.temperature)
+        load_cache(cache, tokenizer=teachers.tokenizer.fingerprint, k=recipe.top_k, temperature=recipe.temperature)
     if graded:
-        check_length(run, tokenizer, recipe.max_new_tokens)
+        check_length(run, teachers.tokenizer, recipe.max_new_tokens)
 
 
 def fill_cache(

@@ -71,6 +71,7 @@ def gap_closed(
     unit: str = "bits per byte",
     title: str = "How much of the gap each method closes",
     percent: bool = False,
+    start: str = "student alone",
 ) -> Figure:
     """A row a method: its mean as a dot, its seeds' range as a bar, and at the right the share of the gap it closes.
 
@@ -85,6 +86,7 @@ def gap_closed(
       unit: what the numbers are, for the axis.
       title: above the figure.
       percent: the numbers are shares (0..1), write them as percent.
+      start: what the level ``alone`` is called.
 
     Raises:
       UserError: if there is no row, one lacks a field, or there is no gap.
@@ -107,7 +109,7 @@ def gap_closed(
     if percent:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     style.name_rows(axes, [str(row["name"]) for row in rows])
-    _mark_levels(axes, {"student alone": float(alone), "teacher": float(teacher)}, write)
+    _mark_levels(axes, {start: float(alone), "teacher": float(teacher)}, write)
     columns = [("mean", [write(row["mean"]) for row in rows])]
     columns += [("gap closed", [f"{share_closed(row['mean'], alone, teacher):.0%}" for row in rows])]
     if any(row.get("seconds") is not None for row in rows):
