@@ -27,6 +27,7 @@ SHIPPED_AS = {
     "small-hour/small": "small",
     "nano/nano": "nano",
     "reasoning/forward-kl-0": "student",
+    **{f"specialists/{name}": name for name in ("stories", "bibles", "exact")},
 }
 
 
