@@ -591,8 +591,8 @@ for name, values in found.items():
     rows.append({"name": name, "mean": means[name], "low": min(values), "high": max(values), "seconds": spent})
     print(f"{name:13} solves {means[name]:.1%} ({', '.join(f'{value:.1%}' for value in values)}); "
           f"text: {np.mean([text_bits(one) for one in reasoners[name]]):.3f} bits per byte")
-for start in ("direct", "worked"):
-    closed = {name: share_closed(means[name], means[start], top) for name in ways if name not in (start, "direct")}
+for start, compared in {"direct": list(ways)[1:], "worked": ["sampled-right", "worked-right", "forward-kl"]}.items():
+    closed = {name: share_closed(means[name], means[start], top) for name in compared}
     print(f"of the gap from {start} to the teacher:", ", ".join(f"{name} {value:.0%}" for name, value in closed.items()))
 print(f"answers only {means['direct']:.0%}, you guessed {guessed[4]:.0%}; the teacher's steps {means['sampled-right']:.0%}, "
       f"you guessed {guessed[5]:.0%}")
@@ -606,19 +606,25 @@ print(f"the teacher solved {wrote['sampled_right']:.0%} of the pool, in {minutes
       f"these combinations it may have seen); {wrote['sampled_same']:.0%} of these solutions have just the true steps")
 
 # %% [markdown]
-# > **Key observation.** Here the headline holds, and it says more exactly what it should. With answers only, the student
-# > guesses. With written steps it comes most of the way to a model five times its size, outside of anything that seeds do,
-# > and **no logit was needed**: this much can be copied from text alone, which is what the press accuses somebody of having
-# > done. (Whether somebody did cannot be tested here.)
+# > **Key observation.** With answers only the student solves one problem in twenty, and with three times the training, the
+# > minutes of the teacher's writing included, still less than one in ten. With written steps it comes most of the way to
+# > a model five times its size, outside of anything that seeds do, and **no logit was needed**: this much can be copied
+# > from text alone. That is what companies have been accused of, training on another model's answers. (Whether somebody
+# > did cannot be tested here.)
 # >
-# > Whose steps they are cannot be told from the result. Nearly all of the teacher's right solutions are word for word those
-# > of the generator: the teacher is a *channel* for steps that a student without a generator would not have. Beware of
-# > reading more into the rows: runs of one way differ by many points between seeds. On seed 0 `sampled-right` is well ahead
-# > of `worked`; we had an explanation (the teacher's limits choose the easier problems, a syllabus) and ran `worked-right`
-# > to test it. Seed 1 turned the order round. One seed is an anecdote, even with a good story to it.
+# > Two things carry it. The *steps*, whosever they are: `worked` has no teacher and does as well, and nearly all of the
+# > teacher's right solutions are word for word those of the generator. The teacher is a *channel* for steps that a student
+# > without a generator would not have. And the *check*: unchecked, with a third of them wrong, the same solutions teach
+# > about half as much.
+# >
+# > Beware of reading more into the rows: runs of one way differ by many points between seeds. On seed 0 `sampled-right` is
+# > well ahead of `worked`; we had an explanation (the teacher's limits choose the easier problems, a syllabus) and ran
+# > `worked-right` to test it. Seed 1 turned the order round, as it did for `sampled`. One seed is an anecdote, even with a
+# > good story to it.
 # >
 # > What logits visibly do is something else: the student forgets less of its English while it learns to calculate. A tenth
-# > of the tokens is text, and there the teacher speaks too. It takes twice the time.
+# > of the tokens is text, and there the teacher speaks too. A step takes twice the time. The way of text has its bill
+# > elsewhere: the teacher writes first, once for all students.
 #
 # ### Its own mistakes
 #
@@ -717,7 +723,11 @@ for name, gains in {"dense": dense, "sparse": sparse}.items():
           f"({', '.join(f'{gain:+.3f}' for gain in gains)})")
 
 # %% [markdown]
-# > **Key observation.** TODO
+# > **Key observation.** Plain forward KL is the best of the losses here, T = 2 and Jensen-Shannon do next to nothing, and
+# > reverse KL makes a *worse* writer than no teacher at all. Bits per byte are a cross-entropy with the text, which punishes
+# > whoever says few things; reverse KL is usually given to students that can already write. Of this teacher, unsure as it
+# > is, 32 words bring well under the whole. What the student is made of matters little: a dense one gains from the sparse
+# > teacher about what a sparse one does, and experts in FP4 cost next to nothing, rounded in training or after it.
 #
 # ### What can be copied from text alone?
 #
@@ -734,7 +744,10 @@ for label, name in four.items():
     print(f"{label:30} {bits:.4f} bits per byte, {share_closed(bits, alone, text_bits(master)):.0%} of the gap")
 
 # %% [markdown]
-# > **Key observation.** TODO
+# > **Key observation.** The teacher's text teaches about what real text does, and no more: who has no text can make some by
+# > asking, who has gains nothing by it. What is more than text needs logits. And those say more on the teacher's own text
+# > than on real text: the best row of Figure 11. Why, this cannot say. Its text is easier; it has read the real training
+# > text seven times and is too sure of it; and alpha differs.
 #
 # ## Several teachers, one student
 #
@@ -787,7 +800,14 @@ for label, runs in table.items():
           f"({min(values):.1%} to {max(values):.1%}), {held:.0%} of the steps hold; {spent:.0f} s")
 
 # %% [markdown]
-# > **Key observation.** TODO
+# > **Key observation.** Specialists know their own domains a little better and have forgotten much of all others. Four of them
+# > make a better student than none, on every seed. Yet both students end behind the `nano` they began from, since half of
+# > what they read is problems. And the control beats everything: as many steps as specialists and student took together,
+# > spent on *one* model without any teacher, give the best text and begin to reason. From reasoning, the teachers give
+# > back more English than text alone does, and the student loses a fifth of its problems, though it was to listen to
+# > itself there; without teachers it keeps nearly all. So at our scale several teachers are a way to *join* models that exist
+# > already, at a loss, and no way to get more for the same work. DeepSeek's specialists were made by reinforcement
+# > learning, which no further steps on the text replace; that case is not tested here.
 #
 # ## What distillation cannot do
 #
@@ -856,8 +876,9 @@ check("distillation.on_policy", on_policy_kl);
 
 # %% [markdown]
 # And without a check: make a student of your own with `minimoe distill --teacher teacher --student nano --tasks 0.5
-# --steps 600 --out runs/mine` and beat the share of the gap in Figure 5 at equal tokens. What did you change, and what would have to hold on
-# three seeds before you believe it?
+# --steps 600 --out runs/mine` and beat the share of the gap in Figure 5 at equal tokens. What did you change, and what
+# would have to hold on three seeds before you believe it? (The specialists come with the package too: `--teacher small
+# --teacher austen=stories --teacher reasoning=teacher`.)
 
 # %%
 print(f"this notebook took {time.monotonic() - began:.0f} seconds")
