@@ -700,7 +700,7 @@ for name, runs in phases.items():
 # ## Other ways
 #
 # Back to the students of Figure 5, 1.2 million tokens each. Recorded as well (`minimoe lab run distillation-ways`), three
-# seeds: other losses (`jsd` is Jensen-Shannon, `hinton-2` has T = 2 and T²); only the 32 best words; a student whose experts
+# seeds or one (seed 0, to be read against the first number of `alone` and of `forward-kl`): other losses (`jsd` is Jensen-Shannon, `hinton-2` has T = 2 and T²); only the 32 best words; a student whose experts
 # are rounded to FP4 in every step of training (`quantized`); a dense student of the sparse teacher, against `dense-alone`;
 # and students of *text that the teacher wrote*, without its logits and with them.
 
@@ -726,7 +726,7 @@ for name, gains in {"dense": dense, "sparse": sparse}.items():
 # > **Key observation.** Plain forward KL is the best of the losses here, T = 2 and Jensen-Shannon do next to nothing, and
 # > reverse KL makes a *worse* writer than no teacher at all. Bits per byte are a cross-entropy with the text, which punishes
 # > whoever says few things; reverse KL is usually given to students that can already write. Of this teacher, unsure as it
-# > is, 32 words bring well under the whole. What the student is made of matters little: a dense one gains from the sparse
+# > is, the 32 best words bring about half of what all logits bring. What the student is made of matters little: a dense one gains from the sparse
 # > teacher about what a sparse one does, and experts in FP4 cost next to nothing, rounded in training or after it.
 #
 # ### What can be copied from text alone?
@@ -744,8 +744,8 @@ for label, name in four.items():
     print(f"{label:30} {bits:.4f} bits per byte, {share_closed(bits, alone, text_bits(master)):.0%} of the gap")
 
 # %% [markdown]
-# > **Key observation.** The teacher's text teaches about what real text does, and no more: who has no text can make some by
-# > asking, who has gains nothing by it. What is more than text needs logits. And those say more on the teacher's own text
+# > **Key observation.** The teacher's text teaches about what real text does, hardly more: who has no text can make some by
+# > asking, who has gains little by it. What is more than text needs logits. And those say more on the teacher's own text
 # > than on real text: the best row of Figure 11. Why, this cannot say. Its text is easier; it has read the real training
 # > text seven times and is too sure of it; and alpha differs.
 #
