@@ -700,9 +700,10 @@ for name, runs in phases.items():
 # ## Other ways
 #
 # Back to the students of Figure 5, 1.2 million tokens each. Recorded as well (`minimoe lab run distillation-ways`), three
-# seeds or one (seed 0, to be read against the first number of `alone` and of `forward-kl`): other losses (`jsd` is Jensen-Shannon, `hinton-2` has T = 2 and T²); only the 32 best words; a student whose experts
-# are rounded to FP4 in every step of training (`quantized`); a dense student of the sparse teacher, against `dense-alone`;
-# and students of *text that the teacher wrote*, without its logits and with them.
+# seeds or one (seed 0, to be read against the first number of `alone` and of `forward-kl`): other losses (`jsd` is
+# Jensen-Shannon, `hinton-2` has T = 2 and T²); only the 32 best words; a student whose experts are rounded to FP4 in every
+# step of training (`quantized`); a dense student of the sparse teacher, against `dense-alone`; and students of *text that
+# the teacher wrote*, without its logits and with them.
 
 # %%
 others = {name: recorded[name] for name in ("alone", "forward-kl")} | by_way(read_record("distillation-ways")["runs"])
