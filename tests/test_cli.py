@@ -276,6 +276,36 @@ def _few_documents(domain=None, split=None):
     return [d for d in train + val if split in (None, d.split)]
 
 
+RECORDED = sorted(path.stem for path in lab.RECORDS.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_lab_shows_every_record_in_eighty_columns_and_whole(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert app.run(["lab", "show", name]) == 0
+    shown = capsys.readouterr().out
+    assert app.run(["lab", "show", name, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    lines = {line.split()[0]: line.split() for line in shown.splitlines() if line.strip()}
+    for run, values in record.get("runs", {}).items():
+        assert f"{values['full']['bits_per_byte']:.4f}" in lines[run]
+    for recipe, values in record.get("recipes", {}).items():
+        assert f"{values[record['protocol']]['bits_per_byte']:.4f}" in lines[recipe]
+    assert "…" not in shown
+
+
+def test_lab_lists_what_is_recorded_and_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setitem(lab.EXPERIMENTS, "nano", lambda done: [lab.Trial("nano", "nano"), lab.Trial("more", "nano")])
+    monkeypatch.setitem(lab.EXPERIMENTS, "toy", lambda done: [lab.Trial("one", "nano")])
+    assert app.run(["lab", "list"]) == 0
+    lines = capsys.readouterr().out
+    assert "nano (1 runs missing)" in lines
+    assert "small-hour (recorded)" in lines
+    assert "toy (not recorded)" in lines
+    assert app.run(["lab", "show", "nano"]) == 0
+    assert "Not run yet: more." in capsys.readouterr().out
+
+
 def test_help_has_an_example_everywhere(capsys):
     for command in (
         "tour",

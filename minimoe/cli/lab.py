@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from minimoe.cli import lab_quant, lab_ship
+from minimoe.cli import lab_quant, lab_ship, lab_show
 from minimoe.cli.console import messages, print_json, start
 from minimoe.cli.lab_run import run_trial
 from minimoe.cli.lab_trials import EXPERIMENTS, Trial
@@ -52,17 +52,30 @@ def list_experiments() -> None:
     Example: minimoe lab list
     """
     for name, make in {**EXPERIMENTS, **MEASUREMENTS}.items():
-        recorded = "recorded" if (RECORDS / f"{name}.json").is_file() else "not recorded"
-        typer.echo(f"{name} ({recorded}): {(make.__doc__ or '').splitlines()[0].replace('``', '')}")
+        done = read_record(name).get("runs", {}) if (RECORDS / f"{name}.json").is_file() else None
+        planned = EXPERIMENTS[name](done or {}) if name in EXPERIMENTS else []
+        missing = sum(trial.name not in (done or {}) for trial in planned)
+        recorded = "not recorded" if done is None else f"{missing} runs missing" if missing else "recorded"
+        summary = (make.__doc__ or "").partition("\n")[0].replace("``", "")
+        typer.echo(f"{name} ({recorded}): {summary}")
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="An experiment.")]) -> None:
-    """Print the record of an experiment as JSON.
+def show(
+    name: Annotated[str, typer.Argument(help="An experiment.")],
+    json: Annotated[bool, typer.Option("--json", help="The whole record, one JSON object on stdout.")] = False,
+) -> None:
+    """Print what an experiment found, a line a run.
 
     Example: minimoe lab show sparse-vs-dense
     """
-    print_json(read_record(name))
+    record = read_record(name)
+    if json or not {"runs", "recipes"} & set(record):
+        print_json(record)
+        return
+    done = record.get("runs", {})
+    trials = EXPERIMENTS[name](done) if name in EXPERIMENTS else []
+    lab_show.show_record(record, [trial.name for trial in trials if trial.name not in done])
 
 
 @app.command("run")

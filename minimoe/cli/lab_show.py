@@ -1,0 +1,74 @@
+"""``minimoe lab show``: a record as a table, a line a run; the record itself has much more."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Rows = list[tuple[str, ...]]
+MEANING = {
+    "bits/byte": "of the validation text, mean of its domains",
+    "rounded": "the same, once quantized",
+    "worked": "problems solved when asked for the steps",
+    "direct": "when asked for the answer alone",
+    "MaxVio": "load of the fullest expert over the mean load, less 1",
+    "min": "minutes of training",
+    "change": "of bits per byte",
+}
+
+
+def show_record(record: Mapping[str, Any], missing: Sequence[str]) -> None:
+    """Prints the runs of an experiment, or the recipes of a measurement, and which runs it lacks."""
+    from rich.console import Console
+    from rich.table import Table
+
+    heads, rows = run_rows(record["runs"]) if "runs" in record else recipe_rows(record)
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold underline")
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    if missing:
+        console.print(f"Not run yet: {', '.join(missing)}. `{record['command']}` goes on with them.")
+    console.print("; ".join(f"{head}: {MEANING[head]}" for head in heads if head in MEANING) + ".")
+    console.print("All there is, with settings and scores by domain: --json.")
+
+
+def run_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Rows]:
+    """Heads and cells: tokens, bits per byte of the whole validation text and once quantized, problems solved with steps
+    and without, the fullest expert of that text (`minimoe.moe.max_violation`, mean of the layers), minutes of training.
+
+    Columns that no run fills are left out.
+    """
+    from minimoe.cli.lab_trials import training_speed
+
+    cells = []
+    for name, run in runs.items():
+        tasks = run.get("tasks") or {}
+        solved = [f"{tasks[form]['mean_exact_match']:.1%}" if form in tasks else "" for form in ("worked", "direct")]
+        rounded = run.get("quantized")
+        minutes = run["tokens"] / training_speed(run) / 60
+        bits = run["full"]["bits_per_byte"], rounded["bits_per_byte"] if rounded else None
+        written = [f"{value:.4f}" if value is not None else "" for value in bits]
+        routing = run.get("routing")
+        fullest = f"{statistics.mean(routing['max_violation_global']):.2f}" if routing else ""
+        cells.append((name, f"{run['tokens'] / 1e6:.2f}M", *written, *solved, fullest, f"{minutes:.1f}"))
+    heads = ("run", "tokens", "bits/byte", "rounded", "worked", "direct", "MaxVio", "min")
+    filled = [index for index in range(len(heads)) if any(row[index] for row in cells)]
+    return tuple(heads[index] for index in filled), [tuple(row[index] for index in filled) for row in cells]
+
+
+def recipe_rows(record: Mapping[str, Any]) -> tuple[tuple[str, ...], Rows]:
+    """Heads and cells of a model quantized by every recipe, against its float32 self, on the record's protocol."""
+    protocol = record["protocol"]
+    before = record["float32"]
+    rows: Rows = [("float32", f"{before['bytes'] / 1e6:.2f}", f"{before[protocol]['bits_per_byte']:.4f}", "", "")]
+    for name, recipe in record["recipes"].items():
+        scored = recipe[protocol]
+        change, routes = f"{scored['relative_change']:+.2%}", recipe.get("routing_changed")
+        moved = "" if routes is None else f"{routes:.1%}"
+        rows.append((name, f"{recipe['bytes'] / 1e6:.2f}", f"{scored['bits_per_byte']:.4f}", change, moved))
+    return ("recipe", "megabytes", "bits/byte", "change", "routes changed"), rows
