@@ -299,7 +299,7 @@ def test_lab_lists_what_is_recorded_and_what_is_missing(capsys, monkeypatch):
     monkeypatch.setitem(lab.EXPERIMENTS, "toy", lambda done: [lab.Trial("one", "nano")])
     assert app.run(["lab", "list"]) == 0
     lines = capsys.readouterr().out
-    assert "nano (1 runs missing)" in lines
+    assert "nano (1 of 2 runs missing)" in lines
     assert "small-hour (recorded)" in lines
     assert "toy (not recorded)" in lines
     assert app.run(["lab", "show", "nano"]) == 0

@@ -55,7 +55,7 @@ def list_experiments() -> None:
         done = read_record(name).get("runs", {}) if (RECORDS / f"{name}.json").is_file() else None
         planned = EXPERIMENTS[name](done or {}) if name in EXPERIMENTS else []
         missing = sum(trial.name not in (done or {}) for trial in planned)
-        recorded = "not recorded" if done is None else f"{missing} runs missing" if missing else "recorded"
+        recorded = "not recorded" if done is None else f"{missing} of {len(planned)} runs missing" if missing else "recorded"
         summary = (make.__doc__ or "").partition("\n")[0].replace("``", "")
         typer.echo(f"{name} ({recorded}): {summary}")
 
