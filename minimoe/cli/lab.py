@@ -52,12 +52,13 @@ def list_experiments() -> None:
     Example: minimoe lab list
     """
     for name, make in {**EXPERIMENTS, **MEASUREMENTS}.items():
-        done = read_record(name).get("runs", {}) if (RECORDS / f"{name}.json").is_file() else None
-        planned = EXPERIMENTS[name](done or {}) if name in EXPERIMENTS else []
-        missing = sum(trial.name not in (done or {}) for trial in planned)
-        recorded = "not recorded" if done is None else f"{missing} of {len(planned)} runs missing" if missing else "recorded"
+        there = (RECORDS / f"{name}.json").is_file()
+        done = read_record(name).get("runs", {}) if there else {}
+        planned = EXPERIMENTS[name](done) if name in EXPERIMENTS else []
+        missing = sum(trial.name not in done for trial in planned)
+        recorded = f"{missing} of {len(planned)} runs missing" if missing else "recorded"
         summary = (make.__doc__ or "").partition("\n")[0].replace("``", "")
-        typer.echo(f"{name} ({recorded}): {summary}")
+        typer.echo(f"{name} ({recorded if there else 'not recorded'}): {summary}")
 
 
 @app.command("show")
