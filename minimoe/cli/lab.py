@@ -54,9 +54,8 @@ def list_experiments() -> None:
     for name, make in {**EXPERIMENTS, **MEASUREMENTS}.items():
         there = (RECORDS / f"{name}.json").is_file()
         done = read_record(name).get("runs", {}) if there else {}
-        planned = EXPERIMENTS[name](done) if name in EXPERIMENTS else []
-        missing = sum(trial.name not in done for trial in planned)
-        recorded = f"{missing} of {len(planned)} runs missing" if missing else "recorded"
+        missing = len(_missing(name, done))
+        recorded = f"{missing} of {missing + len(done)} runs missing" if missing else "recorded"
         summary = (make.__doc__ or "").partition("\n")[0].replace("``", "")
         typer.echo(f"{name} ({recorded if there else 'not recorded'}): {summary}")
 
@@ -74,9 +73,7 @@ def show(
     if json or not {"runs", "recipes"} & set(record):
         print_json(record)
         return
-    done = record.get("runs", {})
-    trials = EXPERIMENTS[name](done) if name in EXPERIMENTS else []
-    lab_show.show_record(record, [trial.name for trial in trials if trial.name not in done])
+    lab_show.show_record(record, [trial.name for trial in _missing(name, record.get("runs", {}))])
 
 
 @app.command("run")
@@ -120,9 +117,13 @@ def run(
     return 0
 
 
+def _missing(name: str, done: Mapping[str, Any]) -> list[Trial]:
+    """The runs of an experiment that are not done; none of a measurement."""
+    return [trial for trial in EXPERIMENTS[name](done) if trial.name not in done] if name in EXPERIMENTS else []
+
+
 def _next(name: str, done: Mapping[str, Any], only: str) -> Trial | None:
-    missing = (trial for trial in EXPERIMENTS[name](done) if trial.name not in done)
-    return next((trial for trial in missing if fnmatch.fnmatchcase(trial.name, only)), None)
+    return next((trial for trial in _missing(name, done) if fnmatch.fnmatchcase(trial.name, only)), None)
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

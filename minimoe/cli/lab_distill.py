@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minimoe.cli.console import messages
+from minimoe.cli.lab_trials import SPECIALISTS
 from minimoe.cli.teacher_text import Written, answered_right, of_the_solved, written
 from minimoe.errors import UserError
 
@@ -27,7 +28,7 @@ SHIPPED_AS = {
     "small-hour/small": "small",
     "nano/nano": "nano",
     "reasoning/forward-kl-0": "student",
-    **{f"specialists/{name}": name for name in ("stories", "bibles", "exact")},
+    **{f"specialists/{name}": name for name in SPECIALISTS},
 }
 
 
