@@ -12,7 +12,7 @@ from minimoe import ModelConfig, MoEConfig, MoETransformer
 from minimoe.cli import app
 from minimoe.data import load_tokenizer
 from minimoe.hub import load, save
-from minimoe.quant.rules import quantize_model, size_report
+from minimoe.quant.models import quantize_model, size_report
 from minimoe.training import Recipe, RunConfig, make_optimizer
 from minimoe.training.checkpoint import CheckpointFolder, write_run_config
 

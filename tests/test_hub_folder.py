@@ -20,9 +20,9 @@ from minimoe.hub import folder as folders
 from minimoe.hub.names import abstract_model, named_arrays
 from minimoe.hub.quantized import describe
 from minimoe.hub.tensorfile import TensorFile
-from minimoe.quant.recipes import Recipe, Rule
+from minimoe.quant.models import quantize_model
+from minimoe.quant.recipes import QuantRecipe, Rule
 from minimoe.quant.report import STORED, size_report
-from minimoe.quant.rules import quantize_model
 from minimoe.quant.specs import Group, PerTensor, Spec
 
 TINY = ModelConfig(
@@ -34,7 +34,7 @@ MIDDLE = ModelConfig(
     vocab_size=512, d_model=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32,
     moe=MoEConfig(128, 128, num_experts=8, top_k=2, num_shared_experts=1, score="sigmoid"),
 )  # fmt: skip
-ZERO_POINTS = Recipe(
+ZERO_POINTS = QuantRecipe(
     "mine",
     (
         Rule("experts$", Spec("int4", Group(4), scale_format="bfloat16", symmetric=False)),
@@ -64,7 +64,7 @@ def fresh(config: ModelConfig) -> MoETransformer:
     return MoETransformer(config, rngs=nnx.Rngs(3))
 
 
-def make(config: ModelConfig, recipe: str | Recipe | None) -> MoETransformer:
+def make(config: ModelConfig, recipe: str | QuantRecipe | None) -> MoETransformer:
     return fresh(config) if recipe is None else quantize_model(fresh(config), recipe)
 
 

@@ -320,7 +320,7 @@ def test_save_refuses_other_formats(tmp_path: Path):
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = files.write_atomically(tmp_path / "file", b"old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(UserError, match="file cannot be written: full"):
         files.write_atomically(path, b"new")
     assert [entry.read_bytes() for entry in tmp_path.iterdir()] == [b"old"]
 

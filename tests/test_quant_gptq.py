@@ -30,7 +30,7 @@ from minimoe.quant import (
 )
 from minimoe.quant.calibrate import InputStatistics, collect
 from minimoe.quant.gptq import gptq, gptq_experts, gptq_model, output_error, output_first
-from minimoe.quant.rules import QUANTIZED, Recipe, Rule, quantize_model
+from minimoe.quant.models import QUANTIZED, QuantRecipe, Rule, quantize_model
 from minimoe.quant.sensitivity import (
     expert_calibration_experiment,
     kind_group,
@@ -188,7 +188,7 @@ def calibration(model):
 
 
 def test_a_whole_model(model, calibration):
-    recipe = Recipe("experts", (Rule("experts$", INT4_GROUP32), Rule("q_proj", INT8_CHANNEL)))
+    recipe = QuantRecipe("experts", (Rule("experts$", INT4_GROUP32), Rule("q_proj", INT8_CHANNEL)))
     layers = [m.layers[0] for m in (gptq_model(model, calibration, recipe), quantize_model(model, recipe))]
     for matrix, weight in zip(("gate_up", "down"), output_first(model.layers[0].ffn.experts), strict=True):
         better, worse = (getattr(layer.ffn.experts, matrix) for layer in layers)
@@ -198,7 +198,7 @@ def test_a_whole_model(model, calibration):
     jax.tree.map(np.testing.assert_array_equal, *(layer.attention.q_proj.weight for layer in layers))
     assert isinstance(model.layers[0].ffn.experts, Experts), "the original is not changed"
     with pytest.raises(UserError, match="leaves all experts as they are"):
-        gptq_model(model, calibration, Recipe("no experts", (Rule("q_proj", INT8_CHANNEL),)))
+        gptq_model(model, calibration, QuantRecipe("no experts", (Rule("q_proj", INT8_CHANNEL),)))
 
 
 def test_groups_hold_what_their_name_says(model):
@@ -208,7 +208,7 @@ def test_groups_hold_what_their_name_says(model):
         changed = {kind_group(".".join(map(str, p))) for p, m in nnx.iter_modules(mixed) if isinstance(m, QUANTIZED)}
         assert changed == {name}
     assert len(list(quantized_groups(model, "int4", tensor_group))) == 1 + 3
-    rounded = Recipe("router", (Rule("router", INT4_GROUP32),))
+    rounded = QuantRecipe("router", (Rule("router", INT4_GROUP32),))
     ((name, mixed),) = quantized_groups(model, rounded)
     assert name == "layers.*.ffn.router"
     assert not np.array_equal(mixed.layers[0].ffn.router.kernel[...], model.layers[0].ffn.router.kernel[...])
@@ -219,7 +219,7 @@ def test_sensitivity(tiny_config):
     model = MoETransformer(config, rngs=nnx.Rngs(0))
     texts = [Document("a", "val", "1", "To be, or not to be"), Document("b", "val", "2", "import numpy as np")]
     seen = []
-    recipe = Recipe("experts", (Rule("experts$", MXFP4),))
+    recipe = QuantRecipe("experts", (Rule("experts$", MXFP4),))
     found = layer_sensitivity(model, recipe, texts, ByteTokenizer(), progress=lambda *a: seen.append(a))
     assert found.float_bits_per_byte == evaluate(model, texts, ByteTokenizer()).bits_per_byte
     assert found.bits_per_byte == {"layers.*.ffn.experts": found.all_bits_per_byte}

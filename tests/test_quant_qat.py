@@ -15,9 +15,8 @@ from flax import nnx
 from minimoe import MoETransformer, UserError
 from minimoe.cli import lab, lab_run
 from minimoe.data import ByteTokenizer, Document, training_data
+from minimoe.quant.models import QuantRecipe, Rule, quantize_model
 from minimoe.quant.qat import fake_quantize, qat_transform
-from minimoe.quant.rules import Recipe as QuantRecipe
-from minimoe.quant.rules import Rule, quantize_model
 from minimoe.quant.specs import FP8_BLOCK_UE8M0, INT8_CHANNEL, MXFP4, MXFP4_OCP, NVFP4, SPECS
 from minimoe.quant.tensor import quantize
 from minimoe.training import Recipe, RunConfig, lm_loss, make_optimizer, train, train_step

@@ -362,7 +362,7 @@ def test_missing_foreign_and_empty_folders(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written \(.*\); name another folder"):
+    with pytest.raises(UserError, match=r"below lies below .*file, which is a file; name another folder"):
         prepare_folder(tmp_path / "file" / "below")
 
 

@@ -20,8 +20,8 @@ from minimoe.cost import count_params
 from minimoe.inference import generate
 from minimoe.model import MoETransformer
 from minimoe.quant.matmul import int8_matmul, qmatmul
+from minimoe.quant.models import quantize_model
 from minimoe.quant.report import size_report
-from minimoe.quant.rules import quantize_model
 from minimoe.quant.specs import INT8_CHANNEL
 from minimoe.quant.tensor import QTensor, quantize
 

@@ -70,13 +70,25 @@ def _makers(model: MoETransformer, tokenizer: Tokenizer) -> dict[str, Callable[[
     """Every recipe, then the calibrated variants. Calibration text is read once, when it is first needed."""
     import functools
 
-    from minimoe.quant import INT8_CHANNEL, MXFP4, RECIPES, Recipe, Rule, collect, gptq_model, quantize_model, smooth
+    from minimoe.quant import (
+        INT8_CHANNEL,
+        MXFP4,
+        RECIPES,
+        QuantRecipe,
+        Rule,
+        collect,
+        gptq_model,
+        quantize_model,
+        smooth,
+    )
 
     @functools.cache
     def calibration() -> Any:
         return collect(model, _calibration_batches(model, tokenizer))
 
-    router = {f"router-{spec.format}": Recipe("router", (Rule("router$", spec),)) for spec in (INT8_CHANNEL, MXFP4)}
+    router = {
+        f"router-{spec.format}": QuantRecipe("router", (Rule("router$", spec),)) for spec in (INT8_CHANNEL, MXFP4)
+    }
     makers: dict[str, Callable[[], MoETransformer]] = {
         name: functools.partial(quantize_model, model, name) for name in RECIPES
     }

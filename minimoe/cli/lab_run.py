@@ -94,7 +94,7 @@ def _outcome(trial: Trial, run: Any, result: Any, validation: list[Any], tokeniz
     full = evaluate(result.model, documents, tokenizer)
     quantized = None
     if trial.quantized is not None:
-        from minimoe.quant.rules import quantize_model
+        from minimoe.quant.models import quantize_model
 
         quantized = evaluate(quantize_model(result.model, trial.quantized), documents, tokenizer).to_record()
     answers = {}

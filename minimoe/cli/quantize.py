@@ -36,7 +36,7 @@ def quantize(
     """
     from minimoe.data.evaluation import PROTOCOLS
     from minimoe.hub import check_destination, load, provenance_of, resolve, resolve_with_tokenizer, save
-    from minimoe.quant.rules import get_recipe, quantize_model, size_report
+    from minimoe.quant.models import get_recipe, quantize_model, size_report
 
     get_recipe(recipe)
     if protocol not in PROTOCOLS:

@@ -111,10 +111,9 @@ def prepare(out: Path) -> None:
     Raises:
       UserError: if it is something else or cannot be written.
     """
-    from minimoe.training.checkpoint import prepare_folder
+    from minimoe.files import prepare_folder
 
-    marker = REPORT_FILE if not out.is_dir() or _is_report(out) else "no such file"
-    prepare_folder(out, marker, "an earlier report")
+    prepare_folder(out, _is_report, "an earlier report")
 
 
 def _is_report(out: Path) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer, load_tokenizer
 from minimoe.errors import UserError
+from minimoe.files import check_folder, writing
 from minimoe.hub.names import abstract_model, fill, named_arrays
 from minimoe.hub.quantized import Quantization, describe
 from minimoe.hub.tensorfile import REPAIR, FileRecord, TensorFile, write_tensors
@@ -78,22 +79,19 @@ def save(
     provenance = _plain(provenance or {})
     quantization = describe(model)
     check_destination(directory)
-    try:
-        with _staged(directory) as aside:
-            record = write_tensors(aside / TENSOR_FILE, named_arrays(model))
-            if tokenizer is not None and tokenizer.name != "byte":
-                tokenizer.save(aside / TOKENIZER_FILE)
-            config = {
-                "format": FORMAT,
-                "model": model.config.to_dict(),
-                "quantization": None if quantization is None else quantization.to_dict(),
-                "tokenizer": None if tokenizer is None else _name(tokenizer),
-                "files": {TENSOR_FILE: record.to_dict()},
-                "provenance": provenance,
-            }
-            (aside / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written ({error.strerror or error}); choose another folder") from error
+    with writing(directory), _staged(directory) as aside:
+        record = write_tensors(aside / TENSOR_FILE, named_arrays(model))
+        if tokenizer is not None and tokenizer.name != "byte":
+            tokenizer.save(aside / TOKENIZER_FILE)
+        config = {
+            "format": FORMAT,
+            "model": model.config.to_dict(),
+            "quantization": None if quantization is None else quantization.to_dict(),
+            "tokenizer": None if tokenizer is None else _name(tokenizer),
+            "files": {TENSOR_FILE: record.to_dict()},
+            "provenance": provenance,
+        }
+        (aside / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return directory
 
 
@@ -149,19 +147,7 @@ def check_destination(directory: Path) -> None:
     Raises:
       UserError: if it is a file, lies below one, cannot be written, or holds anything but an earlier save.
     """
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file; name a folder that is new or empty")
-    nearest = directory
-    while not nearest.exists():
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise UserError(f"{directory} lies below {nearest}, which is a file; name another folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{directory} cannot be written (no permission in {nearest}); name another folder")
-    if not directory.is_dir() or not [p for p in directory.iterdir() if not p.name.startswith(_STAGING)]:
-        return
-    if not is_saved_folder(directory):
-        raise UserError(f"{directory} holds something that is not a saved model; name a folder that is new or empty")
+    check_folder(directory, is_saved_folder, "a saved model")
 
 
 def is_saved_folder(directory: Path) -> bool:

@@ -18,7 +18,7 @@ from minimoe.errors import UserError
 from minimoe.model import MoETransformer
 from minimoe.moe import Experts
 from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
-from minimoe.quant.recipes import RECIPES, Recipe
+from minimoe.quant.recipes import RECIPES, QuantRecipe
 from minimoe.quant.report import STORED
 from minimoe.quant.specs import Block, Group, PerChannel, PerTensor, PerToken, Spec, Tile
 from minimoe.quant.tensor import QTensor, quantize
@@ -163,7 +163,7 @@ def _recipe_name(model: MoETransformer, modules: Mapping[str, QuantizedModule]) 
     return "custom"
 
 
-def _follows(recipe: Recipe, path: str, module: QuantizedModule | None) -> bool:
+def _follows(recipe: QuantRecipe, path: str, module: QuantizedModule | None) -> bool:
     rule = recipe.rule_for(path)
     if rule is None or rule.weight is None or module is None:
         return module is None and (rule is None or rule.weight is None)

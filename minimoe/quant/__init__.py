@@ -1,7 +1,7 @@
 """Quantization: number formats, arrays stored in them, and models that compute with those arrays.
 
-In reading order: `formats`, `specs` (who shares a scale), `tensor` (arrays), `matmul`, `layers`, `recipes`, `rules`
-(models) and `dequantize` (the way back), `report` (sizes, changed routes); then training under rounding (`qat`,
+In reading order: `formats`, `specs` (who shares a scale), `tensor` (arrays), `matmul`, `layers`, `recipes`, `models`
+(a whole model) and `dequantize` (the way back), `report` (sizes, changed routes); then training under rounding (`qat`,
 `fp8_training`), the cache (`kv`), and what calibration text buys (`calibrate`, `smooth`, `gptq`, `sensitivity`).
 """
 
@@ -23,10 +23,10 @@ from minimoe.quant.gptq import gptq, gptq_experts, gptq_model, output_error
 from minimoe.quant.kv import CACHES, CacheFactory, QuantKVCache, cache_bytes_per_token, kv_cache, through_cache
 from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
 from minimoe.quant.matmul import int8_matmul, multiply, qmatmul
+from minimoe.quant.models import quantize_model
 from minimoe.quant.qat import QatTransform, fake_quantize, qat_transform, straight_through
-from minimoe.quant.recipes import RECIPES, Recipe, Rule, get_recipe
+from minimoe.quant.recipes import RECIPES, QuantRecipe, Rule, get_recipe
 from minimoe.quant.report import SizeReport, SizeRow, routing_changes, size_report
-from minimoe.quant.rules import quantize_model
 from minimoe.quant.sensitivity import expert_calibration_experiment, layer_sensitivity
 from minimoe.quant.smooth import smooth, smoothing_factors
 from minimoe.quant.specs import (
@@ -92,7 +92,7 @@ __all__ = [
     "QuantExperts",
     "QuantKVCache",
     "QuantLinear",
-    "Recipe",
+    "QuantRecipe",
     "Rule",
     "SizeReport",
     "SizeRow",

@@ -22,7 +22,7 @@ from minimoe.errors import UserError
 from minimoe.layers import swiglu
 from minimoe.model import MoETransformer
 from minimoe.moe import Experts
-from minimoe.quant.rules import replace_module
+from minimoe.quant.models import replace_module
 
 
 @dataclasses.dataclass(frozen=True)

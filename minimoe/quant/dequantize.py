@@ -9,7 +9,7 @@ from flax import nnx
 
 from minimoe.model import MoETransformer, copy_model
 from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
-from minimoe.quant.rules import QUANTIZED
+from minimoe.quant.models import QUANTIZED
 
 
 def is_quantized(model: MoETransformer) -> bool:

@@ -26,7 +26,7 @@ from minimoe.model import MoETransformer
 from minimoe.moe import Experts
 from minimoe.quant.calibrate import Calibration, InputStatistics
 from minimoe.quant.layers import QuantExperts
-from minimoe.quant.rules import Recipe, quantize_model
+from minimoe.quant.models import QuantRecipe, quantize_model
 from minimoe.quant.specs import Spec
 from minimoe.quant.tensor import QTensor, choose_scale, quantize
 
@@ -200,7 +200,7 @@ def gptq_experts(
 def gptq_model(
     model: MoETransformer,
     calibration: Calibration,
-    recipe: str | Recipe,
+    recipe: str | QuantRecipe,
     *,
     shrinkage: int | float = 0.0,
     min_rows: int | None = None,

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 
 from minimoe.model import MoETransformer
 from minimoe.moe import Experts
-from minimoe.quant.rules import QUANTIZABLE, Recipe, check_rules, get_recipe
+from minimoe.quant.models import QUANTIZABLE, QuantRecipe, check_rules, get_recipe
 from minimoe.quant.specs import Spec
 from minimoe.quant.tensor import quantize
 
@@ -95,7 +95,7 @@ class QatTransform:
         return variable.replace(jnp.swapaxes(fake_quantize(jnp.swapaxes(x, -1, -2), spec), -1, -2))
 
 
-def qat_transform(model: MoETransformer, recipe: str | Recipe) -> QatTransform:
+def qat_transform(model: MoETransformer, recipe: str | QuantRecipe) -> QatTransform:
     """The rounding that `minimoe.quant.quantize_model` would do, for the weights of a model in training.
 
     The forward pass of the rounded parameters is that of the quantized model, as far as weights go: activations that a

@@ -72,7 +72,7 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class QuantRecipe:
     """Rules in order, the first match deciding.
 
     Attributes:
@@ -85,7 +85,7 @@ class Recipe:
       UserError: for another ``rest``.
 
     Example:
-      >>> recipe = Recipe("mine", (Rule("experts$", MXFP4), Rule("_proj$", INT8_CHANNEL)))
+      >>> recipe = QuantRecipe("mine", (Rule("experts$", MXFP4), Rule("_proj$", INT8_CHANNEL)))
       >>> recipe.rule_for("layers.0.ffn.experts").weight.format, recipe.rule_for("embed")
       ('fp4_e2m1', None)
     """
@@ -97,7 +97,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.rest not in (None, "bfloat16"):
-            raise UserError(f'Recipe({self.name!r}): rest={self.rest!r} is not known; use "bfloat16" or None')
+            raise UserError(f'QuantRecipe({self.name!r}): rest={self.rest!r} is not known; use "bfloat16" or None')
 
     def rule_for(self, path: str) -> Rule | None:
         """The rule that decides about a module, None if there is none."""
@@ -108,30 +108,32 @@ _MATRICES = "(^embed|^head|experts|_proj)$"
 _INNER = "(experts|_proj)$"  # of attention and feed-forward: all but embedding, head, router and norms
 _EXPERTS = r"ffn\.(experts|gate_up_proj|down_proj)$"  # not the shared one; in a dense model its one feed-forward
 
-RECIPES: dict[str, Recipe] = {
+RECIPES: dict[str, QuantRecipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("int8", (Rule(_MATRICES, INT8_CHANNEL),), "int8 weights, a scale an output channel; for memory"),
-        Recipe(
+        QuantRecipe("int8", (Rule(_MATRICES, INT8_CHANNEL),), "int8 weights, a scale an output channel; for memory"),
+        QuantRecipe(
             "int8-w8a8",
             (Rule(_MATRICES, INT8_CHANNEL, INT8_TOKEN),),
             "int8 weights and activations, multiplied as integers; for memory and speed",
         ),
-        Recipe(
+        QuantRecipe(
             "int4",
             (Rule(_EXPERTS, INT4_GROUP32), Rule(_MATRICES, INT8_CHANNEL)),
             "experts in int4, a scale for 32 weights; the rest as int8",
         ),
-        Recipe(
+        QuantRecipe(
             "fp8",
             (Rule(_INNER, FP8_BLOCK, FP8_TILE),),
             "DeepSeek-V3: e4m3, float32 scales for 128x128 weights and 1x128 activations",
         ),
-        Recipe("mxfp8", (Rule(_INNER, MXFP8, MXFP8),), "e4m3 weights and activations, a power of two for 32 values"),
-        Recipe("mxfp4", (Rule(_EXPERTS, MXFP4),), "experts in e2m1, a power of two for 32 weights; the rest kept"),
-        Recipe("mxfp4-ocp", (Rule(_EXPERTS, MXFP4_OCP),), "mxfp4 with the scales of the MX specification"),
-        Recipe("nvfp4", (Rule(_EXPERTS, NVFP4),), "experts in e2m1, an e4m3 scale for 16 weights; the rest kept"),
-        Recipe(
+        QuantRecipe(
+            "mxfp8", (Rule(_INNER, MXFP8, MXFP8),), "e4m3 weights and activations, a power of two for 32 values"
+        ),
+        QuantRecipe("mxfp4", (Rule(_EXPERTS, MXFP4),), "experts in e2m1, a power of two for 32 weights; the rest kept"),
+        QuantRecipe("mxfp4-ocp", (Rule(_EXPERTS, MXFP4_OCP),), "mxfp4 with the scales of the MX specification"),
+        QuantRecipe("nvfp4", (Rule(_EXPERTS, NVFP4),), "experts in e2m1, an e4m3 scale for 16 weights; the rest kept"),
+        QuantRecipe(
             "v4",
             (
                 Rule("experts$", MXFP4, FP8_TILE_UE8M0, optional=True),
@@ -144,7 +146,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def get_recipe(name: str) -> Recipe:
+def get_recipe(name: str) -> QuantRecipe:
     """A recipe of `RECIPES`.
 
     Raises:

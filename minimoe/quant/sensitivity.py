@@ -18,7 +18,7 @@ from minimoe.model import MoETransformer
 from minimoe.moe import MoELayer, Router
 from minimoe.quant.calibrate import Calibration
 from minimoe.quant.gptq import DAMPING, gptq_experts, output_error, output_first
-from minimoe.quant.rules import QUANTIZED, Recipe, get_recipe, quantize_model, replace_module
+from minimoe.quant.models import QUANTIZED, QuantRecipe, get_recipe, quantize_model, replace_module
 from minimoe.quant.specs import Spec
 from minimoe.quant.tensor import quantize
 from minimoe.training import evaluate
@@ -70,7 +70,7 @@ class Sensitivity:
 
 
 def quantized_groups(
-    model: MoETransformer, recipe: str | Recipe, group: Callable[[str], str] = kind_group
+    model: MoETransformer, recipe: str | QuantRecipe, group: Callable[[str], str] = kind_group
 ) -> Iterable[tuple[str, MoETransformer]]:
     """For each group of modules that the recipe decides about, the model with that group alone quantized.
 
@@ -98,7 +98,7 @@ def quantized_groups(
 
 def layer_sensitivity(
     model: MoETransformer,
-    recipe: str | Recipe,
+    recipe: str | QuantRecipe,
     documents: list[Document],
     tokenizer: Tokenizer,
     *,

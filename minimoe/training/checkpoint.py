@@ -19,6 +19,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from minimoe import files
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer, load_tokenizer
 from minimoe.errors import UserError
@@ -58,23 +59,13 @@ class RunConfig:
         }
 
 
-def prepare_folder(out: Path, marker: str = CONFIG_FILE, what: str = "a training run") -> None:
-    """Makes ``out`` ready to be written: new, empty, or holding ``what`` already, which its file ``marker`` tells.
+def prepare_folder(out: Path) -> None:
+    """Makes ``out`` ready to be written: new, empty, or holding a training run already.
 
     Raises:
       UserError: if it is a file, cannot be written, or holds something else.
     """
-    if out.is_file():
-        raise UserError(f"--out {out} is a file; name a folder that is new or empty")
-    if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
-        raise UserError(f"--out {out} holds something that is not {what}; name a folder that is new or empty")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}); name another folder") from error
+    files.prepare_folder(out, lambda folder: (folder / CONFIG_FILE).is_file(), "a training run")
 
 
 def write_run_config(out: Path, run: RunConfig, tokenizer: Tokenizer) -> None:

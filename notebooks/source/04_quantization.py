@@ -404,7 +404,7 @@ def file_bytes(candidate):
 
 
 names = ["int8", "mxfp4"] if FAST else ["int8", "int8-w8a8", "int4", "fp8", "mxfp4", "nvfp4", "v4"]
-recipes = {"bfloat16": quant.Recipe("bfloat16", (), rest="bfloat16")} | {name: quant.get_recipe(name) for name in names}
+recipes = {"bfloat16": quant.QuantRecipe("bfloat16", (), rest="bfloat16")} | {name: quant.get_recipe(name) for name in names}
 models = {"float32": model} | {name: quant.quantize_model(model, recipe) for name, recipe in recipes.items()}
 on_disk = {name: file_bytes(candidate) for name, candidate in models.items()}
 for name, size in on_disk.items():
@@ -511,7 +511,7 @@ floor = bits(model)
 
 def cost_of(pattern):
     rule = quant.Rule(pattern, quant.MXFP4)
-    return bits(rounded(model, quant.Recipe("part", (rule,)))) - floor
+    return bits(rounded(model, quant.QuantRecipe("part", (rule,)))) - floor
 
 
 losses_of = {
@@ -554,7 +554,7 @@ for name, spec in {"int8": quant.INT8_CHANNEL, "fp8": quant.MXFP8, "fp4": quant.
     if FAST and name == "fp8":
         continue
     targets = {"router alone": "router$", "all but the router": "(embed|experts|_proj)$"}
-    variants = {who: rounded(model, quant.Recipe(who, (quant.Rule(path, spec),))) for who, path in targets.items()}
+    variants = {who: rounded(model, quant.QuantRecipe(who, (quant.Rule(path, spec),))) for who, path in targets.items()}
     changed[name] = {who: quant.routing_changes(model, m, **some) for who, m in variants.items()}
     costs[name] = {who: bits(m) - floor for who, m in variants.items()}
     print(name, {who: f"{c:.1%} of the choices, {costs[name][who]:+.4f} bits per byte" for who, c in changed[name].items()})
@@ -758,7 +758,7 @@ plots.over_steps({"weight": toy}, "Figure 20: small steps add up in the master",
 # and norms** is MXFP4.
 
 # %%
-harsh = quant.Recipe("all-mxfp4", (quant.Rule("(^embed|experts|_proj)$", quant.MXFP4),))
+harsh = quant.QuantRecipe("all-mxfp4", (quant.Rule("(^embed|experts|_proj)$", quant.MXFP4),))
 qat_model, qat_optimizer = branch
 qat_losses = run_steps(qat_model, qat_optimizer, BRANCH, STEPS, transform=qat_transform(qat_model, harsh))
 outcomes = {
@@ -885,7 +885,7 @@ def my_straight_through(x, scale):
 check("quant.straight_through", my_straight_through);
 
 # %% [markdown]
-# And without a check: write a recipe of your own with `quant.Recipe` and `quant.Rule` that beats `mxfp4` in Figure 10, at
+# And without a check: write a recipe of your own with `quant.QuantRecipe` and `quant.Rule` that beats `mxfp4` in Figure 10, at
 # the same size or smaller. Which part do you spend the saved bytes on?
 
 # %%

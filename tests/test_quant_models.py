@@ -14,9 +14,9 @@ from flax import nnx
 from minimoe import MoETransformer, UserError, generate
 from minimoe.moe import Experts
 from minimoe.quant.dequantize import dequantize_model, is_quantized
-from minimoe.quant.recipes import RECIPES, Recipe, Rule, get_recipe
+from minimoe.quant.models import quantize_model, routing_changes, size_report
+from minimoe.quant.recipes import RECIPES, QuantRecipe, Rule, get_recipe
 from minimoe.quant.report import STORED
-from minimoe.quant.rules import quantize_model, routing_changes, size_report
 from minimoe.quant.specs import FP8_TILE, INT4_GROUP32, INT8_CHANNEL, INT8_TOKEN, MXFP4, Spec
 from minimoe.quant.tensor import QTensor, quantize
 
@@ -99,7 +99,7 @@ def test_recipes_fit_all_models(name, kind, models):
 def test_the_original_is_untouched(tiny_model):
     copy = nnx.clone(tiny_model)
     before = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(nnx.state(tiny_model))]
-    router = Recipe("r", (Rule("router", INT8_CHANNEL), Rule("experts|proj", INT8_CHANNEL)), rest="bfloat16")
+    router = QuantRecipe("r", (Rule("router", INT8_CHANNEL), Rule("experts|proj", INT8_CHANNEL)), rest="bfloat16")
     quantize_model(tiny_model, router)
     assert [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(nnx.state(tiny_model))] == before
     assert nnx.graphdef(tiny_model) == nnx.graphdef(copy)
@@ -171,7 +171,7 @@ def test_compiled_once(tiny_model):
 
 
 def test_first_rule_wins_and_none_keeps(tiny_model):
-    recipe = Recipe(
+    recipe = QuantRecipe(
         "mine", (Rule(r"layers\.0\.attention"), Rule("q_proj", INT4_GROUP32), Rule("_proj$", INT8_CHANNEL, INT8_TOKEN))
     )
     model = quantize_model(tiny_model, recipe)
@@ -183,13 +183,15 @@ def test_first_rule_wins_and_none_keeps(tiny_model):
 
 
 def test_a_router_can_be_rounded_for_an_experiment(tiny_model):
-    model = quantize_model(tiny_model, Recipe("bad idea", (Rule("router", Spec("int4", INT8_CHANNEL.granularity)),)))
+    model = quantize_model(
+        tiny_model, QuantRecipe("bad idea", (Rule("router", Spec("int4", INT8_CHANNEL.granularity)),))
+    )
     kernel = tiny_model.layers[0].ffn.router.kernel[...]
     want = quantize(kernel.T, Spec("int4", INT8_CHANNEL.granularity)).dequantize().T
     np.testing.assert_array_equal(model.layers[0].ffn.router.kernel[...], want)
     assert 0 < routing_changes(tiny_model, model, TOKENS) < 0.5
     with pytest.raises(UserError, match=r"layers\.0\.ffn\.router: the router reads float32; .*activations=None"):
-        quantize_model(tiny_model, Recipe("worse", (Rule("router", INT8_CHANNEL, INT8_TOKEN),)))
+        quantize_model(tiny_model, QuantRecipe("worse", (Rule("router", INT8_CHANNEL, INT8_TOKEN),)))
 
 
 def test_routing_changes_counts_sets(tiny_model, models):
@@ -228,9 +230,9 @@ def test_weights_that_are_no_numbers(value, tiny_model):
 )
 def test_rules_that_decide_nothing(rules, message, tiny_model):
     with pytest.raises(UserError, match=message):
-        quantize_model(tiny_model, Recipe("mine", rules))
+        quantize_model(tiny_model, QuantRecipe("mine", rules))
     optional = tuple(dataclasses.replace(rule, optional=True) for rule in rules)
-    quantize_model(tiny_model, Recipe("mine", optional))
+    quantize_model(tiny_model, QuantRecipe("mine", optional))
 
 
 def test_refusals(tiny_model, quantized):
@@ -243,7 +245,7 @@ def test_refusals(tiny_model, quantized):
     with pytest.raises(UserError, match="activations without a weight"):
         Rule("experts", None, FP8_TILE)
     with pytest.raises(UserError, match="rest='float16' is not known"):
-        Recipe("mine", (), rest="float16")
+        QuantRecipe("mine", (), rest="float16")
     biased = nnx.clone(tiny_model)
     biased.layers[0].attention.q_proj = nnx.Linear(8, 16, rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match=r"layers\.0\.attention\.q_proj has a bias, .*use_bias=False"):

@@ -1,4 +1,4 @@
-"""Applying a recipe: a float model goes in, the same model with quantized modules comes out.
+"""Quantizing a whole model: a float model and a recipe go in, the same model with quantized modules comes out.
 
 Recipes themselves are in `minimoe.quant.recipes`, the modules in `minimoe.quant.layers`.
 """
@@ -15,14 +15,14 @@ from minimoe.errors import UserError
 from minimoe.model import MoETransformer, copy_model
 from minimoe.moe import Experts, Router
 from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
-from minimoe.quant.recipes import RECIPES, Recipe, Rule, get_recipe
+from minimoe.quant.recipes import RECIPES, QuantRecipe, Rule, get_recipe
 from minimoe.quant.report import STORED, SizeReport, SizeRow, routing_changes, size_report
 from minimoe.quant.specs import Spec
 from minimoe.quant.tensor import QTensor, quantize
 
 __all__ = [
     "RECIPES",
-    "Recipe",
+    "QuantRecipe",
     "Rule",
     "SizeReport",
     "SizeRow",
@@ -35,7 +35,7 @@ __all__ = [
 QUANTIZED = (QuantEmbed, QuantExperts, QuantLinear)
 
 
-def quantize_model(model: MoETransformer, recipe: str | Recipe) -> MoETransformer:
+def quantize_model(model: MoETransformer, recipe: str | QuantRecipe) -> MoETransformer:
     """A copy of a float model, its modules replaced as the recipe says.
 
     The copy is a `MoETransformer` like any other: it can be called, compiled and given to `minimoe.generate`. Norms are
@@ -44,7 +44,7 @@ def quantize_model(model: MoETransformer, recipe: str | Recipe) -> MoETransforme
 
     Args:
       model: float; not changed.
-      recipe: a name in `RECIPES`, or your own `Recipe`.
+      recipe: a name in `RECIPES`, or your own `QuantRecipe`.
 
     Raises:
       UserError: for an unknown recipe; for a rule that decides about no module (unless optional); for a weight with NaN
@@ -78,12 +78,12 @@ def _dotted(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def _is_quantized(recipe: Recipe, path: tuple[Any, ...]) -> bool:
+def _is_quantized(recipe: QuantRecipe, path: tuple[Any, ...]) -> bool:
     rule = recipe.rule_for(_dotted(path))
     return rule is not None and rule.weight is not None
 
 
-def check_rules(recipe: Recipe, paths: list[str]) -> None:
+def check_rules(recipe: QuantRecipe, paths: list[str]) -> None:
     """Every rule that is not optional decides about at least one path."""
     used = {id(recipe.rule_for(path)) for path in paths}
     for index, rule in enumerate(recipe.rules):
