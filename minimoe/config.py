@@ -10,36 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from minimoe.checks import choice_fields, dtype_fields, flag_fields, number_fields, require, whole, whole_fields
 from minimoe.errors import UserError
 
 SCORES = ("softmax", "sigmoid", "sqrtsoftplus")
 SELECTORS = ("topk", "group_limited", "noisy_topk", "hash", "expert_choice")
 DISPATCHES = ("loop", "dense", "capacity", "ragged", "dropless")
-DTYPES = ("float32", "bfloat16")
-
-
-def _require(condition: bool, owner: object, message: str) -> None:
-    if not condition:
-        raise UserError(f"{type(owner).__name__}: {message}")
-
-
-def _require_positive(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        is_count = isinstance(value, int) and not isinstance(value, bool)
-        _require(is_count and value >= 1, owner, f"{name}={value!r} must be a whole number of at least 1")
-
-
-def _require_number(owner: object, name: str, low: int | float, high: int | float, hint: str) -> None:
-    """A finite number in ``[low, high)``."""
-    value = getattr(owner, name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    _require(is_number and low <= value < high, owner, f"{name}={value!r} must be in [{low}, {high}); {hint}")
-
-
-def _require_choice(owner: object, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(owner, name)
-    _require(value in choices, owner, f"{name}={value!r} is not known; choose one of {', '.join(choices)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,44 +68,41 @@ class MoEConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "d_model", "d_expert", "num_experts", "top_k")
-        _require(
+        whole_fields(self, "d_model", "d_expert", "num_experts", "top_k")
+        require(
             self.top_k <= self.num_experts,
             self,
             f"top_k={self.top_k} must be in 1..num_experts={self.num_experts}; lower top_k or raise num_experts",
         )
-        shared = self.num_shared_experts
-        is_count = isinstance(shared, int) and not isinstance(shared, bool) and shared >= 0
-        _require(is_count, self, f"num_shared_experts={shared!r} must be a whole number, not negative; use 0 for none")
-        _require_number(self, "routed_scaling_factor", 1e-6, 1e6, "use 1.0 for no scaling")
-        normalize = self.normalize_weights
-        _require(isinstance(normalize, bool), self, f"normalize_weights={normalize!r} must be True or False")
-        _require_choice(self, "score", SCORES)
-        _require_choice(self, "select", SELECTORS)
-        _require_choice(self, "dispatch", DISPATCHES)
-        _require_number(self, "capacity_factor", 1e-6, 1e6, '1.25 is usual; dispatch="dropless" has no limit at all')
+        whole_fields(self, "num_shared_experts", least=0, hint="use 0 for none")
+        number_fields(self, "routed_scaling_factor", low=1e-6, high=1e6, hint="use 1.0 for no scaling")
+        flag_fields(self, "normalize_weights")
+        choice_fields(self, "score", choices=SCORES)
+        choice_fields(self, "select", choices=SELECTORS)
+        choice_fields(self, "dispatch", choices=DISPATCHES)
+        hint = '1.25 is usual; dispatch="dropless" has no limit at all'
+        number_fields(self, "capacity_factor", low=1e-6, high=1e6, hint=hint)
         self._check_groups()
         self._check_hash()
-        _require_choice(self, "dtype", DTYPES)
-        _require_choice(self, "param_dtype", DTYPES)
+        dtype_fields(self, "dtype", "param_dtype")
 
     def _check_groups(self) -> None:
-        _require_positive(self, "num_groups", "top_k_groups")
+        whole_fields(self, "num_groups", "top_k_groups")
         experts, groups, kept = self.num_experts, self.num_groups, self.top_k_groups
         even = f"num_experts={experts} must be a multiple of num_groups={groups}; change one of them"
-        _require(experts % groups == 0, self, even)
+        require(experts % groups == 0, self, even)
         known = f"top_k_groups={kept} must be in 1..num_groups={groups}; lower top_k_groups or raise num_groups"
-        _require(kept <= groups, self, known)
+        require(kept <= groups, self, known)
         inside = kept * (experts // groups)
         room = f"top_k={self.top_k} does not fit in top_k_groups={kept} groups of {experts // groups} experts"
-        _require(inside >= self.top_k, self, f"{room}; raise top_k_groups or lower top_k")
+        require(inside >= self.top_k, self, f"{room}; raise top_k_groups or lower top_k")
 
     def _check_hash(self) -> None:
         if self.hash_vocab_size is not None:
-            _require_positive(self, "hash_vocab_size")
+            whole_fields(self, "hash_vocab_size")
         missing = self.select == "hash" and self.hash_vocab_size is None
         needs = 'select="hash" keeps one row of experts a token id'
-        _require(not missing, self, f"hash_vocab_size=None, but {needs}; set hash_vocab_size to the vocabulary size")
+        require(not missing, self, f"hash_vocab_size=None, but {needs}; set hash_vocab_size to the vocabulary size")
 
     @property
     def active_fraction(self) -> float:
@@ -156,10 +129,9 @@ class MoEConfig:
         References:
           Dai et al., `DeepSeekMoE <https://arxiv.org/abs/2401.06066>`_, section 3.1.
         """
-        whole = isinstance(factor, int) and not isinstance(factor, bool) and factor >= 1
-        _require(whole, self, f"fine_grained({factor!r}): the factor must be a whole number of at least 1")
+        factor = whole("factor", factor, hint="1 changes nothing", owner="fine_grained")
         width = f"d_expert={self.d_expert} must be a multiple of the factor"
-        _require(self.d_expert % factor == 0, self, f"fine_grained({factor}): {width}; choose a divisor of d_expert")
+        require(self.d_expert % factor == 0, self, f"fine_grained({factor}): {width}; choose a divisor of d_expert")
         return dataclasses.replace(
             self,
             num_experts=factor * self.num_experts,
@@ -208,28 +180,28 @@ class ModelConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim")
-        _require_positive(self, "context_length")
+        whole_fields(self, "vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        whole_fields(self, "context_length")
         n, m, h = self.num_heads, self.num_kv_heads, self.head_dim
-        _require(n % m == 0, self, f"num_heads={n} must be a multiple of num_kv_heads={m}; change one of them")
-        _require(h % 2 == 0, self, f"head_dim={h} must be even, because rotary embeddings turn pairs; use {h + 1}")
-        _require_number(self, "dropout", 0, 1, "use 0 for none")
-        _require_number(self, "rope_theta", 1, 1e12, "10000.0 is usual")
-        _require_number(self, "norm_eps", 1e-30, 1, "1e-5 is usual")
-        _require_choice(self, "dtype", DTYPES)
-        _require_choice(self, "param_dtype", DTYPES)
+        require(n % m == 0, self, f"num_heads={n} must be a multiple of num_kv_heads={m}; change one of them")
+        require(h % 2 == 0, self, f"head_dim={h} must be even, because rotary embeddings turn pairs; use {h + 1}")
+        number_fields(self, "dropout", low=0, high=1, hint="use 0 for none")
+        number_fields(self, "rope_theta", low=1, high=1e12, hint="10000.0 is usual")
+        number_fields(self, "norm_eps", low=1e-30, high=1, hint="1e-5 is usual")
+        flag_fields(self, "tie_embeddings")
+        dtype_fields(self, "dtype", "param_dtype")
         right = self.moe is None or isinstance(self.moe, MoEConfig)
-        _require(right, self, f"moe={self.moe!r} must be a MoEConfig; ModelConfig.from_dict reads plain values")
+        require(right, self, f"moe={self.moe!r} must be a MoEConfig; ModelConfig.from_dict reads plain values")
         given = f"moe={'given' if self.moe else None}, d_ff={self.d_ff}"
-        _require((self.moe is None) != (self.d_ff is None), self, f"{given}: give either moe (sparse) or d_ff (dense)")
+        require((self.moe is None) != (self.d_ff is None), self, f"{given}: give either moe (sparse) or d_ff (dense)")
         if self.moe is not None:
             widths = f"moe.d_model={self.moe.d_model} must equal d_model={self.d_model}"
-            _require(self.moe.d_model == self.d_model, self, f"{widths}; make them the same")
+            require(self.moe.d_model == self.d_model, self, f"{widths}; make them the same")
             rows = f"moe.hash_vocab_size={self.moe.hash_vocab_size} must equal vocab_size={self.vocab_size}"
             fits = self.moe.select != "hash" or self.moe.hash_vocab_size == self.vocab_size
-            _require(fits, self, f"{rows}, since ids choose experts; make them the same")
+            require(fits, self, f"{rows}, since ids choose experts; make them the same")
         else:
-            _require_positive(self, "d_ff")
+            whole_fields(self, "d_ff")
 
     @classmethod
     def preset(cls, name: str) -> ModelConfig:

@@ -178,7 +178,7 @@ def test_bad_answers_are_refused_and_nothing_is_written(tmp_path):
     [
         ({"vocab_size": 70_000}, "above 65536"),
         ({"k": 12}, "k=12 is above vocab_size=11"),
-        ({"k": 0}, "k=0 must be at least 1"),
+        ({"k": 0}, "k=0 must be a whole number of at least 1"),
     ],
 )
 def test_bad_headers(changes, words):

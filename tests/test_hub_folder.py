@@ -353,7 +353,7 @@ DAMAGE = {
                 granularity={"kind": "tile", "size": 0}
             ),
         ),
-        "size must be at least 1",
+        "size=0 must be a whole number of at least 1",
     ),
     "a module": (
         lambda f: edit_config(f, lambda v: v["quantization"]["modules"]["layers.0.ffn.experts"].update(module="magic")),

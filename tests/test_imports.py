@@ -14,7 +14,7 @@ import minimoe
 
 ROOT = Path(minimoe.__file__).parent
 ROOMS = [
-    "errors", "files", "config", "layers", "cost", "moe", "attention", "model", "data", "parallel", "inference",
+    "errors", "files", "checks", "config", "layers", "cost", "moe", "attention", "model", "data", "parallel", "inference",
     "training", "quant", "distill", "hub", "plots", "exercises", "claims", "host", "cli",
 ]  # fmt: skip
 ONLY_FOR = {"host": {"host", "cli"}}

@@ -267,7 +267,7 @@ def test_impossible_specs_are_refused(settings, message):
 
 def test_impossible_arguments_are_refused(quantized):
     x = jnp.ones((2, 8))
-    with pytest.raises(UserError, match=r"Block\(rows=0\): rows must be at least 1"):
+    with pytest.raises(UserError, match=r"Block: rows=0 must be a whole number of at least 1"):
         Block(0, 4)
     with pytest.raises(UserError, match="scalar"):
         quantize(jnp.float32(1.0), INT8_CHANNEL)

@@ -217,7 +217,7 @@ def test_documents():
         ({"level": 6}, "level=6 is not known; choose one of 1, 2"),
         ({"split": "test"}, "split='test' is not known"),
         ({"family": "logic"}, "family='logic' is not known; choose one of arithmetic"),
-        ({"index": -1}, "index=-1 and seed=0 must not be negative"),
+        ({"index": -1}, "index=-1 must be a whole number of at least 0"),
     ],
 )
 def test_bad_arguments(arguments, words):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
+from minimoe.checks import whole
 from minimoe.data.corpus import Document
 from minimoe.data.tokenizer import Tokenizer
 from minimoe.errors import UserError
@@ -84,7 +85,7 @@ class TrainingData:
 
     def windows_per_epoch(self, length: int) -> int:
         """Windows in one epoch: the whole ones of each stream, and one padded window for a stream shorter than that."""
-        _require_whole(length=length)
+        length = whole("length", length)
         return int(sum(self._window_counts(length)))
 
     def batch(self, seed: int, step: int, batch_size: int, length: int) -> Batch:
@@ -99,8 +100,8 @@ class TrainingData:
         Raises:
           UserError: for a negative seed or step, or a size below 1.
         """
-        _require_whole(batch_size=batch_size, length=length)
-        _require_whole(0, seed=seed, step=step)
+        batch_size, length = whole("batch_size", batch_size), whole("length", length)
+        seed, step = whole("seed", seed, 0), whole("step", step, 0)
         per_epoch = self.windows_per_epoch(length)
         domains = np.empty(batch_size, np.int32)
         rows = np.full((batch_size, length + 1), self.eot_id, np.int32)
@@ -156,9 +157,3 @@ def training_data(documents: Sequence[Document], tokenizer: Tokenizer) -> Traini
         pieces.setdefault(document.domain, []).append(np.array([tokenizer.eot_id, *tokens], np.int32))
     streams = tuple(np.concatenate(parts) for parts in pieces.values())
     return TrainingData(tuple(pieces), streams, tokenizer.eot_id)
-
-
-def _require_whole(least: int = 1, /, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise UserError(f"{name}={value} must be a whole number of at least {least}; raise it")

@@ -24,6 +24,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable
 
+from minimoe.checks import choice, whole
 from minimoe.data.corpus import SPLITS, Document
 from minimoe.data.task_families import MAKERS, Draw, Step
 from minimoe.errors import UserError
@@ -60,7 +61,7 @@ class Problem:
 
     def prompt(self, form: str = "worked") -> str:
         """What a model is given; its tokens begin those of `text`. The last word says which form it shall answer in."""
-        _check_choice("form", form, FORMS)
+        choice("form", form, FORMS)
         return f"Q: {self.question}\n{'Steps' if form == 'worked' else 'A'}:"
 
     def text(self, form: str = "worked") -> str:
@@ -94,12 +95,11 @@ def problem(index: int, level: int = 3, split: str = "train", *, seed: int = 0, 
       Steps: max(55,14,36,95)=95; min(55,14,36,95)=14; 95-14=81
       A: 81
     """
-    _check_choice("level", level, LEVELS)
-    _check_choice("split", split, SPLITS)
+    level = choice("level", level, LEVELS)
+    choice("split", split, SPLITS)
     if family is not None:
-        _check_choice("family", family, FAMILIES)
-    if index < 0 or seed < 0:
-        raise UserError(f"index={index} and seed={seed} must not be negative; use 0 or more")
+        choice("family", family, FAMILIES)
+    index, seed = whole("index", index, 0), whole("seed", seed, 0)
     key = f"{seed}/{split}/{level}/{index}" + (f"/{family}" if family else "")
     for attempt in itertools.count():
         draw = Draw(f"{key}/{attempt}")
@@ -147,7 +147,7 @@ def task_documents(
       ('reasoning', 'train', '0/train/1/0/worked')
     """
     levels = tuple(levels)
-    _check_choice("form", form, (*FORMS, "mixed"))
+    choice("form", form, (*FORMS, "mixed"))
     if num < 0 or not levels:
         raise UserError(f"num={num} with levels={levels}: give a number of at least 0 and at least one level")
     found = []
@@ -156,8 +156,3 @@ def task_documents(
         made = problem(index, levels[index % len(levels)], split, seed=seed)
         found.append(Document(DOMAIN, split, f"{made.key}/{form_here}", made.text(form_here)))
     return found
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{name}={value!r} is not known; choose one of {', '.join(map(str, choices))}")

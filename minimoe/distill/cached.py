@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import safetensors.numpy
 from flax import nnx
 from jaxtyping import Array, Float, Integer
 
+from minimoe.checks import number_fields, whole_fields
 from minimoe.config import from_fields
 from minimoe.errors import UserError
 from minimoe.files import write_atomically
@@ -125,9 +127,9 @@ class CacheHeader:
     steps_per_shard: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "k", "batch_size", "length", "steps_per_shard"):
-            if getattr(self, name) < 1:
-                raise UserError(f"CacheHeader: {name}={getattr(self, name)} must be at least 1; raise it")
+        whole_fields(self, "vocab_size", "k", "batch_size", "length", "steps_per_shard")
+        whole_fields(self, "seed", least=0)
+        number_fields(self, "temperature", low=0, high=math.inf, ends="()", hint="1 leaves the logits alone")
         if self.vocab_size > 1 << 16:
             raise UserError(f"CacheHeader: vocab_size={self.vocab_size} is above 65536, and ids are stored in 16 bits")
         if self.k > self.vocab_size:

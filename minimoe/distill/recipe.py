@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from minimoe.checks import choice_fields, number_fields, whole_fields
 from minimoe.config import from_fields
 from minimoe.errors import UserError
 
@@ -53,22 +54,14 @@ class DistillRecipe:
     sample_temperature: int | float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("divergence", "on_policy_divergence"):
-            if getattr(self, name) not in DIVERGENCE_NAMES:
-                choices = ", ".join(DIVERGENCE_NAMES)
-                raise UserError(f"DistillRecipe: {name}={getattr(self, name)!r} is not known; choose one of {choices}")
-        for name in ("temperature", "sample_temperature"):
-            self._require(name, 0 < getattr(self, name) < math.inf, "finite and above 0; 1 leaves the logits alone")
-        for name in ("alpha", "on_policy_fraction"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "in 0..1")
-        self._require("max_new_tokens", self.max_new_tokens >= 1, "at least 1; 96 is enough for a worked problem")
+        choice_fields(self, "divergence", "on_policy_divergence", choices=DIVERGENCE_NAMES)
+        hint = "1 leaves the logits alone"
+        number_fields(self, "temperature", "sample_temperature", low=0, high=math.inf, ends="()", hint=hint)
+        number_fields(self, "alpha", "on_policy_fraction", low=0, high=1, ends="[]", hint="0 is none, 1 is all")
+        whole_fields(self, "max_new_tokens", hint="96 is enough for a worked problem")
         if self.top_k is not None:
-            self._require("top_k", self.top_k >= 1, "at least 1; 32 is a fair start, None keeps every word")
+            whole_fields(self, "top_k", hint="32 is a fair start, None keeps every word")
             self._check_top_k()
-
-    def _require(self, name: str, fits: bool, words: str) -> None:
-        if not fits:
-            raise UserError(f"DistillRecipe: {name}={getattr(self, name)!r} must be {words}")
 
     def _check_top_k(self) -> None:
         said = f"DistillRecipe: top_k={self.top_k} goes"

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from minimoe.checks import choice
 from minimoe.errors import UserError
 from minimoe.plots import records as read
 from minimoe.plots import style
@@ -79,8 +80,8 @@ def compare_runs(
     Raises:
       UserError: for an unknown ``x`` or ``quantity``, or a run without such records.
     """
-    _require_choice("x", x, tuple(X_LABELS))
-    _require_choice("quantity", quantity, tuple(QUANTITIES))
+    choice("x", x, tuple(X_LABELS))
+    choice("quantity", quantity, tuple(QUANTITIES))
     if not 0 <= skip < 1:
         raise UserError(f"skip={skip} must be in [0, 1); use 0.1 to leave out the first tenth")
     if not runs:
@@ -173,8 +174,3 @@ def _shared_protocol(runs: Mapping[str, Sequence[Record]]) -> str:
         if all(read.of_kind(records, "eval", protocol) for records in runs.values()):
             return protocol
     raise UserError(f"runs {list(runs)} share no evaluation protocol; evaluate all of them with one, quick or full")
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}")

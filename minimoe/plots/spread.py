@@ -9,6 +9,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from minimoe.checks import choice
 from minimoe.errors import UserError
 from minimoe.plots import records as read
 from minimoe.plots import style
@@ -74,8 +75,7 @@ def curves_with_spread(
     Raises:
       UserError: for an unknown ``x``, or a run without a training record.
     """
-    if x not in X_LABELS:
-        raise UserError(f"x={x!r} is not known; choose one of {', '.join(X_LABELS)}")
+    x = choice("x", x, X_LABELS)
     train = {name: [read.of_kind(run, "train") for run in runs] for name, runs in groups.items()}
     if not train or not all(runs and all(runs) for runs in train.values()):
         raise UserError(f"groups {list(groups)} must each hold runs with train records; leave empty ones out")

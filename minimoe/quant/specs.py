@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeAlias
 
+from minimoe.checks import whole_fields
 from minimoe.errors import UserError
 from minimoe.quant.formats import FORMATS
 
@@ -47,7 +48,7 @@ class Tile:
     size: int = 128
 
     def __post_init__(self) -> None:
-        _check_sizes(self, size=self.size)
+        whole_fields(self, "size")
 
     def block_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*(1 for _ in shape[:-1]), min(self.size, shape[-1]))
@@ -68,7 +69,7 @@ class Block:
     columns: int = 128
 
     def __post_init__(self) -> None:
-        _check_sizes(self, rows=self.rows, columns=self.columns)
+        whole_fields(self, "rows", "columns")
 
     def block_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         last_two = (self.rows, self.columns)[-len(shape) :]
@@ -76,12 +77,6 @@ class Block:
 
 
 Granularity: TypeAlias = PerTensor | PerChannel | PerToken | Tile | Group | Block
-
-
-def _check_sizes(owner: object, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"{type(owner).__name__}({name}={size}): {name} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from minimoe.checks import number_fields, whole_fields
 from minimoe.config import from_fields
 from minimoe.errors import UserError
+
+LARGEST_SEED = 2**32 - 1  # jax.random takes 32 bits of a seed: a larger one would repeat the keys of a smaller one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Recipe:
     Args:
       steps: optimiser steps in all; the learning rate decays to its end over exactly these.
       batch_size: B sequences a step, each as long as the model's context.
-      seed: decides initial weights, order of data, dropout and routing noise.
+      seed: decides initial weights, order of data, dropout and routing noise; 0..2**32-1.
       learning_rate: peak, after ``warmup_steps`` of linear warm-up; then a cosine down to ``final_fraction`` of it.
       weight_decay: decoupled, on matrices only. beta1, beta2: AdamW. clip_norm: of the global gradient norm.
       router_bias_rate: first step of loss-free balancing, in units of affinity; it follows a cosine down to
@@ -50,28 +53,16 @@ class Recipe:
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every"):
-            self._require_whole(name, 1, "at least 1")
-        for name in ("warmup_steps", "eval_every", "checkpoint_every", "seed"):
-            self._require_whole(name, 0, "not negative; use 0")
-        self._require_range("learning_rate", 1e-12, math.inf, "0.003 suits small models")
-        self._require_range("clip_norm", 1e-12, math.inf, "1.0 is usual")
-        self._require_range("final_fraction", 0, 1.000001, "0.05 is usual, 1 keeps the rate constant")
-        for name in ("beta1", "beta2"):
-            self._require_range(name, 0, 1, "0.9 and 0.95 are usual")
-        for name in ("weight_decay", "router_bias_rate", "balance_weight", "z_weight", "sequence_balance_weight"):
-            self._require_range(name, 0, math.inf, "0 switches it off")
-
-    def _require_whole(self, name: str, low: int, words: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise UserError(f"Recipe: {name}={value!r} must be a whole number, {words}")
-
-    def _require_range(self, name: str, low: int | float, high: int | float, hint: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value < high:
-            words = f"a number in [{low}, {high})"
-            raise UserError(f"Recipe: {name}={value!r} must be {words}; {hint}")
+        whole_fields(self, "steps", "batch_size", "log_every")
+        whole_fields(self, "warmup_steps", "eval_every", "checkpoint_every", least=0, hint="use 0 for none")
+        whole_fields(self, "seed", least=0, most=LARGEST_SEED, hint="use 0 if in doubt")
+        number_fields(self, "learning_rate", low=0, high=math.inf, ends="()", hint="0.003 suits small models")
+        number_fields(self, "clip_norm", low=0, high=math.inf, ends="()", hint="1.0 is usual")
+        hint = "0.05 is usual, 1 keeps the rate constant"
+        number_fields(self, "final_fraction", low=0, high=1, ends="[]", hint=hint)
+        number_fields(self, "beta1", "beta2", low=0, high=1, hint="0.9 and 0.95 are usual")
+        switches = ("weight_decay", "router_bias_rate", "balance_weight", "z_weight", "sequence_balance_weight")
+        number_fields(self, *switches, low=0, high=math.inf, hint="0 switches it off")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Recipe:
