@@ -11,7 +11,7 @@ from exercise_answers_03 import bias_numpy
 
 from minimoe import UserError
 from minimoe import exercises as ex
-from minimoe.exercises import front
+from minimoe.exercises import notebook
 from minimoe.exercises.grade import grade
 from minimoe.exercises.registry import CATALOGUE
 from minimoe.exercises.submission import load_answers
@@ -19,8 +19,8 @@ from minimoe.exercises.submission import load_answers
 
 @pytest.fixture(autouse=True)
 def fresh_process(monkeypatch):
-    monkeypatch.setattr(front, "_results", {})
-    monkeypatch.setattr(front, "_hints_given", {})
+    monkeypatch.setattr(notebook, "_results", {})
+    monkeypatch.setattr(notebook, "_hints_given", {})
 
 
 def nothing(*args):
@@ -120,10 +120,10 @@ def cli(*arguments):
     return code if isinstance(code, int) else 0
 
 
-def test_grade_a_file(folder, capsys, monkeypatch):
+def test_grade_a_file(folder, capfd, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     assert cli("grade", folder / "answers.py", "--json") == 0  # what is not written is not attempted
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     record = json.loads(captured.out)
     assert "loaded" in captured.err
     assert record["points"] == 5
@@ -134,7 +134,7 @@ def test_grade_a_file(folder, capsys, monkeypatch):
     ]
     (folder / "answers.py").write_text(GOOD.replace("6 * half", "2 * half"))
     assert cli("grade", folder / "answers.py") == 1
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     assert re.search(r"sparse.params +not passed +0/5 +two matrices an expert", captured.out)
     assert re.search(r"balance.bias_update +not written", captured.out)
     (folder / "answers.py").write_text("ANSWERS = {'sparse.params': None}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from minimoe.cli.console import messages, print_json, write_out
+from minimoe.cli.console import Bar, messages, print_json, write_out
 
 app = typer.Typer(help="Exercises of the lessons: list, show, hint, grade.", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(help="Such as routing.topk; `minimoe exercises list` names all.")]
@@ -55,66 +55,35 @@ def give_hint(
 
 
 @app.command("grade")
-def grade_file(
-    path: Annotated[Path, typer.Argument(help="A .py file that defines ANSWERS, a dict from id to function.")],
+def grade(
+    path: Annotated[Path, typer.Argument(help="A .py file that defines ANSWERS, or a folder of such files.")],
     json: Json = False,
     time_limit: Annotated[
         float | None, typer.Option(min=0.1, help="Seconds for each call of an answer; 20 by default.")
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Files graded at a time, for a folder.")] = 2,
 ) -> None:
-    """Check every answer in a file. Exit code 0 if all that are written pass, 1 if not, 2 if the file is of no use.
+    """Check every answer in a file, each in a process of its own; of a folder, every file.
 
-    The file ends with ANSWERS = {"routing.topk": topk}. A function that raises NotImplementedError is not written yet.
+    Exit code 0 if all that are written pass, 1 if not, 2 if the file is of no use. The file ends with
+    ANSWERS = {"routing.topk": topk}. A function that raises NotImplementedError is not written yet. Of a folder, a file of
+    no use is an entry with its error, and the exit code is 0.
 
     Example: minimoe exercises grade answers.py --json
     """
-    from minimoe.exercises.submission import load_answers
+    from minimoe.exercises.gradebook import grade_file, grade_folder, table
 
-    answers = load_answers(path)
-    from minimoe.cli.console import start
-    from minimoe.exercises import exercises
-    from minimoe.exercises.grade import grade
-
-    start()
-    results = []
-    for id, answer in answers.items():
-        results.append(grade(exercises()[id], answer, time_limit=time_limit))
-        messages.print(str(results[-1]), markup=False)
-    record = _record(path, results)
+    if path.is_dir():
+        with Bar("grade", len(sorted(path.glob("*.py")))) as bar:
+            record = grade_folder(
+                path, time_limit=time_limit, jobs=jobs, progress=lambda done, name: bar.update(done, name)
+            )
+    else:
+        record = grade_file(path, time_limit=time_limit, show=lambda result: messages.print(str(result), markup=False))
     if json:
         print_json(record)
     else:
-        write_out(str(_table(record)))
-    attempted = [result for result in results if result.attempted]
-    if not attempted or not all(result.passed for result in attempted):
+        write_out(str(table(record)))
+    attempted = [entry for entry in record.get("exercises", []) if entry["attempted"]]
+    if not path.is_dir() and not (attempted and all(entry["passed"] for entry in attempted)):
         raise typer.Exit(1)
-
-
-def _record(path: Path, results: list[Any]) -> dict[str, Any]:
-    """What a gradebook reads: points of the file, and one entry an exercise, in the order of the file."""
-    from minimoe import __version__
-    from minimoe.exercises import exercises
-
-    known = exercises()
-    fields = ("id", "attempted", "passed", "points", "max_points", "aspect", "mistake", "message")
-    return {
-        "file": path.name,
-        "minimoe": __version__,
-        "points": sum(result.points for result in results),
-        "max_points": sum(exercise.points for exercise in known.values()),
-        "exercises": [
-            {"lesson": known[result.id].lesson} | {name: getattr(result, name) for name in fields} for result in results
-        ],
-    }
-
-
-def _table(record: dict[str, Any]) -> Any:
-    from minimoe.exercises.registry import Table
-
-    rows = []
-    for entry in record["exercises"]:
-        verdict = "passed" if entry["passed"] else "not passed" if entry["attempted"] else "not written"
-        reason = entry["mistake"] or entry["aspect"] if entry["attempted"] else ""
-        rows.append((entry["id"], verdict, f"{entry['points']}/{entry['max_points']}", reason))
-    note = f"{record['points']} points of {record['max_points']} in all exercises"
-    return Table(("exercise", "verdict", "points", "reason"), tuple(rows), note)

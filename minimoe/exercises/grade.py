@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minimoe.exercises.faults import Fault, describe, explain_error, unwritten
 from minimoe.exercises.gradients import check_gradient, positions
 from minimoe.exercises.limits import Raised, TimeLimitExceeded, run_limited
+from minimoe.exercises.messages import Fault, describe, explain_error, unwritten
 from minimoe.exercises.numeric import cotangent
 from minimoe.exercises.record import Arguments, Case, Exercise, Result
 from minimoe.exercises.values import check_dtype, check_shape, check_values, expected_outputs, structure
@@ -204,5 +204,7 @@ def _default_settings() -> Iterator[None]:
         jax.numpy_rank_promotion("allow"),
         jax.default_matmul_precision("highest"),
         jax.debug_nans(False),
+        jax.disable_jit(False),
+        jax.enable_x64(False),
     ):
         yield

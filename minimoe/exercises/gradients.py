@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from minimoe.exercises.faults import Fault, describe
+from minimoe.exercises.messages import Fault, describe
 from minimoe.exercises.numeric import GRADIENT_ERRORS, Tolerance, difference, numerical_gradient, widen
 from minimoe.exercises.record import Arrays, Case, Exercise
 from minimoe.exercises.values import alike

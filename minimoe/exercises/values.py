@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minimoe.exercises.faults import Fault, describe, shape_text
+from minimoe.exercises.messages import Fault, describe, shape_text
 from minimoe.exercises.numeric import ERRORS, Tolerance, as_outputs, difference, widen
 from minimoe.exercises.record import Arrays, Case, Exercise
 

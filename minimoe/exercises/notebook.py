@@ -17,7 +17,8 @@ def check(id: str, answer: Any, *, time_limit: int | float | None = None) -> Res
 
     Args:
       id: of the exercise, such as ``"routing.topk"``.
-      answer: your function. It is called with positional arguments.
+      answer: your function. It is called with positional arguments, in a process of its own with settings of its own:
+        what you have set in this one changes no verdict.
       time_limit: seconds for each call of it; 20 by default.
 
     Returns:
@@ -35,13 +36,23 @@ def check(id: str, answer: Any, *, time_limit: int | float | None = None) -> Res
       >>> result.passed
       False
     """
-    from minimoe.exercises.grade import grade  # it imports JAX
-
-    result = grade(CATALOGUE[id], answer, time_limit=time_limit)
+    result = judge(id, answer, time_limit)
     if result.passed or id not in _results or not _results[id].passed:
         _results[id] = result
     print(result)
     return result
+
+
+def judge(id: str, answer: Any, time_limit: int | float | None = None) -> Result:
+    """The verdict on an answer, nothing printed. What is no function is told so without starting a process."""
+    from minimoe.exercises import judging
+
+    exercise = CATALOGUE[id]
+    if not callable(answer):
+        from minimoe.exercises.grade import grade  # it imports JAX
+
+        return grade(exercise, answer)
+    return judging.shared().answer(id, answer, time_limit=time_limit)
 
 
 def hint(id: str, level: int | None = None) -> None:

@@ -1,0 +1,141 @@
+"""The process that judges: it is started with clean settings, judges one answer, and ends.
+
+It reads requests from its standard input and answers on its standard output, both framed by `send` and `receive`. On
+Linux it is a nursery: it imports everything once, and forks a clean child for every request. Elsewhere it judges a single
+request itself. `minimoe.exercises.judging` is the other end.
+
+An answer may do what it likes to its process: change JAX's settings, end it, fill its memory. It cannot reach the next.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import sys
+from typing import Any, BinaryIO
+
+MEMORY_LIMIT = 4 << 30  # bytes that an answer may take on top of what JAX itself has
+CAN_FORK = sys.platform == "linux"  # where libraries of the system survive a fork
+
+
+def send(stream: BinaryIO, message: Any) -> None:
+    """Writes one message: its length in 8 bytes, then its pickle."""
+    content = pickle.dumps(message)
+    stream.write(struct.pack("<Q", len(content)) + content)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> Any:
+    """Reads what `send` wrote.
+
+    Raises:
+      EOFError: if the other end is gone.
+    """
+    header = stream.read(8)
+    if len(header) < 8:
+        raise EOFError("the other process is gone")
+    (length,) = struct.unpack("<Q", header)
+    content = stream.read(length)
+    if len(content) < length:
+        raise EOFError("the other process is gone")
+    return pickle.loads(content)
+
+
+def main() -> None:
+    """Serves requests until standard input ends."""
+    requests, answers = _own_streams()
+    import minimoe.exercises.grade  # noqa: F401  (imports JAX, and starts no back end yet: a fork stays safe)
+
+    while True:
+        try:
+            request = receive(requests)
+        except EOFError:
+            return
+        if not CAN_FORK:
+            send(answers, ("last", judge(request)))
+            return
+        _judge_in_child(request, answers)
+
+
+def _own_streams() -> tuple[BinaryIO, BinaryIO]:
+    """The two pipes, out of reach of what an answer reads and prints: that goes to nowhere and to standard error."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _judge_in_child(request: dict[str, Any], answers: BinaryIO) -> None:
+    """Forks; tells the number of the child first, so that it can be ended from outside, and then how it ended."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        try:
+            with os.fdopen(write_end, "wb") as stream:
+                send(stream, judge(request))
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    send(answers, ("child", child))
+    with os.fdopen(read_end, "rb") as stream:
+        try:
+            outcome = ("done", receive(stream))
+        except (EOFError, pickle.UnpicklingError):
+            outcome = ("ended", None)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    send(answers, outcome if outcome[0] == "done" else ("ended", code))
+
+
+def judge(request: dict[str, Any]) -> Any:
+    """What a request asks for: the ids of the answers in a file, or the `Result` of one answer, or a `UserError`.
+
+    Args:
+      request: ``file``, a student's, or ``pickled``, a function; ``id`` of the exercise (None: the ids of the file);
+        ``time_limit`` of each call; ``modules``, the search path of the caller; ``memory_limit`` in bytes.
+    """
+    import cloudpickle
+
+    from minimoe.errors import UserError
+    from minimoe.exercises.grade import grade
+    from minimoe.exercises.limits import end_process_when_stuck
+    from minimoe.exercises.registry import CATALOGUE
+    from minimoe.exercises.submission import load_answers
+
+    sys.path[:] = request["modules"]
+    end_process_when_stuck()
+    _limit_memory(request.get("memory_limit") or MEMORY_LIMIT)
+    try:
+        if "file" in request:
+            answers = load_answers(request["file"])
+            if request["id"] is None:
+                return list(answers)
+            answer = answers[request["id"]]
+        else:
+            answer = cloudpickle.loads(request["pickled"])
+    except UserError as error:
+        return error
+    return grade(CATALOGUE[request["id"]], answer, time_limit=request["time_limit"])
+
+
+def _limit_memory(extra: int) -> None:
+    """An answer that asks for more gets a MemoryError; nothing is limited where the system has no such limit."""
+    if not CAN_FORK:
+        return
+    import resource
+
+    import jax
+
+    jax.devices()  # the back end takes address space that it does not use
+    with open("/proc/self/statm", encoding="ascii") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = size + extra
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+if __name__ == "__main__":
+    main()
