@@ -24,6 +24,7 @@ from minimoe.moe.dropless import (
     overflow_block,
     slots_per_expert,
 )
+from minimoe.moe.indices import sort_by_expert
 
 # name: (T, E, K, D, F, load)
 CASES = {
@@ -160,27 +161,29 @@ def test_any_load_gives_the_same_answer():
 
 def test_every_assignment_has_exactly_one_place():
     """Slots and overflow blocks together hold each assignment once, at its own expert."""
-    block = jax.jit(overflow_block, static_argnums=2)
+    block = jax.jit(overflow_block)
     for name in ("one_expert_takes_everything", "one_expert_in_every_token", "odd_sizes", "balanced"):
         num_experts = CASES[name][1]
         experts = problem(name)[0][1]
         flat = np.asarray(experts).reshape(-1)
         plan = planned(experts, num_experts)
-        slots = plan.slot.shape[1]
         held = []
         for e in range(num_experts):
-            here = np.asarray(plan.order)[np.asarray(plan.slot[e])[np.asarray(plan.filled[e])]]
+            here = np.asarray(plan.held[e])
+            here = here[here < flat.size]
             assert (flat[here] == e).all()
             held += here.tolist()
+        seat = np.asarray(plan.seat).reshape(-1)
+        np.testing.assert_array_equal(np.asarray(plan.held).reshape(-1)[seat[held]], held)
+        assert (np.delete(seat, held) == plan.held.size).all()
         for i in range(int(plan.block_end[-1])):
-            expert, assignment, valid = block(plan, jnp.int32(i), slots)
-            here = np.asarray(assignment)[np.asarray(valid)]
+            expert, assignment = block(plan, jnp.int32(i))
+            here = np.asarray(assignment)[np.asarray(assignment) < flat.size]
             assert len(here) > 0, "no empty turns of the loop"
             assert (flat[here] == int(expert)).all()
             held += here.tolist()
         assert sorted(held) == list(range(flat.size))
         np.testing.assert_array_equal(plan.load, oracles.load(experts, num_experts))
-        np.testing.assert_array_equal(np.asarray(plan.order)[np.asarray(plan.place)], np.arange(flat.size))
 
 
 def test_hand_written_gradients_match_finite_differences():
@@ -209,9 +212,119 @@ def test_bfloat16_stays_within_its_precision():
             assert relative_error(a, b) < 4 * 2**-8
 
 
+@pytest.mark.parametrize("load", ["one", "random"])
+@pytest.mark.parametrize("tokens", [100, 5_000, 70_000])
+def test_bfloat16_is_as_exact_as_dense_at_any_load_and_size(tokens, load):
+    """Sums over thousands of tokens are kept in float32 by both, the overflow loop included."""
+    rng = np.random.default_rng(0)
+    shapes = ((tokens, 8), (4, 8, 8), (4, 4, 8), (tokens, 8))
+    x, gate_up, down, cotangent = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes)
+    cotangent = cotangent + 1  # without a mean, sums over tokens would be noise
+    experts = jnp.asarray(choose(tokens, 4, 2, load) if tokens < 1e4 else rng.permuted(
+        np.tile(np.arange(4, dtype=np.int32), (tokens, 1)), axis=1)[:, :2])  # fmt: skip
+    if load == "one":
+        experts = experts.at[:, 0].set(1).at[:, 1].set(jnp.where(experts[:, 1] == 1, 2, experts[:, 1]))
+    weights = jnp.asarray(rng.uniform(0.1, 1.0, size=(tokens, 2)), jnp.float32)
+    args = (x, experts, weights, gate_up, down)
+    wide = (x.astype(jnp.float32), experts, weights, gate_up.astype(jnp.float32), down.astype(jnp.float32))
+    want = dense_and_dropless(wide, cotangent.astype(jnp.float32))["dense"]
+    errors = {
+        name: jax.tree.leaves(jax.tree.map(relative_error, found, want))
+        for name, found in dense_and_dropless(args, cotangent).items()
+    }
+    labels = ("y", "x", "weights", "gate_up", "down")
+    for label, ours, bar in zip(labels, errors["dropless"], errors["dense"], strict=True):
+        assert ours <= 1.5 * bar, f"{label}: {ours:.2%}, dense {bar:.2%}"
+
+
+@jax.jit
+def dense_and_dropless(args, cotangent):
+    return {name: value_and_gradients(DISPATCHERS[name], args, cotangent) for name in ("dense", "dropless")}
+
+
 def relative_error(found, wanted) -> float:
     found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+# What a token contains stays with it
+
+
+@pytest.mark.parametrize("bad", [np.nan, 1e30], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_no_token_reaches_another(case, bad):
+    """A bad token changes nobody else's output, nor anybody else's gradients of x and of the combine weights.
+
+    Every third token is padding, which has combine weights of 0. Of the bad tokens one is padding; one has the last
+    slot of an expert, whose row an assignment without a slot must not read; one is the last of all.
+    """
+    (x, experts, weights, gate_up, down), cotangent = problem(case)
+    weights = weights.at[::3].set(0.0)
+    others = np.ones(len(x), bool)
+    others[[3, min(slots_per_expert(experts.size, gate_up.shape[0]), len(x)) - 1, -1]] = False
+    clean = all_dispatchers((x, experts, weights, gate_up, down), cotangent)
+    for what, (spoilt_x, spoilt_cotangent) in {
+        "token": (x.at[~others].set(bad), cotangent),
+        "feature": (x.at[~others, 1].set(bad), cotangent),
+        "incoming gradient": (x, cotangent.at[~others].set(bad)),
+    }.items():
+        spoilt = all_dispatchers((spoilt_x, experts, weights, gate_up, down), spoilt_cotangent)
+        for name in DISPATCHERS:
+            (y, (dx, d_weights, *_)), (want_y, (want_dx, want_d_weights, *_)) = spoilt[name], clean[name]
+            for part, found, want in (("y", y, want_y), ("dx", dx, want_dx), ("d_weights", d_weights, want_d_weights)):
+                np.testing.assert_allclose(
+                    found[others], want[others], rtol=1e-5, atol=1e-6, err_msg=f"{name}: {part}, {bad} in the {what}"
+                )
+
+
+def test_a_token_leaves_experts_alone_that_do_not_compute_it():
+    """The 185 rows: all tokens to expert 0, one of them bad. The other experts' weights still get clean gradients."""
+    rng = np.random.default_rng(0)
+    shapes = ((256, 8), (256, 1), (4, 8, 12), (4, 6, 8), (256, 8))
+    x, weights, gate_up, down, cotangent = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    args = (x.at[255].set(jnp.nan), jnp.zeros((256, 1), jnp.int32), weights, gate_up, down)
+    y, (dx, d_weights, d_gate_up, d_down) = jax.jit(functools.partial(value_and_gradients, dropless_dispatch))(
+        args, cotangent
+    )
+    assert [int(jnp.isnan(a).any(axis=1).sum()) for a in (y, dx, d_weights)] == [1, 1, 1]
+    assert [int(jnp.isnan(a).any(axis=(1, 2)).sum()) for a in (d_gate_up, d_down)] == [1, 1]
+
+
+# Sizes beyond 32 bits
+
+
+@pytest.mark.parametrize(("num_experts", "assignments"), [(8, 100), (2**20, 4096), (2**31 - 1, 1), (2**31 - 1, 50)])
+def test_sorting_is_right_when_expert_and_assignment_exceed_one_key(num_experts, assignments):
+    """``E*A`` may pass 2**31: then the two parts are sorted as two arrays."""
+    flat = np.random.default_rng(0).integers(0, num_experts, assignments).astype(np.int32)
+    flat[-1] = num_experts - 1
+    by_expert, order = jax.jit(sort_by_expert, static_argnums=1)(jnp.asarray(flat), num_experts)
+    want = np.argsort(flat, kind="stable")
+    np.testing.assert_array_equal(order, want)
+    np.testing.assert_array_equal(by_expert, flat[want])
+
+
+def test_a_plan_of_3_million_assignments_for_1024_experts():
+    """E*A = 3.2e9. Every assignment is in the place that counting gives it."""
+    rng = np.random.default_rng(0)
+    experts = rng.integers(0, 1024, (196_608, 16)).astype(np.int32)
+    plan = planned(jnp.asarray(experts), 1024)
+    np.testing.assert_array_equal(plan.order, np.argsort(experts.reshape(-1), kind="stable"))
+    np.testing.assert_array_equal(plan.load, np.bincount(experts.reshape(-1), minlength=1024))
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (lambda x: make_plan(x, 8), r"dropless: T\*K=3000000000 assignments exceed .* 2147483647; use fewer tokens"),
+        (lambda x: make_plan(x[:2], 2**29), r"dropless: E\*C=3221225472 slots exceed"),
+        (lambda x: make_capacity_plan(x, jnp.ones(x.shape, bool), 8, 1), r"capacity: T\*K=3000000000 assignments"),
+        (lambda x: make_capacity_plan(x[:9], jnp.ones((9, 3), bool), 8, 2**30), r"capacity: E\*C=8589934592 slots"),
+    ],
+)  # fmt: skip
+def test_sizes_that_32_bits_cannot_count_are_refused(plan, message):
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(plan, jax.ShapeDtypeStruct((10**9, 3), jnp.int32))
 
 
 # Sizes at the edge, and pairs that were not chosen

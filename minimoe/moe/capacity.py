@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import MoEConfig
 from minimoe.layers import swiglu
+from minimoe.moe.indices import check_countable
 
 
 def expert_capacity(tokens: int, config: MoEConfig) -> int:
@@ -79,6 +80,7 @@ def make_capacity_plan(
       num_experts: E. capacity: C.
     """
     tokens, top_k = experts.shape
+    check_countable("capacity", T__K_assignments=tokens * top_k, E__C_slots=num_experts * capacity)
     flat = experts.T.reshape(-1)  # [K*T], choice by choice
     asks = (flat[:, None] == jnp.arange(num_experts, dtype=flat.dtype)[None, :]) & used.T.reshape(-1)[:, None]
     before = jnp.cumsum(asks.astype(jnp.int32), axis=0) - 1  # [K*T, E]

@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from minimoe.layers import swiglu
+from minimoe.moe.indices import check_countable, sort_by_expert
 
 SLACK = 1.125  # slots per expert over mean load; see `minimoe bench moe`
 BLOCK_ROWS = 64
@@ -38,68 +40,60 @@ class Plan:
 
     Attributes:
       order: assignments (``token * K + k``) sorted by expert, ``[A]``.
-      place: the inverse, rank of each assignment in ``order``, ``[A]``.
       load: assignments per expert ``[E]``; ``start``: rank of each expert's first ``[E]``.
-      slot: rank held by each slot ``[E, C]``, clipped to A-1 where the slot is empty.
-      filled: which slots hold an assignment ``[E, C]``.
+      held: the assignment in each slot ``[E, C]``; A where the slot is empty.
+      seat: the slot of each assignment, as an index into the flattened ``[E*C]``, ``[T, K]``; E*C where it has none.
       block_end: overflow blocks of experts 0..e, ``[E]``; the last is the number of blocks.
     """
 
     order: Int[Array, "A"]
-    place: Int[Array, "A"]
     load: Int[Array, "E"]
     start: Int[Array, "E"]
-    slot: Int[Array, "E C"]
-    filled: Bool[Array, "E C"]
+    held: Int[Array, "E C"]
+    seat: Int[Array, "T K"]
     block_end: Int[Array, "E"]
 
 
 def slots_per_expert(assignments: int, num_experts: int) -> int:
     """C: `SLACK` times the mean load, rounded up to a multiple of 8, never above A."""
-    return min(assignments, 8 * int(np.ceil(SLACK * assignments / num_experts / 8)))
+    return min(assignments, 8 * math.ceil(SLACK * assignments / num_experts / 8))
 
 
 def make_plan(experts: Int[Array, "T K"], num_experts: int) -> Plan:
-    """Sorts assignments by expert (stably: by token within an expert) and lays out slots and overflow blocks."""
-    flat = experts.reshape(-1)
-    count = flat.shape[0]
+    """Sorts assignments by expert (stably: by token within an expert) and lays out slots and overflow blocks.
+
+    Raises:
+      UserError: for more assignments or slots than 32-bit indices can count.
+    """
+    count = experts.size
     slots = slots_per_expert(count, num_experts)
-    # One sort of one array: the expert in the high part of the key, the assignment in the low part. Experts fit in a
-    # few bits, so E*A stays far below 2**31.
-    key = jnp.sort(flat * count + jnp.arange(count, dtype=jnp.int32))
-    order = key % count
-    place = jnp.zeros_like(order).at[order].set(jnp.arange(count, dtype=jnp.int32), unique_indices=True)
-    end = jnp.searchsorted(key, (jnp.arange(num_experts, dtype=jnp.int32) + 1) * count).astype(jnp.int32)
-    start = jnp.concatenate([jnp.zeros(1, jnp.int32), end[:-1]])
-    load = end - start
+    check_countable("dropless", T__K_assignments=count, E__C_slots=num_experts * slots)
+    by_expert, order = sort_by_expert(experts.reshape(-1), num_experts)
+    ids = jnp.arange(num_experts, dtype=jnp.int32)
+    start = jnp.searchsorted(by_expert, ids).astype(jnp.int32)
+    load = jnp.diff(start, append=jnp.int32(count))
     column = jnp.arange(slots, dtype=jnp.int32)
-    slot = jnp.minimum(start[:, None] + column[None, :], count - 1)
-    filled = column[None, :] < load[:, None]
-    overflow = jnp.maximum(load - slots, 0)
-    block_end = jnp.cumsum((overflow + BLOCK_ROWS - 1) // BLOCK_ROWS)
-    return Plan(order, place, load, start, slot, filled, block_end)
+    rank = jnp.where(column[None, :] < load[:, None], start[:, None] + column[None, :], count)  # [E, C]
+    held = order.at[rank].get(mode="fill", fill_value=count)
+    column = jnp.arange(count, dtype=jnp.int32) - start[by_expert]  # of each assignment, in sorted order
+    seat = jnp.where(column < slots, by_expert * slots + column, num_experts * slots)
+    seat = jnp.zeros_like(order).at[order].set(seat, unique_indices=True).reshape(experts.shape)
+    block_end = jnp.cumsum((jnp.maximum(load - slots, 0) + BLOCK_ROWS - 1) // BLOCK_ROWS)
+    return Plan(order, load, start, held, seat, block_end)
 
 
-def overflow_block(plan: Plan, index: Int[Array, ""], slots: int):
-    """The expert, assignments ``[R]`` and mask ``[R]`` of overflow block ``index``."""
+def overflow_block(plan: Plan, index: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, "R"]]:
+    """The expert of overflow block ``index``, and its assignments ``[R]``; A where a row is empty."""
     expert = jnp.searchsorted(plan.block_end, index, side="right").astype(jnp.int32)
     first_block = jnp.where(expert > 0, plan.block_end[expert - 1], 0)
-    row = slots + (index - first_block) * BLOCK_ROWS + jnp.arange(BLOCK_ROWS, dtype=jnp.int32)
-    valid = row < plan.load[expert]
-    assignment = plan.order[jnp.minimum(plan.start[expert] + row, plan.order.shape[0] - 1)]
-    return expert, assignment, valid
+    row = plan.held.shape[1] + (index - first_block) * BLOCK_ROWS + jnp.arange(BLOCK_ROWS, dtype=jnp.int32)
+    rank = jnp.where(row < plan.load[expert], plan.start[expert] + row, plan.order.shape[0])
+    return expert, plan.order.at[rank].get(mode="fill", fill_value=plan.order.shape[0])
 
 
-def _slot_of_assignment(plan: Plan, experts: Int[Array, "T K"]) -> tuple[Int[Array, "A"], Bool[Array, "A"]]:
-    """Index into the flattened ``[E*C]`` slots for each assignment, and whether it has a slot at all."""
-    slots = plan.slot.shape[1]
-    flat = experts.reshape(-1)
-    rank = plan.place - plan.start[flat]
-    return flat * slots + jnp.minimum(rank, slots - 1), rank < slots
-
-
-def _gather_rows(x: Float[Array, "T D"], token: Int[Array, "..."]) -> Float[Array, "... D"]:
-    return x.at[token].get(mode="promise_in_bounds")
+def take(rows: Float[Array, "N ..."], index: Int[Array, "..."]) -> Float[Array, "..."]:
+    """Rows by index, and zeros for the index N: what an empty slot holds is nobody's row."""
+    return rows.at[index].get(mode="fill", fill_value=0)
 
 
 @jax.custom_vjp
@@ -117,77 +111,84 @@ def dropless_experts(
 def _forward(x, experts, weights, gate_up, down):
     top_k = experts.shape[1]
     plan = make_plan(experts, gate_up.shape[0])
-    slots = plan.slot.shape[1]
-    rows = _gather_rows(x, plan.order[plan.slot] // top_k)  # [E, C, D]; empty slots hold some token, never read back
+    rows = take(x, plan.held // top_k)  # [E, C, D]
     hidden = jnp.einsum("ecd,edf->ecf", rows, gate_up)  # [E, C, 2F]
     out = jnp.einsum("ecf,efd->ecd", swiglu(hidden), down)  # [E, C, D]
-    index, has_slot = _slot_of_assignment(plan, experts)
-    kept = jnp.where(has_slot.reshape(weights.shape), weights, 0.0).astype(x.dtype)
-    picked = _gather_rows(out.reshape(-1, x.shape[1]), index).reshape(*weights.shape, -1)  # [T, K, D]
-    y = jnp.einsum("tk,tkd->td", kept, picked)
+    picked = take(out.reshape(-1, x.shape[1]), plan.seat).astype(jnp.float32)  # [T, K, D]
+    y = (weights.astype(jnp.float32)[:, :, None] * picked).sum(axis=1)
 
     def add_block(i, y):
-        expert, assignment, valid = overflow_block(plan, i, slots)
+        expert, assignment = overflow_block(plan, i)
         token = assignment // top_k
-        act = swiglu(_gather_rows(x, token) @ gate_up[expert])
-        weight = jnp.where(valid, weights.reshape(-1)[assignment], 0.0).astype(x.dtype)
-        return y.at[token].add(weight[:, None] * (act @ down[expert]), mode="promise_in_bounds")
+        out = swiglu(take(x, token) @ gate_up[expert]) @ down[expert]
+        weight = take(weights.reshape(-1), assignment).astype(jnp.float32)
+        return y.at[token].add(weight[:, None] * out.astype(jnp.float32), mode="drop")
 
     y = jax.lax.fori_loop(0, plan.block_end[-1], add_block, y)
-    return y, (x, experts, weights, gate_up, down, plan, hidden, out)
+    return y.astype(x.dtype), (x, experts, weights, gate_up, down, plan, rows, hidden)
 
 
-def _swiglu_vjp(hidden, d_act):
-    """Activation and the gradient of its input, from the input."""
+def _middle_vjp(hidden, weight, d_out):
+    """Between the two matmuls of an expert, backwards.
+
+    The combine weight multiplies the activation here, not the output: ``weight * (act @ down)`` is ``(weight * act) @
+    down``, and in this place its gradient needs no expert's output to be kept.
+
+    Args:
+      hidden: gate and up ``[..., 2F]``. weight: combine weights ``[...]``.
+      d_out: gradient of the weighted activation ``[..., F]``.
+
+    Returns:
+      The weighted activation ``[..., F]``, and the gradients of ``hidden`` and, in float32, of ``weight``.
+    """
     gate, up = jnp.split(hidden, 2, axis=-1)
     sigmoid = jax.nn.sigmoid(gate)
     silu = gate * sigmoid
+    d_weight = (silu * up * d_out).astype(jnp.float32).sum(axis=-1)
+    weight = weight.astype(hidden.dtype)[..., None]
+    d_act = weight * d_out
     d_gate = d_act * up * (sigmoid + silu * (1 - sigmoid))
-    return silu * up, jnp.concatenate([d_gate, d_act * silu], axis=-1)
+    return weight * silu * up, jnp.concatenate([d_gate, d_act * silu], axis=-1), d_weight
 
 
 def _backward(residuals, dy):
-    x, experts, weights, gate_up, down, plan, hidden, out = residuals
+    x, experts, weights, gate_up, down, plan, rows, hidden = residuals
     top_k, width = experts.shape[1], x.shape[1]
-    slots = plan.slot.shape[1]
+    sums = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)  # what overflow blocks are added to
     flat_weights = weights.reshape(-1)
-    assignment = plan.order[plan.slot]  # [E, C]
-    weight = jnp.where(plan.filled, flat_weights[assignment], 0.0).astype(x.dtype)
-    d_out = _gather_rows(dy, assignment // top_k) * weight[:, :, None]  # [E, C, D]
-    d_act = jnp.einsum("ecd,efd->ecf", d_out, down)
-    act, d_hidden = _swiglu_vjp(hidden, d_act)
-    d_down = jnp.einsum("ecf,ecd->efd", act, d_out)
-    rows = _gather_rows(x, assignment // top_k)
-    d_gate_up = jnp.einsum("ecd,ecf->edf", rows, d_hidden)
+    d_y = take(dy, plan.held // top_k)  # [E, C, D]
+    d_act = jnp.einsum("ecd,efd->ecf", d_y, down)
+    act, d_hidden, d_weight = _middle_vjp(hidden, take(flat_weights, plan.held), d_act)
+    d_down = sums("ecf,ecd->efd", act, d_y)
+    d_gate_up = sums("ecd,ecf->edf", rows, d_hidden)
     d_rows = jnp.einsum("ecf,edf->ecd", d_hidden, gate_up)
-    index, has_slot = _slot_of_assignment(plan, experts)
-    has_slot = has_slot.reshape(weights.shape)
-    picked = _gather_rows(d_rows.reshape(-1, width), index).reshape(*weights.shape, width)
-    dx = jnp.where(has_slot[:, :, None], picked, 0.0).sum(axis=1)
-    picked_out = _gather_rows(out.reshape(-1, width), index).reshape(*weights.shape, width)
-    d_weights = jnp.where(has_slot, jnp.einsum("td,tkd->tk", dy, picked_out).astype(weights.dtype), 0.0)
+    dx = take(d_rows.reshape(-1, width), plan.seat).astype(jnp.float32).sum(axis=1)
+    d_weights = take(d_weight.reshape(-1), plan.seat).reshape(-1)
 
     def add_block(i, carry):
-        dx, d_flat, d_gate_up, d_down = carry
-        expert, assignment, valid = overflow_block(plan, i, slots)
+        dx, d_weights, d_gate_up, d_down = carry
+        expert, assignment = overflow_block(plan, i)
         token = assignment // top_k
-        rows, d_y = _gather_rows(x, token), _gather_rows(dy, token)
-        hidden = rows @ gate_up[expert]
-        weight = jnp.where(valid, flat_weights[assignment], 0.0).astype(x.dtype)
-        d_block = weight[:, None] * d_y
-        act, d_hidden = _swiglu_vjp(hidden, d_block @ down[expert].T)
-        d_weight = jnp.where(valid, ((act @ down[expert]) * d_y).sum(axis=-1), 0.0).astype(d_flat.dtype)
+        rows, d_y = take(x, token), take(dy, token)
+        act, d_hidden, d_weight = _middle_vjp(
+            rows @ gate_up[expert], take(flat_weights, assignment), d_y @ down[expert].T
+        )
         return (
-            dx.at[token].add(d_hidden @ gate_up[expert].T, mode="promise_in_bounds"),
-            d_flat.at[assignment].add(d_weight, mode="promise_in_bounds"),
-            d_gate_up.at[expert].add(rows.T @ d_hidden, mode="promise_in_bounds"),
-            d_down.at[expert].add(act.T @ d_block, mode="promise_in_bounds"),
+            dx.at[token].add(sums("rf,df->rd", d_hidden, gate_up[expert]), mode="drop"),
+            d_weights.at[assignment].set(d_weight, mode="drop"),
+            d_gate_up.at[expert].add(sums("rd,rf->df", rows, d_hidden), mode="promise_in_bounds"),
+            d_down.at[expert].add(sums("rf,rd->fd", act, d_y), mode="promise_in_bounds"),
         )
 
-    carry = (dx, d_weights.reshape(-1), d_gate_up, d_down)
-    dx, d_flat, d_gate_up, d_down = jax.lax.fori_loop(0, plan.block_end[-1], add_block, carry)
-    d_experts = np.zeros(experts.shape, jax.dtypes.float0)
-    return dx, d_experts, d_flat.reshape(weights.shape), d_gate_up, d_down
+    grads = jax.lax.fori_loop(0, plan.block_end[-1], add_block, (dx, d_weights, d_gate_up, d_down))
+    dx, d_weights, d_gate_up, d_down = grads
+    return (
+        dx.astype(x.dtype),
+        np.zeros(experts.shape, jax.dtypes.float0),
+        d_weights.reshape(weights.shape).astype(weights.dtype),
+        d_gate_up.astype(gate_up.dtype),
+        d_down.astype(down.dtype),
+    )
 
 
 dropless_experts.defvjp(_forward, _backward)

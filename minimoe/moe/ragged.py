@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from minimoe.layers import swiglu
+from minimoe.moe.indices import check_countable
 
 
 def ragged_dispatch(
@@ -30,6 +31,7 @@ def ragged_dispatch(
     del capacity
     if not experts.size:
         return jnp.zeros_like(x)
+    check_countable("ragged", T__K_assignments=experts.size)
     flat = experts.reshape(-1)
     order = jnp.argsort(flat, stable=True)  # [A], assignments grouped by expert
     group_sizes = jnp.bincount(flat, length=gate_up.shape[0]).astype(jnp.int32)  # [E]
