@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from minimoe import ModelConfig, MoEConfig, UserError
@@ -112,6 +114,16 @@ def test_the_names_in_configs_are_the_registered_ones():
     assert (*moe.AFFINITIES,) == SCORES
     assert (*moe.SELECTORS,) == SELECTORS
     assert (*moe.DISPATCHERS,) == DISPATCHES
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, jnp.dtype("bfloat16"), np.dtype(jnp.bfloat16)], ids=repr)
+def test_a_dtype_is_given_as_to_flax_and_stored_as_a_name(dtype):
+    moe = unchecked(MoEConfig, MOE | {"dtype": dtype, "param_dtype": dtype})
+    assert (moe.dtype, moe.param_dtype) == ("bfloat16", "bfloat16")
+    assert moe == MoEConfig(**MOE, dtype="bfloat16", param_dtype="bfloat16")
+    model = unchecked(ModelConfig, MODEL | {"moe": moe, "d_ff": None, "dtype": dtype, "param_dtype": np.float32})
+    assert (model.dtype, model.param_dtype) == ("bfloat16", "float32")
+    assert ModelConfig.from_dict(json.loads(json.dumps(model.to_dict()))) == model
 
 
 @pytest.mark.parametrize("factor", [1, 2, 6])

@@ -12,19 +12,26 @@ from flax import nnx
 from minimoe import MoEConfig, UserError
 from minimoe.moe import (
     AFFINITIES,
+    DISPATCHERS,
+    SELECTORS,
     HashTable,
+    MoELayer,
     Router,
     RouterBias,
     combine_weights,
+    depends_on_batch,
     expert_capacity,
     expert_load,
     load_balance_loss,
     make_hash_table,
     noisy_logits,
+    one_hot_experts,
     select_expert_choice,
     select_group_limited,
     select_hash,
     select_topk,
+    used_experts,
+    weights_by_expert,
 )
 from minimoe.moe.routing import sqrtsoftplus_affinity
 
@@ -371,3 +378,52 @@ def test_expert_choice_balances_whatever_the_router_prefers(x):
 def test_one_token_alone_is_taken_by_all(x):
     """What decoding does to expert choice."""
     assert (np.asarray(router_of("expert_choice")(x[:1]).weights) > 0).all()
+
+
+# What the rest of the package asks about a selector
+
+
+@pytest.mark.parametrize("select", CHANGES)
+def test_facts_about_selectors_are_true(select, x):
+    """Each fact against what the router does."""
+    facts = SELECTORS[select]
+    quiet, loud = router_of(select), router_of(select)
+    loud.bias[...] = 50 * BIAS
+    before, after = (router(x, tokens=TOKENS) for router in (quiet, loud))
+    assert facts.uses_bias == bool((before.experts != after.experts).any())
+    other_ids = quiet(x, tokens=(TOKENS + 1) % V)
+    assert facts.uses_token_ids == bool((before.experts != other_ids.experts).any())
+    assert facts.uses_noise == bool((quiet(x, tokens=TOKENS, rngs=nnx.Rngs(5)).logits != before.logits).any())
+    assert facts.lists_all_experts == (before.experts.shape[1] == E > K)
+    alone = quiet(x[:1], tokens=TOKENS[:1])
+    assert facts.counts_slots == bool((alone.weights != before.weights[:1]).any())
+
+
+@pytest.mark.parametrize("dispatch", DISPATCHERS)
+@pytest.mark.parametrize("select", CHANGES)
+@pytest.mark.parametrize("factor", [1.0, E / K])
+def test_depends_on_batch_is_seen_in_outputs(select, dispatch, factor, x):
+    """The tokens of a batch that holds one of them over and over, against each of them alone."""
+    config = config_of(select, dispatch=dispatch, capacity_factor=factor)
+    layer = MoELayer(config, rngs=nnx.Rngs(0))
+    layer.router.kernel[...] = jax.random.normal(jax.random.key(1), layer.router.kernel.shape)
+    ids = TOKENS.at[1:].set(TOKENS[0])
+    rows = x.at[1:].set(x[0])
+    together, alone = layer(rows, tokens=ids)[0], layer(rows[:1], tokens=ids[:1])[0]
+    same = bool(np.allclose(together, np.broadcast_to(alone, together.shape), rtol=1e-4, atol=1e-6))
+    assert depends_on_batch(config) == (not same)
+
+
+def test_pairs_against_loops():
+    rng = np.random.default_rng(0)
+    experts = np.stack([rng.permutation(5)[:3] for _ in range(7)]).astype(np.int32)
+    weights, used = rng.normal(size=(7, 3)).astype(np.float32), rng.uniform(size=(7, 3)) < 0.5
+    table, marks = np.zeros((7, 5), np.float32), np.zeros((7, 5), bool)
+    for t, k in np.ndindex(7, 3):
+        table[t, experts[t, k]] = weights[t, k]
+        marks[t, experts[t, k]] = used[t, k]
+    experts, weights = jnp.asarray(experts), jnp.asarray(weights)
+    np.testing.assert_array_equal(weights_by_expert(experts, weights, 5), table)
+    np.testing.assert_array_equal(used_experts(experts, 5, jnp.asarray(used)), marks)
+    np.testing.assert_array_equal(used_experts(experts, 5), table != 0)
+    np.testing.assert_array_equal(one_hot_experts(experts, 5).argmax(axis=-1), experts)

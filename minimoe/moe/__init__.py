@@ -10,7 +10,7 @@ from minimoe.moe.balance import (
     z_loss,
 )
 from minimoe.moe.capacity import capacity_dispatch, drop_rate, expert_capacity
-from minimoe.moe.dispatch import DISPATCHERS, dense_dispatch, dropless_dispatch, loop_dispatch
+from minimoe.moe.dispatch import DISPATCHERS, dense_dispatch, depends_on_batch, dropless_dispatch, loop_dispatch
 from minimoe.moe.layer import Experts, MoELayer, with_dispatch
 from minimoe.moe.measures import (
     dead_experts,
@@ -20,10 +20,12 @@ from minimoe.moe.measures import (
     max_violation,
     straggler_factor,
 )
+from minimoe.moe.pairs import one_hot_experts, used_experts, weights_by_expert
 from minimoe.moe.ragged import ragged_dispatch
 from minimoe.moe.routing import AFFINITIES, HashTable, Router, RouterBias, Routing, combine_weights, expert_load
 from minimoe.moe.selectors import (
     SELECTORS,
+    Selector,
     make_hash_table,
     noisy_logits,
     select_expert_choice,
@@ -44,11 +46,13 @@ __all__ = [
     "Router",
     "RouterBias",
     "Routing",
+    "Selector",
     "bias_update",
     "capacity_dispatch",
     "combine_weights",
     "dead_experts",
     "dense_dispatch",
+    "depends_on_batch",
     "dispatch_flops",
     "drop_rate",
     "dropless_dispatch",
@@ -65,6 +69,7 @@ __all__ = [
     "max_violation",
     "mutual_information",
     "noisy_logits",
+    "one_hot_experts",
     "ragged_dispatch",
     "select_expert_choice",
     "select_group_limited",
@@ -72,6 +77,8 @@ __all__ = [
     "select_topk",
     "sequence_balance_loss",
     "straggler_factor",
+    "used_experts",
+    "weights_by_expert",
     "with_dispatch",
     "z_loss",
 ]

@@ -9,6 +9,7 @@ from minimoe.config import MoEConfig
 from minimoe.errors import UserError
 from minimoe.moe.capacity import expert_capacity
 from minimoe.moe.dropless import BLOCK_ROWS, FEW_ASSIGNMENTS, slots_per_expert
+from minimoe.moe.selectors import SELECTORS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ def dispatch_flops(config: MoEConfig, tokens: int, load: Sequence[int | float] |
       >>> flops.useful, flops.overhead
       (98304.0, 4.0)
     """
-    experts, by_expert = config.num_experts, config.select == "expert_choice"
+    experts, by_expert = config.num_experts, SELECTORS[config.select].lists_all_experts
     capacity = expert_capacity(tokens, config)
     assignments = tokens * (experts if by_expert else config.top_k)
     if load is not None and len(load) != experts:

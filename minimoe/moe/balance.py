@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from minimoe.moe.pairs import one_hot_experts, weights_by_expert
 from minimoe.moe.routing import expert_load
 
 
@@ -108,7 +109,7 @@ def sequence_balance_loss(
     """
     num_experts, top_k = probs.shape[1], experts.shape[1]
     where = jnp.ones(probs.shape[0], bool) if where is None else where
-    taken = (experts[:, :, None] == jnp.arange(num_experts, dtype=experts.dtype)[None, None, :]).sum(axis=1)  # [T, E]
+    taken = one_hot_experts(experts, num_experts).sum(axis=1)  # [T, E]
 
     def by_segment(values: Float[Array, "T _"]) -> Float[Array, "S _"]:
         return jax.ops.segment_sum(jnp.where(where[:, None], values, 0.0), segments, num_segments)
@@ -167,8 +168,7 @@ def importance_loss(
     """
     if where is not None:
         weights = jnp.where(where[:, None], weights, 0.0)
-    chosen = experts[:, :, None] == jnp.arange(num_experts, dtype=experts.dtype)[None, None, :]  # [T, K, E]
-    importance = jnp.where(chosen, weights[:, :, None], 0.0).sum(axis=(0, 1))  # [E]
+    importance = weights_by_expert(experts, weights, num_experts).sum(axis=0)  # [E]
     mean = importance.mean()
     return jnp.where(mean > 0, importance.var() / jnp.where(mean > 0, mean, 1.0) ** 2, 0.0)
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.config import MoEConfig
 from minimoe.layers import swiglu
 from minimoe.moe.indices import check_countable
+from minimoe.moe.pairs import one_hot_experts
 
 
 def expert_capacity(tokens: int, config: MoEConfig) -> int:
@@ -82,7 +83,7 @@ def make_capacity_plan(
     tokens, top_k = experts.shape
     check_countable("capacity", T__K_assignments=tokens * top_k, E__C_slots=num_experts * capacity)
     flat = experts.T.reshape(-1)  # [K*T], choice by choice
-    asks = (flat[:, None] == jnp.arange(num_experts, dtype=flat.dtype)[None, :]) & used.T.reshape(-1)[:, None]
+    asks = one_hot_experts(flat, num_experts) & used.T.reshape(-1)[:, None]
     before = jnp.cumsum(asks.astype(jnp.int32), axis=0) - 1  # [K*T, E]
     position = jnp.take_along_axis(before, flat[:, None], axis=1)[:, 0]
     kept = used.T.reshape(-1) & (position < capacity)

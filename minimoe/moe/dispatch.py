@@ -28,10 +28,13 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from minimoe.config import MoEConfig
 from minimoe.layers import swiglu
 from minimoe.moe.capacity import capacity_dispatch
 from minimoe.moe.dropless import dropless_dispatch
+from minimoe.moe.pairs import weights_by_expert
 from minimoe.moe.ragged import ragged_dispatch
+from minimoe.moe.selectors import SELECTORS
 
 Dispatch = Callable[..., Float[Array, "T D"]]
 
@@ -68,8 +71,7 @@ def dense_dispatch(
     E/K times the useful work and ``T*E*2F`` activations, yet hard to beat for a few wide-awake experts.
     """
     del capacity
-    chosen = experts[:, :, None] == jnp.arange(gate_up.shape[0], dtype=experts.dtype)[None, None, :]  # [T, K, E]
-    weight = jnp.where(chosen, weights[:, :, None], 0.0).sum(axis=1).astype(x.dtype)  # [T, E]
+    weight = weights_by_expert(experts, weights, gate_up.shape[0]).astype(x.dtype)  # [T, E]
     hidden = swiglu(jnp.einsum("td,edf->tef", x, gate_up))  # [T, E, F]
     return jnp.einsum("tef,efd->td", hidden * weight[:, :, None], down)
 
@@ -81,3 +83,22 @@ DISPATCHERS: dict[str, Dispatch] = {
     "ragged": ragged_dispatch,
     "dropless": dropless_dispatch,
 }
+
+
+def depends_on_batch(config: MoEConfig) -> bool:
+    """Whether what the layer makes of a token depends on the other tokens of its batch.
+
+    That is so where tokens compete for slots: ``dispatch="capacity"`` drops what does not fit, and under
+    ``select="expert_choice"`` experts take the tokens that they like best. It is not so where every expert has a slot
+    for every token, ``capacity_factor * K >= E``. A document scored by such a layer needs a batch of its own, without
+    padding.
+
+    Example:
+      >>> sizes = {"d_model": 8, "d_expert": 8, "num_experts": 4, "top_k": 2}
+      >>> [depends_on_batch(MoEConfig(**sizes, dispatch=name)) for name in ("dropless", "capacity")]
+      [False, True]
+      >>> depends_on_batch(MoEConfig(**sizes, dispatch="capacity", capacity_factor=2))
+      False
+    """
+    competes = config.dispatch == "capacity" or SELECTORS[config.select].counts_slots
+    return competes and config.capacity_factor * config.top_k < config.num_experts

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.config import MoEConfig
 from minimoe.errors import UserError
 from minimoe.layers import fan_in
+from minimoe.moe.pairs import one_hot_experts
 from minimoe.moe.selectors import SELECTORS, make_hash_table, noisy_logits
 
 
@@ -104,7 +105,7 @@ def expert_load(
     used: Bool[Array, "T K"] | None = None,
 ) -> Float[Array, "E"]:
     """Assignments per expert, counts as float32 ``[E]``; tokens with ``where=False``, pairs not ``used`` do not count."""
-    taken = experts[:, :, None] == jnp.arange(num_experts, dtype=experts.dtype)[None, None, :]  # [T, K, E]
+    taken = one_hot_experts(experts, num_experts)  # [T, K, E]
     if used is not None:
         taken = taken & used[:, :, None]
     if where is not None:
@@ -125,10 +126,10 @@ class Router(nnx.Module):
         # A tenth of the usual size: affinities start nearly equal, so that a few bias steps can balance them.
         self.kernel = nnx.Param(fan_in(0.1)(rngs.params(), shape, jnp.float32))
         self.bias = RouterBias(jnp.zeros(config.num_experts, jnp.float32))
-        noisy = config.select == "noisy_topk"
-        self.noise_kernel = nnx.data(nnx.Param(jnp.zeros(shape, jnp.float32)) if noisy else None)
+        selector = SELECTORS[config.select]
+        self.noise_kernel = nnx.data(nnx.Param(jnp.zeros(shape, jnp.float32)) if selector.uses_noise else None)
         self.table = nnx.data(None)
-        if config.select == "hash":
+        if selector.uses_token_ids:
             assert config.hash_vocab_size is not None  # the config's own check
             table = make_hash_table(rngs.params(), config.hash_vocab_size, config.num_experts, config.top_k)
             self.table = HashTable(table)
@@ -153,10 +154,9 @@ class Router(nnx.Module):
         logits = self._logits(x, rngs)
         probs = AFFINITIES[config.score](logits)
         table = None if self.table is None else self.table[...]
-        select = SELECTORS[config.select]
-        experts, used = select(config, probs, self.bias[...], tokens=tokens, table=table, where=where)
-        # Expert choice weighs by the affinity itself: how many experts a token got is not its own doing.
-        normalize = config.normalize_weights and config.select != "expert_choice"
+        selector = SELECTORS[config.select]
+        experts, used = selector.choose(config, probs, self.bias[...], tokens=tokens, table=table, where=where)
+        normalize = config.normalize_weights and not selector.lists_all_experts
         weights = combine_weights(probs, experts, normalize=normalize, scale=config.routed_scaling_factor)
         if used is not None:
             weights = jnp.where(used, weights, 0.0)

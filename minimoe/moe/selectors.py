@@ -8,13 +8,16 @@
 ``expert_choice``     each expert takes the tokens it likes best: perfect balance, but it reads the future
 ====================  ==============================================================================================
 
-All of them choose by ``affinity + bias``, give ties to the lower id and pass no gradient; what a choice is worth (the
-combine weight) comes from the affinity alone. The bias has no say in ``hash``, nor in ``expert_choice``, where it
-shifts all candidates of an expert alike: bias balancing does nothing there, and has nothing to do.
+Ties go to the lower id. No selector passes gradient: what a choice is worth (the combine weight) comes from the
+affinity alone. The first three choose by ``affinity + bias``. ``hash`` and ``expert_choice`` do not read the bias. In
+``expert_choice`` it would shift all candidates of one expert alike, and the load is even without it.
+
+`SELECTORS` holds each of them with what the rest of the package must know about it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.config import MoEConfig
 from minimoe.errors import UserError
 from minimoe.moe.capacity import expert_capacity
+from minimoe.moe.pairs import one_hot_experts
 
 
 def _scores(probs: Float[Array, "T E"], bias: Float[Array, "E"]) -> Float[Array, "T E"]:
@@ -67,7 +71,7 @@ def select_group_limited(
     grouped = scores.reshape(scores.shape[0], num_groups, -1)  # [T, G, E/G]
     best, _ = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))
     _, groups = jax.lax.top_k(best.sum(axis=-1), top_k_groups)  # [T, kept]
-    kept = (groups[:, :, None] == jnp.arange(num_groups, dtype=groups.dtype)[None, None, :]).any(axis=1)  # [T, G]
+    kept = one_hot_experts(groups, num_groups).any(axis=1)  # [T, G]
     masked = jnp.where(kept[:, :, None], grouped, -jnp.inf).reshape(scores.shape)
     return jax.lax.top_k(masked, top_k)[1].astype(jnp.int32)
 
@@ -176,12 +180,32 @@ def _expert_choice(config: MoEConfig, probs: Array, bias: Array, *, where: Array
     return Choice(jnp.broadcast_to(ids[None, :], used.shape), used)
 
 
-# One signature: (config, probs [T, E], bias [E], *, tokens, table, where) -> Choice; each takes what it needs.
-# The noise of noisy_topk is in the logits before anything is chosen.
-SELECTORS: dict[str, Callable[..., Choice]] = {
-    "topk": _topk,
-    "group_limited": _group_limited,
-    "noisy_topk": _topk,
-    "hash": _hash,
-    "expert_choice": _expert_choice,
+@dataclasses.dataclass(frozen=True)
+class Selector:
+    """A selector, and the facts about it that other code asks for.
+
+    Attributes:
+      choose: ``(config, probs [T, E], bias [E], *, tokens, table, where) -> Choice``; each takes what it needs.
+      uses_bias: whether the selection bias changes a choice. Bias balancing is of no use where it does not.
+      uses_token_ids: whether it looks experts up by token id, and so needs ``tokens`` and a table.
+      uses_noise: whether the logits get learned noise while training (added before anything is chosen).
+      lists_all_experts: whether K is E, every row of ``experts`` is 0..E-1 and ``used`` says which pairs count. Weights
+        are then the affinities themselves, since how many experts a token has is not its own choice.
+      counts_slots: whether an expert takes only as many tokens as it has slots. The tokens of a batch then compete.
+    """
+
+    choose: Callable[..., Choice]
+    uses_bias: bool = True
+    uses_token_ids: bool = False
+    uses_noise: bool = False
+    lists_all_experts: bool = False
+    counts_slots: bool = False
+
+
+SELECTORS: dict[str, Selector] = {
+    "topk": Selector(_topk),
+    "group_limited": Selector(_group_limited),
+    "noisy_topk": Selector(_topk, uses_noise=True),
+    "hash": Selector(_hash, uses_bias=False, uses_token_ids=True),
+    "expert_choice": Selector(_expert_choice, uses_bias=False, lists_all_experts=True, counts_slots=True),
 }

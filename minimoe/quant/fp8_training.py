@@ -37,7 +37,7 @@ from jaxtyping import Array, Float, Int
 
 from minimoe.layers import swiglu
 from minimoe.model import MoETransformer
-from minimoe.moe import MoELayer
+from minimoe.moe import MoELayer, weights_by_expert
 from minimoe.moe.capacity import make_capacity_plan
 from minimoe.quant.specs import FP8_BLOCK, FP8_TILE, Spec
 from minimoe.quant.tensor import quantize
@@ -160,8 +160,7 @@ class Fp8Experts(nnx.Module):
         multiply = functools.partial(fp8_matmul, quantizer=self.quantizer)
         hidden = jax.vmap(multiply, in_axes=(None, 0))(x.astype(dtype), gate_up)  # [E, T, 2F]
         out = jax.vmap(multiply)(swiglu(hidden), down)  # [E, T, D]
-        chosen = experts[:, :, None] == jnp.arange(num_experts, dtype=experts.dtype)[None, None, :]
-        weight = jnp.where(chosen, weights[:, :, None], 0.0).sum(axis=1).astype(dtype)  # [T, E]
+        weight = weights_by_expert(experts, weights, num_experts).astype(dtype)  # [T, E]
         return jnp.einsum("te,etd->td", weight, out)
 
 

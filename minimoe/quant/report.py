@@ -8,14 +8,13 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
-from minimoe.moe import Routing
+from minimoe.moe import Routing, used_experts
 from minimoe.quant.tensor import QTensor
 
 STORED = "stored"  # metadata of a Param whose values fit a narrower dtype than the one they are computed in
@@ -141,5 +140,4 @@ def _forward(model: MoETransformer, tokens: Int[Array, "B L"]) -> tuple[Routing,
 
 def _chosen(routing: Routing, counted: Bool[Array, "T"]) -> Bool[Array, "T E"]:
     """Which experts each counted token uses: chosen, with a weight that is not 0 (expert choice)."""
-    one_hot: Float[Array, "T K E"] = jax.nn.one_hot(routing.experts, routing.probs.shape[1])
-    return jnp.any((one_hot > 0) & (routing.weights != 0)[:, :, None], axis=1) & counted[:, None]
+    return used_experts(routing.experts, routing.probs.shape[1], routing.weights != 0) & counted[:, None]

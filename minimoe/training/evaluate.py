@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.config import ModelConfig
 from minimoe.data import Document, Tokenizer, windows
 from minimoe.errors import UserError
-from minimoe.moe import Routing
+from minimoe.moe import Routing, expert_load
 
 TOKENS_PER_BATCH = 4096
 
@@ -77,12 +77,11 @@ def eval_step(
 
 def _row_load(routing: Routing, where: Bool[Array, "B L"]) -> Float[Array, "B E"]:
     experts, num_experts = routing.experts, routing.probs.shape[-1]
-    by_row = experts.reshape(where.shape[0], -1)  # [B, L*K]
-    counted = jnp.repeat(where, experts.shape[1], axis=1)
+    used = jnp.ones(experts.shape, bool)
     if experts.shape[1] == num_experts:  # expert choice lists all experts and gives those not used a weight of 0
-        counted = counted & (routing.weights != 0).reshape(counted.shape)
-    ids = jnp.arange(num_experts, dtype=experts.dtype)
-    return ((by_row[:, :, None] == ids[None, None, :]) & counted[:, :, None]).sum(axis=1).astype(jnp.float32)
+        used = routing.weights != 0
+    by_row = [array.reshape(*where.shape, -1) for array in (experts, used)]  # [B, L, K]
+    return jax.vmap(lambda ids, used, real: expert_load(ids, num_experts, real, used=used))(*by_row, where)
 
 
 def evaluate(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import ModelConfig
 from minimoe.model import MoETransformer
-from minimoe.moe import MoELayer, Routing, bias_update, load_balance_loss, sequence_balance_loss, z_loss
+from minimoe.moe import SELECTORS, MoELayer, Routing, bias_update, load_balance_loss, sequence_balance_loss, z_loss
 from minimoe.training.optim import bias_rate
 from minimoe.training.recipe import Recipe
 
@@ -68,7 +68,7 @@ def sequence_loss(routing: tuple[Routing, ...], where: Bool[Array, "B L"]) -> Fl
 def noise_streams(config: ModelConfig, key: Array) -> nnx.Rngs | None:
     """The random streams a training step of this model draws from: ``dropout``, ``routing``; None if neither."""
     streams = {"dropout": key} if config.dropout else {}
-    if config.moe is not None and config.moe.select == "noisy_topk":
+    if config.moe is not None and SELECTORS[config.moe.select].uses_noise:
         streams["routing"] = jax.random.fold_in(key, 1)
     return nnx.Rngs(**streams) if streams else None
 
