@@ -59,6 +59,8 @@ def test_the_formula():
     assert (np.frexp(smoothing_factors(many, other))[0] == 0.5).all()
     assert ratio.max() < 2**0.5 + 1e-5
     assert ratio.min() > 2**-0.5 - 1e-5
+    with pytest.raises(UserError, match=r"1 channels of the activations and 0 of the weights reach NaN or infinity"):
+        smoothing_factors(np.array([1.0, np.nan]), np.ones(2))
     with pytest.raises(UserError, match=r"alpha=1.5 must be in \[0, 1\]"):
         smoothing_factors(many, other, 1.5)
 

@@ -178,7 +178,7 @@ FORMATS: dict[str, Format] = {
     )
 }  # fmt: skip
 
-# Positive powers of two, for scales; `Format.encode` takes nothing else here (`ue8m0_scale` makes them).
+# Positive powers of two and NaN, for scales; `Format.encode` takes nothing else here (`ue8m0_scale` makes them).
 UE8M0 = Format("ue8m0", 8, jnp.uint8, 2.0**127, 2.0**-127, 1.0, _encode_ue8m0, _decode_ue8m0)
 
 
@@ -262,7 +262,7 @@ def ue8m0_scale(amax: Float[Array, "..."], format_max: int | float, rule: str = 
     ``ceil((bits(amax) - bits(format_max)) / 2**23)`` is the first exponent.
 
     Args:
-      amax: positive float32; 0 gives the smallest scale.
+      amax: not negative, float32; 0 gives the smallest scale, NaN and infinity give NaN.
       format_max: `Format.max`.
       rule: "deepseek" or "ocp".
 
@@ -289,4 +289,5 @@ def ue8m0_scale(amax: Float[Array, "..."], format_max: int | float, rule: str = 
     else:
         raise UserError(f'scale rule {rule!r} is unknown; choose "deepseek" or "ocp"')
     exponent = jnp.clip(exponent, _SMALLEST_EXPONENT, _LARGEST_EXPONENT)
-    return jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
+    scale = jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
+    return jnp.where(jnp.isfinite(amax), scale, jnp.nan)

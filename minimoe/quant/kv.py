@@ -83,10 +83,11 @@ class QuantKVCache:
 
 
 def _write(held: QTensor, x: Float[Array, "B L M W"], at: tuple[Array, ...]) -> QTensor:
-    """``x`` quantized like ``held`` and written into its codes and scales at ``at``."""
-    new = quantize(x.astype(jnp.float32), held.spec)
-    codes = jax.lax.dynamic_update_slice(held.codes, new.codes, at)
-    return dataclasses.replace(held, codes=codes, scale=jax.lax.dynamic_update_slice(held.scale, new.scale, at))
+    """``x`` quantized like ``held`` and written into its codes, scales and zero points at ``at``."""
+    new = quantize(x.astype(jnp.float32), held.spec, check=False)
+    pairs = zip(jax.tree.leaves(held), jax.tree.leaves(new), strict=True)
+    written = [jax.lax.dynamic_update_slice(old, part, at) for old, part in pairs]
+    return jax.tree.unflatten(jax.tree.structure(held), written)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,9 @@ class CacheFactory:
       spec: of the codes, with scales along the last axis; None holds everything in bfloat16.
       rope_dims: R, leading dims of each key that stay in bfloat16, 0..H; None is H, all that rotary positions turn.
 
+    Raises:
+      UserError: for a spec with a tensor scale.
+
     Example:
       >>> cache = CacheFactory("half", FP8, rope_dims=16)(1, 8, 2, 32)
       >>> cache.k_plain.shape, cache.k.shape, cache.v.shape
@@ -107,6 +111,11 @@ class CacheFactory:
     name: str
     spec: Spec | None
     rope_dims: int | None = 0
+
+    def __post_init__(self) -> None:
+        if self.spec is not None and self.spec.tensor_scale:
+            repair = "use a spec whose scales stand alone, such as one in ue8m0"
+            raise UserError(f"cache {self.name!r}: heads of one token would share a tensor scale; {repair}")
 
     def __call__(self, batch: int, size: int, kv_heads: int, head_dim: int, dtype: Any = jnp.float32) -> Cache:
         """An empty cache with room for ``size`` tokens; ``read`` gives ``dtype`` (``bf16``: bfloat16).
@@ -143,12 +152,12 @@ class CacheFactory:
 
 
 def _row_bytes(width: int, spec: Spec) -> int:
-    """Of one row of ``width`` numbers: the codes in whole bytes, and its scales."""
+    """Of one row of ``width`` numbers: the codes in whole bytes, its scales and its zero points."""
     if not width:
         return 0
     block = spec.granularity.block_shape((1, width))[-1]
-    scales = -(-width // block) * SCALE_BITS[spec.scale_format] // 8
-    return -(-width * get_format(spec.format).bits // 8) + scales
+    bits = SCALE_BITS[spec.scale_format] + (0 if spec.symmetric else 8)
+    return -(-width * get_format(spec.format).bits // 8) + -(-width // block) * bits // 8
 
 
 CACHES: dict[str, CacheFactory] = {

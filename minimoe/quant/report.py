@@ -54,12 +54,12 @@ class SizeReport:
     @property
     def over_bfloat16(self) -> float:
         """Size as a share of bfloat16's: 0.5 is half."""
-        return self.bytes / self.bfloat16_bytes
+        return self.bytes / max(1, self.bfloat16_bytes)
 
     @property
     def bits_per_value(self) -> float:
         """Mean over all values."""
-        return 8 * self.bytes / sum(math.prod(row.shape) for row in self.rows)
+        return 8 * self.bytes / max(1, sum(math.prod(row.shape) for row in self.rows))
 
     def by_format(self) -> dict[str, int]:
         """Bytes of each format."""

@@ -40,7 +40,7 @@ def smoothing_factors(
       ``[J]`` float32, all above 0.
 
     Raises:
-      UserError: if ``alpha`` is not in [0, 1].
+      UserError: if ``alpha`` is not in [0, 1], or a magnitude is no number.
 
     Example:
       >>> smoothing_factors(np.array([16.0, 1.0, 0.0]), np.ones(3)).tolist()
@@ -51,6 +51,10 @@ def smoothing_factors(
     """
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha={alpha} must be in [0, 1]; 0.5 is usual")
+    broken = int((~np.isfinite(activation_max)).sum()), int((~np.isfinite(weight_max)).sum())
+    if any(broken):
+        what = f"{broken[0]} channels of the activations and {broken[1]} of the weights"
+        raise UserError(f"{what} reach NaN or infinity; repair the model or the calibration text first")
     seen = (activation_max > 0) & (weight_max > 0)
     x, w = (np.where(seen, a, 1.0).astype(np.float64) for a in (activation_max, weight_max))
     exponent = alpha * np.log2(x) - (1 - alpha) * np.log2(w)

@@ -25,7 +25,7 @@ class PerTensor:
     """One scale a matrix: ``[.., O, I] -> [.., 1, 1]``. Stacked experts keep one each."""
 
     def block_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (*(1 for _ in shape[:-2]), *shape[-2:])
+        return (*(1 for _ in shape[:-2]), *_at_least_one(shape[-2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PerChannel:
     """One scale for each row of the last axis, an output channel of a weight: ``[.., O, I] -> [.., O, 1]``."""
 
     def block_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (*(1 for _ in shape[:-1]), *shape[-1:])
+        return (*(1 for _ in shape[:-1]), *_at_least_one(shape[-1:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Tile:
         whole_fields(self, "size")
 
     def block_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (*(1 for _ in shape[:-1]), min(self.size, shape[-1]))
+        return (*(1 for _ in shape[:-1]), *_at_least_one((min(self.size, shape[-1]),)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +73,16 @@ class Block:
 
     def block_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         last_two = (self.rows, self.columns)[-len(shape) :]
-        return (*(1 for _ in shape[:-2]), *(min(b, n) for b, n in zip(last_two, shape[-2:], strict=True)))
+        cut = tuple(min(b, n) for b, n in zip(last_two, shape[-2:], strict=True))
+        return (*(1 for _ in shape[:-2]), *_at_least_one(cut))
 
 
 Granularity: TypeAlias = PerTensor | PerChannel | PerToken | Tile | Group | Block
+
+
+def _at_least_one(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """An axis without values has blocks of one, and none of them."""
+    return tuple(max(1, size) for size in sizes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ float32 scales, zero points, and blocks of 32 under powers of two rounded up. It
 - scales: it keeps them in the dtype of the array, so bfloat16 arrays are divided in bfloat16, and powers of two take
   as much room as other scales; ours are computed in float32 and stored as the Spec says;
 - storage: it leaves 4-bit codes to the dtypes int4, uint4 and float4_e2m1fn; ours are packed by hand, two a byte;
-- NaN: it quantizes what it gets; we refuse and count.
+- NaN: it quantizes what it gets; we refuse and count, and where values cannot be looked at, NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ from minimoe.quant.formats import (
 from minimoe.quant.specs import SCALE_BITS, Spec
 
 TINY = float(np.finfo(np.float32).tiny)  # below it compiled arithmetic may flush to 0, and x / 0 has no code
+LARGEST = float(np.finfo(np.float32).max)
+# By how much a real-valued scale is rounded up at most when it is stored, doubled.
+_ROUNDED_UP = {"float32": 2.0**-22, "bfloat16": 2.0**-7}
 Leaf: TypeAlias = Any  # an Array; while JAX takes trees apart and rebuilds them, also whatever stands in for one
 
 
@@ -152,11 +155,13 @@ def quantize(
     zero_point: Int8[Array, "..."] | None = None,
     tensor_scale: Float[Array, "..."] | None = None,
     where: Bool[Array, "*shape"] | None = None,
+    check: bool = True,
 ) -> QTensor:
     """Finds a scale for every block, divides by it, and rounds to the nearest code.
 
     A block of zeros gets the scale 1 and codes 0. Where the block does not divide an axis, its last block is short.
-    Quantizing again with the stored scales gives the same codes (`requantize`).
+    Quantizing again with the stored scales gives the same codes (`requantize`). What is finite stays finite: where the
+    nearest code would stand for more than a float32 can hold, it is the last one that does not.
 
     Args:
       x: at least one axis; computed in float32.
@@ -165,10 +170,12 @@ def quantize(
       zero_point: goes with ``scale`` when the spec is not symmetric.
       tensor_scale: goes with ``scale`` when the spec has one; found from the largest scale if left out.
       where: only True values choose the scale; False ones (padding) are encoded with it all the same and saturate.
+      check: refuse NaN and infinity. Under `jax.jit`, where values cannot be looked at, and with False, the scale of a
+        block that holds one is NaN: then all its values are.
 
     Raises:
       UserError: if ``x`` holds NaN or infinity, with their number; if given scales have the wrong shape or lack their
-        zero point. Under `jax.jit` values cannot be looked at: there, keeping NaN and infinity out is your task.
+        zero point.
 
     Example:
       >>> q = quantize(jnp.array([[1.0, -2.0]]), INT8_CHANNEL)
@@ -180,7 +187,7 @@ def quantize(
     if scale is not None:
         _check_given(scale, zero_point, spec, x.shape)
     q, broken = _quantize(x, scale, zero_point, tensor_scale, where, spec)
-    if not isinstance(broken, jax.core.Tracer) and int(broken):
+    if check and not isinstance(broken, jax.core.Tracer) and int(broken):
         raise UserError(f"x holds {int(broken)} NaN or infinite values out of {x.size}; repair them before quantizing")
     return q
 
@@ -202,20 +209,31 @@ def _quantize(
 ) -> tuple[QTensor, Array]:
     """The QTensor, and how many values were not finite. Compiled once a shape, so it rounds alike in and out of jit."""
     x = x.astype(jnp.float32)
+    fmt, block = get_format(spec.format), spec.granularity.block_shape(x.shape)
+    if where is not None:
+        x = jnp.where(where | ~jnp.isnan(x), x, jnp.float32(0))  # padding that is no number has no code
     counted = x if where is None else jnp.where(where, x, jnp.float32(0))
     if scale is None:
         scale, zero_point, tensor_scale = _choose(counted, spec)
     else:
         scale, tensor_scale = _store(scale, tensor_scale, spec)
-    block = spec.granularity.block_shape(x.shape)
-    steps = x / _spread(_scale_values(scale, tensor_scale), block, x.shape)
+        scale = _nan_where(~jnp.isfinite(_reduce(jnp.abs(counted), block, jnp.maximum)), scale)
+    values = _scale_values(scale, tensor_scale)
+    steps = x / _spread(values, block, x.shape)
     if zero_point is not None:
         steps = steps + _spread(zero_point.astype(jnp.float32), block, x.shape)
-    fmt = get_format(spec.format)
+    if spec.scale_format == "ue8m0":
+        limit = _spread(_largest_steps(values, fmt), block, x.shape)
+        steps = jnp.clip(steps, -limit, limit)
     codes = fmt.encode(steps)
     codes = pack_nibbles(codes) if fmt.bits == 4 else codes
     broken = jnp.sum(~jnp.isfinite(counted))
     return QTensor(codes, scale, zero_point, spec, x.shape, tensor_scale), broken
+
+
+def _largest_steps(scale: Array, fmt: Format) -> Array:
+    """The last value of a float format that a power of two does not carry to 2**128, which float32 does not have."""
+    return jnp.float32(2.0**127) / scale * jnp.float32(2 - fmt.epsilon)
 
 
 def choose_scale(x: Float[Array, "*shape"], spec: Spec) -> tuple[Float[Array, "..."], Int8[Array, "..."] | None]:
@@ -237,30 +255,51 @@ def choose_scale(x: Float[Array, "*shape"], spec: Spec) -> tuple[Float[Array, ".
 
 
 def _choose(x: Array, spec: Spec) -> tuple[Array, Array | None, Array | None]:
-    """Scales as stored, zero points, tensor scales."""
-    block = spec.granularity.block_shape(x.shape)
-    fmt = get_format(spec.format)
+    """Scales as stored, zero points, tensor scales. The scale of a block with NaN or infinity is NaN."""
+    block, fmt = spec.granularity.block_shape(x.shape), get_format(spec.format)
     if not spec.symmetric:
-        low, high = _reduce(x, block, jnp.minimum), _reduce(x, block, jnp.maximum)
-        lowest, codes = -(2 ** (fmt.bits - 1)), 2**fmt.bits
-        scale = _positive((high - low) * (1.0 / (codes - 1)))
-        scale = scale.astype(spec.scale_format)
-        zero_point = jnp.clip(jnp.round(lowest - low / scale.astype(jnp.float32)), lowest, lowest + codes - 1)
-        return scale, jnp.where(high > low, zero_point, jnp.float32(0)).astype(jnp.int8), None
+        return _choose_range(x, block, fmt, spec)
     amax = _reduce(jnp.abs(x), block, jnp.maximum)
+    broken = ~jnp.isfinite(amax)
+    # Multiplied by the reciprocal: XLA turns a division by a constant into that anyway, but only in compiled code.
+    scale = amax * (1.0 / fmt.max)
     if spec.scale_format == "ue8m0":
         scale = ue8m0_scale(amax, fmt.max, spec.scale_rule)
-        return e8m0_encode(jnp.where(amax > 0, scale, jnp.float32(1))), None, None
-    # Multiplied by the reciprocal: XLA turns a division by a constant into that anyway, but only in compiled code.
-    scale = _positive(amax * (1.0 / fmt.max))
+        return e8m0_encode(jnp.where(amax == 0, jnp.float32(1), scale)), None, None
     if spec.tensor_scale:
-        scale, tensor_scale = _store(scale, None, spec)
-        return jnp.where(amax > 0, scale, jnp.ones((), scale.dtype)), None, tensor_scale
-    return scale.astype(spec.scale_format), None, None
+        scale, tensor_scale = _store(jnp.where(broken, 0.0, scale), None, spec)
+        return _nan_where(broken, jnp.where(amax == 0, jnp.ones((), scale.dtype), scale)), None, tensor_scale
+    furthest = fmt.max + 1 if fmt.name.startswith("int") else fmt.max  # integers saturate one further below zero
+    scale = _finite(_positive(scale), furthest, spec).astype(spec.scale_format)
+    return _nan_where(broken, scale), None, None
+
+
+def _choose_range(x: Array, block: tuple[int, ...], fmt: Format, spec: Spec) -> tuple[Array, Array, None]:
+    """`_choose` for codes that cover [min, max]."""
+    low, high = _reduce(x, block, jnp.minimum), _reduce(x, block, jnp.maximum)
+    lowest, steps = -(2 ** (fmt.bits - 1)), 2**fmt.bits - 1
+    # Divided before the difference, which may be larger than a float32.
+    scale = _positive(high * (1.0 / steps) - low * (1.0 / steps)).astype(spec.scale_format)
+    zero_point = jnp.clip(jnp.round(lowest - low / scale.astype(jnp.float32)), lowest, lowest + steps)
+    zero_point = jnp.where(high > low, zero_point, jnp.float32(0))
+    furthest = jnp.maximum(lowest + steps - zero_point, zero_point - lowest)
+    broken = ~jnp.isfinite(high) | ~jnp.isfinite(low)
+    scale = _nan_where(broken, _finite(scale.astype(jnp.float32), furthest, spec).astype(spec.scale_format))
+    return scale, jnp.where(broken, jnp.float32(0), zero_point).astype(jnp.int8), None
 
 
 def _positive(scale: Array) -> Array:
-    return jnp.where(scale > 0, jnp.maximum(scale, TINY), jnp.float32(1))
+    return jnp.where(scale == 0, jnp.float32(1), jnp.maximum(scale, TINY))
+
+
+def _finite(scale: Array, furthest: Array | float, spec: Spec) -> Array:
+    """The scale, or a smaller one if the code furthest from zero would stand for more than a float32 can hold."""
+    return jnp.minimum(scale, jnp.float32(LARGEST * (1 - _ROUNDED_UP[spec.scale_format])) / furthest)
+
+
+def _nan_where(broken: Array, scale: Array) -> Array:
+    """Stored scales, NaN in the blocks that hold no numbers."""
+    return jnp.where(broken, jnp.array(255 if scale.dtype == jnp.uint8 else jnp.nan, scale.dtype), scale)
 
 
 def _store(scale: Array, tensor_scale: Array | None, spec: Spec) -> tuple[Array, Array | None]:
@@ -271,8 +310,10 @@ def _store(scale: Array, tensor_scale: Array | None, spec: Spec) -> tuple[Array,
         return scale.astype(spec.scale_format), None
     fp8 = get_format("fp8_e4m3")
     if tensor_scale is None:
-        largest = jnp.max(scale.astype(jnp.float32), axis=tuple(range(scale.ndim))[-2:], keepdims=True)
-        tensor_scale = _positive(largest * (1.0 / fp8.max))
+        axes = tuple(range(scale.ndim))[-2:]
+        largest = jnp.max(scale.astype(jnp.float32), axis=axes, keepdims=True, initial=0.0)
+        limit = LARGEST * (1 - 2.0**-20) / (fp8.max * get_format(spec.format).max)
+        tensor_scale = jnp.minimum(_positive(largest * (1.0 / fp8.max)), limit)
     if scale.dtype != fp8.dtype:
         scale = fp8.encode(jnp.maximum(scale / tensor_scale, fp8.smallest))  # a scale of 0 would divide by 0
     return scale, tensor_scale
@@ -345,11 +386,15 @@ def take_expert(q: QTensor, index: Integer[Array, "..."] | int) -> QTensor:
 def sqnr_db(x: Float[Array, "*shape"], approximation: Float[Array, "*shape"]) -> Float[Array, ""]:
     """Signal to quantization noise in decibels: ``10 log10(sum x^2 / sum (x - approximation)^2)``. Larger is better.
 
-    Each bit of an integer format is worth about 6 dB. Infinite when nothing was lost.
+    Each bit of an integer format is worth about 6 dB. Infinite when nothing was lost. Any magnitude will do.
 
     Example:
       >>> print(sqnr_db(jnp.array([3.0, 4.0]), jnp.array([3.0, 3.5])))
       20.0
     """
     x, approximation = x.astype(jnp.float32), approximation.astype(jnp.float32)
-    return 10.0 * jnp.log10(jnp.sum(x**2) / jnp.sum((x - approximation) ** 2))
+    # Squares of magnitudes like 1e-30 would be 0, and those of 1e30 infinite.
+    largest = jnp.maximum(jnp.max(jnp.abs(x), initial=0.0), jnp.max(jnp.abs(approximation), initial=0.0))
+    unit = jnp.where(largest > 0, jnp.minimum(largest, 2.0**126), jnp.float32(1))  # 1 / unit is a normal number
+    signal, noise = jnp.sum((x / unit) ** 2), jnp.sum((x / unit - approximation / unit) ** 2)
+    return jnp.where(noise == 0, jnp.inf, 10.0 * jnp.log10(signal / noise))
