@@ -15,9 +15,10 @@ import minimoe
 ROOT = Path(minimoe.__file__).parent
 ROOMS = [
     "errors", "files", "checks", "config", "layers", "cost", "moe", "attention", "model", "data", "parallel", "inference",
-    "training", "quant", "distill", "hub", "plots", "exercises", "claims", "host", "cli",
+    "training", "quant", "distill", "hub", "plots", "exercises", "claims", "host", "console", "bench", "experiments",
+    "tour", "cli",
 ]  # fmt: skip
-ONLY_FOR = {"host": {"host", "cli"}}
+ONLY_FOR = {"host": {"host", "console", "cli"}}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 

@@ -9,5 +9,7 @@ def main() -> None:
 
     restart_with_allocator("minimoe")
     from minimoe.cli.app import run
+    from minimoe.console import protect_streams
 
+    protect_streams()
     raise SystemExit(run())

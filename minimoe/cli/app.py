@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from minimoe import __version__
 from minimoe.cli import bench, distill, evaluate, exercises, generate, lab, quantize, tour, train
+from minimoe.console import messages, silence, write_out
 from minimoe.errors import UserError
 
 app = typer.Typer(
@@ -33,7 +33,7 @@ app.add_typer(exercises.app, name="exercises")
 
 def _print_version(wanted: bool | None) -> None:
     if wanted:
-        typer.echo(f"minimoe {__version__}")
+        write_out(f"minimoe {__version__}")
         raise typer.Exit
 
 
@@ -53,10 +53,10 @@ def run(arguments: list[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped", file=sys.stderr)
+        messages.print("stopped")
         return 130
-    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
-        sys.stderr.close()
+    except (BrokenPipeError, SystemExit):  # Typer's end when the reader of a help text went away, as `head` does
+        silence("stdout")
         return 0
     except Exception as error:
         # Typer's usage errors: click's own classes in older versions, a copy of them in newer ones.
@@ -67,5 +67,5 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    print(f"minimoe: {' '.join(message.split())}", file=sys.stderr)
+    messages.print(f"minimoe: {' '.join(message.split())}")
     return 2

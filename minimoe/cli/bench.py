@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minimoe.cli.console import messages, print_json, start
+from minimoe import console
+from minimoe.console import messages, print_json, start
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -306,10 +307,8 @@ def _print(
     if as_json:
         print_json(whole)
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
     for report in reports:
         named = f" {report['config']} with random weights," if "config" in report else ""
         table = Table(title=f"{benchmark}:{named} {_sizes(report['shape'])}")
@@ -317,12 +316,12 @@ def _print(
             table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
         for name, result in report["results"].items():
             table.add_row(name, *(_cell(result[key]) for key in columns.values()))
-        console.print(table)
+        console.show(table)
         for line in _facts(report):
-            console.print(line)
+            console.show(line)
     shown = {name: value for name, value in whole["environment"].items() if name != "allocator" and value is not None}
     versions = ", ".join(f"{name} {value}" for name, value in shown.items())
-    console.print(f"Median [quartiles] of {settings['rounds']} rounds. {versions}")
+    console.show(f"Median [quartiles] of {settings['rounds']} rounds. {versions}")
 
 
 def _cell(value: Any) -> str:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minimoe.cli.console import Bar, choose_documents, counter, describe_data, messages, start
 from minimoe.cli.reasoning import NEW_TOKENS, check_length, check_share, grade, mixed_data
 from minimoe.cli.teacher_text import answered_right, of_the_solved, written
 from minimoe.cli.teachers import Teachers, load_teachers
 from minimoe.cli.train import check_resume, describe, draw, make_run, report, train_with_bar
+from minimoe.console import Bar, counter, messages, start
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def distill(
 
     Example: minimoe distill --teacher small --teacher reasoning=teacher --student nano --tasks 0.5 --out runs/both
     """
+    from minimoe.data import choose_documents, describe_data
     from minimoe.data.tasks import DOMAIN
     from minimoe.distill import DistillRecipe, distill_hooks, task_prompts
     from minimoe.training.checkpoint import prepare_folder, write_run_config
@@ -191,7 +192,7 @@ def solved_right(out: Path, teacher: MoETransformer, tokenizer: Tokenizer, num: 
 
     said = written(out / "sampled", lambda: teacher, "reasoning", task_prompts(num, seed=seed), tokenizer, NEW_TOKENS)
     right = answered_right(said.documents, seed)
-    messages.print(f"the teacher solved {sum(right):,} of {num:,} problems ({sum(right) / num:.0%})", markup=False)
+    messages.print(f"the teacher solved {sum(right):,} of {num:,} problems ({sum(right) / num:.0%})")
     return of_the_solved(said.documents, right)
 
 
@@ -231,5 +232,5 @@ def fill_cache(
 
     with Bar("teacher", run.recipe.steps) as bar:
         cache = cache_teacher(folder, run, recipe, teacher, data, tokenizer, progress=counter(bar))
-    messages.print(f"{folder}: {cache.steps} steps, {cache.num_bytes / 1e6:,.1f} MB", markup=False)
+    messages.print(f"{folder}: {cache.steps} steps, {cache.num_bytes / 1e6:,.1f} MB")
     return cache

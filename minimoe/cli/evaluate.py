@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from minimoe.cli.console import Bar, counter, print_json, start
+from minimoe import console
+from minimoe.console import Bar, counter, print_json, start
 from minimoe.errors import UserError
 
 
@@ -40,7 +41,6 @@ def evaluate(
         name = str(text) if text else "minimoe-corpus"
         print_json({"checkpoint": str(checkpoint), "text": name, "protocol": protocol} | result.to_record())
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("domain", "bits per byte", title=f"{checkpoint} on {text or 'validation text'} ({protocol})")
@@ -48,4 +48,4 @@ def evaluate(
         table.add_row(domain, f"{value:.3f}")
     table.add_row("mean over domains", f"{result.bits_per_byte:.3f}")
     table.add_row("pooled", f"{result.pooled_bits_per_byte:.3f}")
-    Console().print(table)
+    console.show(table)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from minimoe.cli.console import Bar, messages, print_json, write_out
+from minimoe.console import Bar, messages, print_json, write_out
 
 app = typer.Typer(help="Exercises of the lessons: list, show, hint, grade.", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(help="Such as routing.topk; `minimoe exercises list` names all.")]
@@ -79,7 +79,7 @@ def grade(
                 path, time_limit=time_limit, jobs=jobs, progress=lambda done, name: bar.update(done, name)
             )
     else:
-        record = grade_file(path, time_limit=time_limit, show=lambda result: messages.print(str(result), markup=False))
+        record = grade_file(path, time_limit=time_limit, show=lambda result: messages.print(str(result)))
     if json:
         print_json(record)
     else:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minimoe.cli.console import encode_prompt, print_json, start, write_out
+from minimoe.console import print_json, start, write_out
 from minimoe.errors import UserError
+
+if TYPE_CHECKING:
+    from minimoe.data import Tokenizer
 
 
 def generate(
@@ -61,6 +64,15 @@ def generate(
         write_out(prompt + text)
         if samples > 1:
             write_out("---")
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Token ids of a prompt, the end-of-text token first, as documents begin in training."""
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt is not UTF-8 text at character {error.start}; type it again") from error
+    return [tokenizer.eot_id, *tokenizer.encode(prompt)]
 
 
 def _until_stop(ids: list[int], stop: int) -> list[int]:

@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from minimoe.cli import lab_quant, lab_ship, lab_show
-from minimoe.cli.console import messages, print_json, start
 from minimoe.cli.lab_run import run_trial
 from minimoe.cli.lab_trials import EXPERIMENTS, Trial
+from minimoe.console import messages, print_json, start, write_out
 from minimoe.errors import UserError
 
 app = typer.Typer(help="Long experiments behind the recorded numbers; each resumes.", no_args_is_help=True)
@@ -57,7 +57,7 @@ def list_experiments() -> None:
         missing = len(_missing(name, done))
         recorded = f"{missing} of {missing + len(done)} runs missing" if missing else "recorded"
         summary = (make.__doc__ or "").partition("\n")[0].replace("``", "")
-        typer.echo(f"{name} ({recorded if there else 'not recorded'}): {summary}")
+        write_out(f"{name} ({recorded if there else 'not recorded'}): {summary}")
 
 
 @app.command("show")
@@ -104,7 +104,7 @@ def run(
     began = time.monotonic()
     while (trial := _next(name, values["runs"], only)) is not None:
         if time.monotonic() - began > 60 * minutes:
-            messages.print("time is up; the same command continues", markup=False)
+            messages.print("time is up; the same command continues")
             break
         outcome = run_trial(trial, work, work / name / trial.name)
         if outcome is None:
@@ -113,7 +113,7 @@ def run(
             values["runs"] |= json_module.loads(path.read_text(encoding="utf-8"))["runs"]
         values["runs"][trial.name] = outcome
         _write(path, values)
-        messages.print(f"{trial.name}: {outcome['full']['bits_per_byte']:.3f} bits per byte (full)", markup=False)
+        messages.print(f"{trial.name}: {outcome['full']['bits_per_byte']:.3f} bits per byte (full)")
     return 0
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minimoe.cli.console import messages
 from minimoe.cli.lab_trials import SPECIALISTS
 from minimoe.cli.teacher_text import Written, answered_right, of_the_solved, written
+from minimoe.console import messages
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def finished(work: Path, name: str) -> MoETransformer:
             raise UserError(f"{folder} is at step {steps[-1]} of {run.recipe.steps}; let `minimoe lab run` finish it")
         return model
     if SHIPPED_AS.get(name) in shipped():
-        messages.print(f"{folder} is not here: using the shipped model {SHIPPED_AS[name]!r}, decoded", markup=False)
+        messages.print(f"{folder} is not here: using the shipped model {SHIPPED_AS[name]!r}, decoded")
         return dequantize_model(load_pretrained(SHIPPED_AS[name])[0])
     experiment = name.split("/")[0]
     raise UserError(f"{folder} holds no trained model; run `minimoe lab run {experiment} --work {work}` first")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minimoe.cli.console import Bar, counter, messages
+from minimoe.console import Bar, counter, messages
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def recipes(work: Path, values: dict[str, Any], save: Callable[[], None]) -> Non
     model, tokenizer, run = load_checkpoint(folder)
     weights = _digest(model)
     if values.get("weights_sha256") not in (None, weights):
-        messages.print("the record is of other weights: starting again", markup=False)
+        messages.print("the record is of other weights: starting again")
         for part in ("float32", "recipes", "caches"):
             values.pop(part, None)
     values |= {"model": run.model.to_dict(), "weights_sha256": weights}
@@ -136,7 +136,7 @@ def _sizes(
 def _changes(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
     """Relative change of bits per byte against float32, of the mean and by domain."""
     relative = now["bits_per_byte"] / then["bits_per_byte"] - 1
-    messages.print(f"{name}: {now['bits_per_byte']:.4f} ({relative:+.2%})", markup=False)
+    messages.print(f"{name}: {now['bits_per_byte']:.4f} ({relative:+.2%})")
     by_domain = {domain: bits / then["per_domain"][domain] - 1 for domain, bits in now["per_domain"].items()}
     return {"relative_change": relative, "per_domain_relative_change": by_domain}
 

@@ -7,9 +7,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from minimoe.cli.console import describe_data, messages
 from minimoe.cli.lab_distill import WRITTEN_FORMS, finished, solutions, teacher_hooks, teachers_text, training_text
 from minimoe.cli.lab_trials import Trial
+from minimoe.console import messages
 
 GRADED = 100  # validation problems of each level, so that one more is a percentage point
 FORMS = ("worked", "direct")
@@ -25,7 +25,7 @@ def run_trial(trial: Trial, work: Path, out: Path) -> dict[str, Any] | None:
       UserError: if one of those is not there yet.
     """
     from minimoe.cli.train import check_resume, describe, draw, make_run, train_with_bar
-    from minimoe.data import documents, load_tokenizer
+    from minimoe.data import describe_data, documents, load_tokenizer
     from minimoe.training.checkpoint import prepare_folder, write_run_config
 
     tokenizer, corpus = load_tokenizer(), documents()
@@ -38,7 +38,7 @@ def run_trial(trial: Trial, work: Path, out: Path) -> dict[str, Any] | None:
     first = check_resume(out, run, resume=True)
     if not first:
         write_run_config(out, run, tokenizer)
-    messages.print(f"{trial.name}: {describe(run)}", markup=False)
+    messages.print(f"{trial.name}: {describe(run)}")
     validation = [document for document in corpus if document.split == "val"]
     data = training_text(trial, run, corpus, tokenizer, work)
     hooks = _hooks(trial, run, data, tokenizer, work)

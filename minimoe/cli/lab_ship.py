@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minimoe.cli.console import Bar, counter, messages, start
+from minimoe.console import Bar, counter, messages, start
 
 if TYPE_CHECKING:
     from minimoe.training import Evaluation, RunConfig
@@ -57,7 +57,7 @@ def ship(
     records = read_metrics(checkpoint)
     text = card_text(name, recipe, run, provenance, scores, size_report(stored).bytes, records)
     write_atomically(folder / CARD_FILE, text)
-    messages.print(f"{folder}: {scores['full'].bits_per_byte:.4f} bits per byte (full)", markup=False)
+    messages.print(f"{folder}: {scores['full'].bits_per_byte:.4f} bits per byte (full)")
 
 
 def recorded(checkpoint: Path) -> dict[str, Any] | None:

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minimoe import console
+
 Rows = list[tuple[str, ...]]
 MEANING = {
     "bits/byte": "of the validation text, mean of its domains",
@@ -20,7 +22,6 @@ MEANING = {
 
 def show_record(record: Mapping[str, Any], missing: Sequence[str]) -> None:
     """Prints the runs of an experiment, or the recipes of a measurement, and which runs it lacks."""
-    from rich.console import Console
     from rich.table import Table
 
     heads, rows = run_rows(record["runs"]) if "runs" in record else recipe_rows(record)
@@ -29,12 +30,11 @@ def show_record(record: Mapping[str, Any], missing: Sequence[str]) -> None:
         table.add_column(head, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, markup=False)
-    console.print(table)
+    console.show(table)
     if missing:
-        console.print(f"Not run yet: {', '.join(missing)}. `{record['command']}` goes on with them.")
-    console.print("; ".join(f"{head}: {MEANING[head]}" for head in heads if head in MEANING) + ".")
-    console.print("All there is, with settings and scores by domain: --json.")
+        console.show(f"Not run yet: {', '.join(missing)}. `{record['command']}` goes on with them.")
+    console.show("; ".join(f"{head}: {MEANING[head]}" for head in heads if head in MEANING) + ".")
+    console.show("All there is, with settings and scores by domain: --json.")
 
 
 def run_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Rows]:

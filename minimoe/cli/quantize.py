@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minimoe.cli.console import Bar, counter, print_json, start
+from minimoe import console
+from minimoe.console import Bar, counter, print_json, start, write_out
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -136,24 +137,22 @@ def draw(before: SizeReport, after: SizeReport, recipe: str, out: Path) -> None:
 
 def show(report: dict[str, Any]) -> None:
     """The report as tables."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
     table = Table("weights", "bytes", "share of bfloat16", title=f"{report['checkpoint']} as {report['recipe']}")
     for name, count in report["bytes"].items():
         table.add_row(name.replace("_", " "), f"{count:,}", f"{count / report['bytes']['bfloat16']:.1%}")
-    console.print(table)
+    console.show(table)
     quality = report["bits_per_byte"]
     if quality is not None:
         table = Table("domain", "before", "after", "change", title=f"bits per byte ({quality['protocol']})")
         for domain, value in quality["after"]["per_domain"].items():
             add_quality(table, domain, quality["before"]["per_domain"][domain], value)
         add_quality(table, "mean over domains", quality["before"]["bits_per_byte"], quality["after"]["bits_per_byte"])
-        console.print(table)
+        console.show(table)
     if report["routing_changes"] is not None:
-        console.print(f"Expert choices that changed: {report['routing_changes']:.2%}")
-    console.print(f"{report['bits_per_value']:.2f} bits a value. Saved in {report['out']}", soft_wrap=True)
+        write_out(f"Expert choices that changed: {report['routing_changes']:.2%}")
+    write_out(f"{report['bits_per_value']:.2f} bits a value. Saved in {report['out']}")
 
 
 def add_quality(table: Any, name: str, before: float, after: float) -> None:

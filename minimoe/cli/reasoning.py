@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minimoe.cli.console import Bar, counter
+from minimoe.console import Bar, counter
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from minimoe.cli.console import Bar, counter
+from minimoe.console import Bar, counter
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:

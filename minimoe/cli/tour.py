@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minimoe.cli.console import describe_data, messages, print_json, start
+from minimoe import console
 from minimoe.cli.tour_distill import distilled_rung
 from minimoe.cli.tour_quant import quantized_rungs
+from minimoe.console import messages, print_json, start, write_out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +86,7 @@ def tour(
         if rung is None:
             return 130
         rungs.append(rung)
-    messages.print(f"counting: a byte {NGRAM_ORDER}-gram model of the same text, to compare with", markup=False)
+    messages.print(f"counting: a byte {NGRAM_ORDER}-gram model of the same text, to compare with")
     training = [document for document in corpus if document.split == "train"]
     quick = evaluation_documents(validation, "quick")
     ngram = ngram_bits_per_byte(training, quick, NGRAM_ORDER)
@@ -93,7 +94,7 @@ def tour(
     smaller = quantized_rungs(rungs[0].result.model, quick, tokenizer)
     taught = distilled_rung(rungs[0].result.model, rungs[0].run, data, validation, tokenizer, fast=fast)
     if taught is None:
-        messages.print(STOPPED, markup=False)
+        messages.print(STOPPED)
         return 130
     values = summary(rungs, ngram, samples, smaller, taught, seed=seed, fast=fast, seconds=time.monotonic() - began)
     figures = draw(rungs, ngram, smaller)
@@ -128,15 +129,16 @@ def climb(
 ) -> Rung | None:
     """Trains one model; None after Ctrl-C."""
     from minimoe.cli.train import describe, make_run, train_with_bar
+    from minimoe.data import describe_data
 
     changes = {"steps": steps, "seed": seed, "log_every": max(1, steps // 60), "checkpoint_every": 0}
     source = describe_data(None, validation)
     run = make_run("nano", changes, dense=dense, dropout=None, tokenizer=tokenizer, data=source)
-    messages.print(f"{name}: {describe(run)}", markup=False)
+    messages.print(f"{name}: {describe(run)}")
     began = time.monotonic()
     result = train_with_bar(name, run, data, validation, tokenizer)
     if result.interrupted:
-        messages.print(STOPPED, markup=False)
+        messages.print(STOPPED)
         return None
     return Rung(name, run, result, time.monotonic() - began)
 
@@ -247,7 +249,6 @@ def write(out: Path, values: dict[str, Any], figures: dict[str, Figure]) -> None
 
 def show(values: dict[str, Any], out: Path) -> None:
     """The table on the terminal."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("model", "total", "active", "MFLOPs/token", "bits per byte", "tokens/s", "seconds")
@@ -264,17 +265,17 @@ def show(values: dict[str, Any], out: Path) -> None:
             f"{row['tokens_per_second']:,.0f}",
             f"{row['seconds']:.0f}",
         )
-    Console().print(table)
+    console.show(table)
     table = Table("the sparse model as", "megabytes", "bits per byte", "routes changed")
     table.add_row("bfloat16", f"{values['quantized']['bytes_bfloat16'] / 1e6:.2f}", "-", "-")
     for row in values["quantized"]["recipes"]:
         changed = f"{row['routing_changed']:.1%}"
         table.add_row(row["name"], f"{row['bytes'] / 1e6:.2f}", f"{row['bits_per_byte']:.3f}", changed)
-    Console().print(table)
+    console.show(table)
     taught = values["distilled"]
     table = Table(f"{taught['steps']} steps more", "bits per byte", "seconds")
     for row in taught["ways"]:
         table.add_row(row["name"], f"{row['bits_per_byte']:.3f}", f"{row['seconds']:.0f}")
     table.add_row(f"the teacher ({taught['teacher']})", f"{taught['teacher_bits_per_byte']:.3f}", "-")
-    Console().print(table)
-    typer.echo(f"{out / 'report.html'}: the report, with figures ({values['seconds']:.0f} s in all)")
+    console.show(table)
+    write_out(f"{out / 'report.html'}: the report, with figures ({values['seconds']:.0f} s in all)")

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
-from minimoe.cli.console import messages
+from minimoe.console import messages
 
 if TYPE_CHECKING:
     from minimoe.data import Document, Tokenizer, TrainingData
@@ -45,7 +45,7 @@ def distilled_rung(
     changes: dict[str, Any] = {"steps": steps, "learning_rate": 1e-3, "warmup_steps": steps // 10}
     changes["seed"] = run.recipe.seed + 1  # other batches than those it began with
     onward = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, **changes))
-    messages.print(f"teacher: the shipped model {TEACHER!r}, decoded", markup=False)
+    messages.print(f"teacher: the shipped model {TEACHER!r}, decoded")
     teacher = dequantize_model(load_pretrained(TEACHER)[0])
     hooks = distill_hooks(onward, DistillRecipe(alpha=ALPHA), teacher, data, tokenizer)
     kinds: dict[str, dict[str, Any]] = {"alone": {}, "taught": hooks}

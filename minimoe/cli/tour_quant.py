@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minimoe.cli.console import messages
+from minimoe.console import messages
 
 if TYPE_CHECKING:
     from minimoe.data import Document, Tokenizer
@@ -34,7 +34,7 @@ def quantized_rungs(model: MoETransformer, quick: list[Document], tokenizer: Tok
     tokens = jnp.asarray(windows(quick, tokenizer, model.config.context_length).tokens[:16])
     rows = []
     for name in RECIPES:
-        messages.print(f"quantizing: {name}, {get_recipe(name).doc}", markup=False)
+        messages.print(f"quantizing: {name}, {get_recipe(name).doc}")
         with tempfile.TemporaryDirectory() as folder:
             save(quantize_model(model, name), folder, tokenizer)
             file_bytes = (Path(folder) / "model.safetensors").stat().st_size

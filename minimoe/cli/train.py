@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minimoe.cli.console import Bar, choose_documents, describe_data, messages, print_json, start
+from minimoe.console import Bar, messages, print_json, start, write_out
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def train(
     Example: minimoe train --config nano --steps 500 --out runs/nano
     """
     from minimoe.cli.reasoning import check_length, check_share, grade, mixed_data
-    from minimoe.data import load_tokenizer
+    from minimoe.data import choose_documents, describe_data, load_tokenizer
     from minimoe.training import BALANCE_METHODS
     from minimoe.training.checkpoint import prepare_folder, write_run_config
 
@@ -145,7 +145,7 @@ def check_resume(out: Path, run: RunConfig, resume: bool) -> int:
 
     if not (out / CONFIG_FILE).is_file():
         if resume:
-            messages.print(f"no checkpoint in {out} yet: starting at step 0", markup=False)
+            messages.print(f"no checkpoint in {out} yet: starting at step 0")
         return 0
     if not resume:
         raise UserError(f"--out {out} already holds a run; add --resume to continue it or name another folder")
@@ -161,9 +161,7 @@ def check_resume(out: Path, run: RunConfig, resume: bool) -> int:
                 )
     steps = CheckpointFolder(out).steps()
     step = steps[-1] if steps else 0
-    messages.print(
-        f"resuming at step {step}" if steps else f"no checkpoint in {out} yet: starting at step 0", markup=False
-    )
+    messages.print(f"resuming at step {step}" if steps else f"no checkpoint in {out} yet: starting at step 0")
     return step
 
 
@@ -187,7 +185,7 @@ class Note:
         if record["kind"] == "train":
             self.speed = f"{record['tokens_per_second']:,.0f} tok/s"
         else:
-            messages.print(f"step {record['step']}: {record['bits_per_byte']:.3f} bits per byte (quick)", markup=False)
+            messages.print(f"step {record['step']}: {record['bits_per_byte']:.3f} bits per byte (quick)")
 
     def step(self, metrics: StepMetrics) -> str:
         from minimoe.moe import max_violation
@@ -228,13 +226,13 @@ def report(
     if json:
         print_json(values)
     if result.interrupted:
-        messages.print(f"stopped after step {result.step}; the same command with --resume continues", markup=False)
+        messages.print(f"stopped after step {result.step}; the same command with --resume continues")
         return 130
     if not json:
         if result.evaluation is not None:
-            typer.echo(f"{result.evaluation.bits_per_byte:.3f} bits per byte (mean over domains, quick protocol)")
+            write_out(f"{result.evaluation.bits_per_byte:.3f} bits per byte (mean over domains, quick protocol)")
         if answers is not None:
             by_level = ", ".join(f"level {level} {share:.0%}" for level, share in answers.exact_match.items())
-            typer.echo(f"{answers.mean_exact_match:.1%} of reasoning problems right: {by_level}")
-        typer.echo(f"{out}: checkpoints, metrics.jsonl, curve.png")
+            write_out(f"{answers.mean_exact_match:.1%} of reasoning problems right: {by_level}")
+        write_out(f"{out}: checkpoints, metrics.jsonl, curve.png")
     return 0

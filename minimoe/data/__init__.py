@@ -1,15 +1,16 @@
 """Text in, integers out: the corpus, the tokenizers, training batches and what evaluation scores.
 
 Plain NumPy; nothing here imports JAX. In reading order: `corpus` (six bundled domains), `user_text` (your own files),
-`tokenizer`, `batches` (training), `evaluation`, `ngram` (a bar to clear); and `tasks`, `task_families`, `task_answers`:
-generated reasoning problems whose answers can be checked. ``python -m minimoe.data.train_tokenizer`` makes the bundled
-tokenizer.
+`sources` (one or the other, and its description), `tokenizer`, `batches` (training), `evaluation`, `ngram` (a bar to
+clear); and `tasks`, `task_families`, `task_answers`: generated reasoning problems whose answers can be checked.
+``python -m minimoe.data.train_tokenizer`` makes the bundled tokenizer.
 """
 
 from minimoe.data.batches import Batch, TrainingData, training_data
 from minimoe.data.corpus import DOMAINS, Document, corpus_hash, documents, split_of, verify
 from minimoe.data.evaluation import Windows, evaluation_documents, windows
 from minimoe.data.ngram import ByteNgram, ngram_bits_per_byte
+from minimoe.data.sources import choose_documents, describe_data
 from minimoe.data.task_answers import StepCheck, check_answer, check_steps, parse_answer
 from minimoe.data.task_families import Step
 from minimoe.data.tasks import FAMILIES, FORMS, LEVELS, Problem, is_held_out, problem, task_documents
@@ -34,7 +35,9 @@ __all__ = [
     "Windows",
     "check_answer",
     "check_steps",
+    "choose_documents",
     "corpus_hash",
+    "describe_data",
     "documents",
     "evaluation_documents",
     "is_held_out",
