@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -198,22 +199,18 @@ def few_tokens(
     x: Float[Array, "T D"],
     experts: Int[Array, "T K"],
     weights: Float[Array, "T K"],
-    gate_up: Float[Array, "E D F2"],
-    down: Float[Array, "E F D"],
+    expert_of_row: Callable[[Array, Array], Array],
 ) -> Float[Array, "T D"]:
-    """For decoding: each assignment slices its expert's matrices out and multiplies one row.
+    """For decoding: each assignment runs its expert on one row, ``expert_of_row([1, D], id) -> [1, D]``.
 
     Reads K experts a token and no others, which is all that matters when weights are read once per row.
     """
     ys = []
     for token in range(x.shape[0]):
         row = x[token : token + 1]
-        parts = []
-        for k in range(experts.shape[1]):
-            expert = experts[token, k]
-            act = swiglu(row @ jax.lax.dynamic_index_in_dim(gate_up, expert, keepdims=False))
-            out = act @ jax.lax.dynamic_index_in_dim(down, expert, keepdims=False)
-            parts.append(weights[token, k].astype(x.dtype) * out)
+        parts = [
+            weights[token, k].astype(x.dtype) * expert_of_row(row, experts[token, k]) for k in range(experts.shape[1])
+        ]
         ys.append(functools.reduce(jnp.add, parts))
     return jnp.concatenate(ys)
 
@@ -235,5 +232,9 @@ def dropless_dispatch(
     if not experts.size:
         return jnp.zeros_like(x)
     if experts.size <= FEW_ASSIGNMENTS:
-        return few_tokens(x, experts, weights, gate_up, down)
+        return few_tokens(x, experts, weights, lambda row, e: swiglu(row @ _slice(gate_up, e)) @ _slice(down, e))
     return dropless_experts(x, experts, weights, gate_up, down)
+
+
+def _slice(stack: Float[Array, "E P Q"], expert: Int[Array, ""]) -> Float[Array, "P Q"]:
+    return jax.lax.dynamic_index_in_dim(stack, expert, keepdims=False)

@@ -9,7 +9,6 @@ the axis that is summed.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -20,10 +19,12 @@ from jaxtyping import Array, Float, Int
 from minimoe.layers import swiglu
 from minimoe.moe import DISPATCHERS
 from minimoe.moe.capacity import make_capacity_plan
-from minimoe.moe.dropless import BLOCK_ROWS, FEW_ASSIGNMENTS, make_plan, overflow_block
+from minimoe.moe.dropless import FEW_ASSIGNMENTS, few_tokens
 from minimoe.quant.matmul import is_w8a8, multiply
 from minimoe.quant.specs import Spec
 from minimoe.quant.tensor import QTensor, quantize, take_expert
+
+BLOCK_ROWS = 64  # R of `by_blocks`
 
 
 class QuantLinear(nnx.Module):
@@ -112,7 +113,7 @@ class QuantExperts(nnx.Module):
         if not experts.size:
             return jnp.zeros_like(x)
         if dispatch == "dropless" and experts.size <= min(FEW_ASSIGNMENTS, self.gate_up.shape[0]):
-            return self._few(x, experts, weights)
+            return few_tokens(x, experts, weights, self._expert)
         if self.activations is not None:
             if dispatch == "capacity":
                 slots = x.shape[0] if capacity is None else capacity
@@ -126,17 +127,6 @@ class QuantExperts(nnx.Module):
         """One expert's SwiGLU of some rows, from its codes."""
         hidden = multiply(rows, take_expert(self.gate_up, expert), self.activations)
         return multiply(swiglu(hidden), take_expert(self.down, expert), self.activations)
-
-    def _few(self, x, experts, weights) -> Float[Array, "T D"]:
-        ys = []
-        for token in range(x.shape[0]):
-            row = x[token : token + 1]
-            parts = [
-                weights[token, k].astype(x.dtype) * self._expert(row, experts[token, k])
-                for k in range(experts.shape[1])
-            ]
-            ys.append(functools.reduce(jnp.add, parts))
-        return jnp.concatenate(ys)
 
     def _many(self) -> Callable[[Array, Array], Array]:
         """`_expert` for a loop over blocks: integers as they are, other formats decoded once, before the loop."""
@@ -163,19 +153,28 @@ def by_blocks(
 ) -> Float[Array, "T D"]:
     """``sum_k weights[t, k] * expert_of_rows(x[t], experts[t, k])``, in blocks of R rows of one expert each.
 
-    Assignments are sorted by expert; an expert with n of them has ``ceil(n / R)`` blocks. This is the overflow loop of
-    `minimoe.moe.dropless`, with nothing before it to overflow from.
+    Assignments are sorted by expert; an expert with n of them has ``ceil(n / R)`` blocks. What is left of its last block
+    holds nobody's row and goes nowhere. Sums are float32.
 
     Args:
       expert_of_rows: from rows ``[R, D]`` and a traced expert id to ``[R, D]``.
     """
-    plan = make_plan(experts, num_experts)
-    plan = dataclasses.replace(plan, block_end=jnp.cumsum((plan.load + BLOCK_ROWS - 1) // BLOCK_ROWS))
+    count, flat = experts.size, experts.reshape(-1)
+    order = jnp.argsort(flat)
+    load = jnp.zeros(num_experts, jnp.int32).at[flat].add(1)
+    first = jnp.cumsum(load) - load  # of each expert, among the sorted assignments
+    block_end = jnp.cumsum((load + BLOCK_ROWS - 1) // BLOCK_ROWS)
 
     def add_block(index, y):
-        expert, assignment, valid = overflow_block(plan, index, 0)
+        expert = jnp.searchsorted(block_end, index, side="right").astype(jnp.int32)
+        earlier = jnp.where(expert > 0, block_end[expert - 1], 0)
+        row = (index - earlier) * BLOCK_ROWS + jnp.arange(BLOCK_ROWS, dtype=jnp.int32)
+        rank = jnp.where(row < load[expert], first[expert] + row, count)
+        assignment = order.at[rank].get(mode="fill", fill_value=count)
         token = assignment // experts.shape[1]
-        weight = jnp.where(valid, weights.reshape(-1)[assignment], 0.0).astype(x.dtype)
-        return y.at[token].add(weight[:, None] * expert_of_rows(x[token], expert), mode="promise_in_bounds")
+        rows = x.at[token].get(mode="fill", fill_value=0)
+        weight = weights.reshape(-1).at[assignment].get(mode="fill", fill_value=0).astype(jnp.float32)
+        out = expert_of_rows(rows, expert).astype(jnp.float32)
+        return y.at[token].add(weight[:, None] * out, mode="drop")
 
-    return jax.lax.fori_loop(0, plan.block_end[-1], add_block, jnp.zeros_like(x))
+    return jax.lax.fori_loop(0, block_end[-1], add_block, jnp.zeros(x.shape, jnp.float32)).astype(x.dtype)
