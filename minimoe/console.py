@@ -192,8 +192,8 @@ def counter(bar: Bar) -> Callable[[int, int], None]:
 
 def start(title: str | None = None) -> None:
     """Common beginning of a command that computes: compilation cache on, an optional line on stderr."""
-    from minimoe.host import enable_compilation_cache
+    from minimoe.process import keep_compiled_programs
 
-    enable_compilation_cache()
+    keep_compiled_programs()
     if title:
         messages.print(title)

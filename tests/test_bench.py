@@ -120,7 +120,7 @@ def test_help_has_an_example(command):
     "text", ["", "1,2", "1,2,3,4,5,6", "a,2,3,4,5", "0,2,3,4,5", "-1,2,3,4,5", "1.5,2,3,4,5", "²,2,3,4,5"]
 )
 def test_bad_shapes_are_refused_in_one_line(text):
-    from minimoe.cli.bench import MOE_AXES, parse_shape
+    from minimoe.bench.sizes import MOE_AXES, parse_shape
     from minimoe.errors import UserError
 
     with pytest.raises(UserError, match=r"^--shape .* must be 5 whole numbers of at least 1: T,D,F,E,K$"):
@@ -149,7 +149,7 @@ def test_impossible_settings_are_refused(bench, arguments, message):
 
 def test_ratios_are_taken_round_by_round():
     """A machine that slows down threefold in the middle changes both clocks and neither ratio."""
-    from minimoe.cli.bench_timing import Timing, ratio
+    from minimoe.bench import Timing, ratio
 
     ours, theirs = Timing((1.0, 1.0, 3.0, 3.0)), Timing((2.0, 2.0, 6.0, 6.0))
     assert ratio(ours, theirs) == {"median": 0.5, "p25": 0.5, "p75": 0.5}
@@ -157,7 +157,7 @@ def test_ratios_are_taken_round_by_round():
 
 
 def test_contestants_take_turns():
-    from minimoe.cli.bench_timing import alternate
+    from minimoe.bench import alternate
 
     calls: list[str] = []
     times = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warmup=1)
@@ -166,7 +166,8 @@ def test_contestants_take_turns():
 
 
 def test_the_benchmark_model_has_21_million_parameters():
-    from minimoe.cli.bench_reference import MIXTRAL_21M, not_mixtral
+    from minimoe.bench.mixtral import not_mixtral
+    from minimoe.bench.sizes import MIXTRAL_21M
     from minimoe.cost import count_params
 
     assert count_params(MIXTRAL_21M).total == 21_130_496
@@ -174,7 +175,8 @@ def test_the_benchmark_model_has_21_million_parameters():
 
 
 def test_what_mixtral_cannot_express_is_said(tiny_config):
-    from minimoe.cli.bench_reference import MIXTRAL_21M, not_mixtral
+    from minimoe.bench.mixtral import not_mixtral
+    from minimoe.bench.sizes import MIXTRAL_21M
 
     assert "dense" in (not_mixtral(MIXTRAL_21M.dense_equivalent()) or "")
     assert "shared" in (not_mixtral(tiny_config) or "")
@@ -203,7 +205,7 @@ def test_mixtral_computes_the_same_logits(odd_config, tied):
     from flax import nnx
 
     from minimoe import MoETransformer
-    from minimoe.cli.bench_reference import mixtral_model
+    from minimoe.bench.mixtral import mixtral_model
 
     model = MoETransformer(odd_config.replace(tie_embeddings=tied), rngs=nnx.Rngs(5))
     key = jax.random.key(1)  # every parameter moved off its initial value, norm scales too, and large enough to matter

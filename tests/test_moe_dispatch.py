@@ -161,7 +161,7 @@ def test_any_load_gives_the_same_answer():
 
 def test_every_assignment_has_exactly_one_place():
     """Slots and overflow blocks together hold each assignment once, at its own expert."""
-    block = jax.jit(overflow_block)
+    block = jax.jit(overflow_block, static_argnums=2)
     for name in ("one_expert_takes_everything", "one_expert_in_every_token", "odd_sizes", "balanced"):
         num_experts = CASES[name][1]
         experts = problem(name)[0][1]
@@ -177,7 +177,7 @@ def test_every_assignment_has_exactly_one_place():
         np.testing.assert_array_equal(np.asarray(plan.held).reshape(-1)[seat[held]], held)
         assert (np.delete(seat, held) == plan.held.size).all()
         for i in range(int(plan.block_end[-1])):
-            expert, assignment = block(plan, jnp.int32(i))
+            expert, assignment = block(plan, jnp.int32(i), plan.held.shape[1])
             here = np.asarray(assignment)[np.asarray(assignment) < flat.size]
             assert len(here) > 0, "no empty turns of the loop"
             assert (flat[here] == int(expert)).all()

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Runs the command line; a `UserError` becomes one line on stderr and exit code 2."""
-    from minimoe.host import restart_with_allocator
+    from minimoe.process import keep_memory
 
-    restart_with_allocator("minimoe")
+    keep_memory()
     from minimoe.cli.app import run
     from minimoe.console import protect_streams
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from minimoe import console
-from minimoe.console import messages, print_json, start
-from minimoe.errors import UserError
-
-if TYPE_CHECKING:
-    from minimoe.config import ModelConfig
+from minimoe.bench.sizes import (
+    ATTENTION_AXES,
+    ATTENTION_SHAPES,
+    DEFAULT_CONFIG,
+    LARGE_CONFIG,
+    MOE_AXES,
+    MOE_SHAPES,
+    QUANT_AXES,
+    check_attention,
+    check_fits,
+    check_moe,
+    named_config,
+    parse_shape,
+)
+from minimoe.cli.bench_table import in_words, print_reports
+from minimoe.console import messages, start
 
 app = typer.Typer(
     help="Measure speed on this machine, as ratios within one run.", no_args_is_help=True, rich_markup_mode=None
 )
-
-MOE_AXES, ATTENTION_AXES, QUANT_AXES = "T,D,F,E,K", "B,L,N,M,H", "T,I,O"
-MOE_SHAPES = ["2048,256,512,16,2", "4096,256,256,32,4", "1024,512,1024,8,2"]
-ATTENTION_SHAPES = ["8,256,8,4,32"]
-DEFAULT_CONFIG, LARGE_CONFIG = "mixtral-21m", "random-300m"
 
 Rounds = Annotated[int, typer.Option(min=1, help="Timed rounds; each runs every contestant once.")]
 Warmup = Annotated[int, typer.Option(min=0, help="Rounds before them that are not timed.")]
@@ -53,12 +56,12 @@ def moe(
     for sizes in shapes:
         check_moe(sizes, dispatches)
     start()
-    from minimoe.cli import bench_moe
+    from minimoe.bench import moe as benchmark
 
     reports = []
     for sizes in shapes:
-        messages.print(f"moe: {_sizes(sizes)}")
-        reports.append(bench_moe.measure(sizes, dispatches, skew=skew, rounds=rounds, warmup=warmup, pause=pause))
+        messages.print(f"moe: {in_words(sizes)}")
+        reports.append(benchmark.measure(sizes, dispatches, skew=skew, rounds=rounds, warmup=warmup, pause=pause))
     settings = {"skew": skew, "rounds": rounds, "warmup": warmup, "pause_seconds": pause}
     columns = {
         "ms": "ms",
@@ -66,7 +69,7 @@ def moe(
         "time / grouped_mm": "time_over_grouped_mm",
         "useful GFLOP/s": "useful_gflops",
     }
-    _print("moe", settings, reports, columns, as_json)
+    print_reports("moe", settings, reports, columns, as_json)
 
 
 @app.command()
@@ -91,10 +94,10 @@ def train(
     model = named_config(config)
     check_fits(model, length, "--length")
     start()
-    from minimoe.cli import bench_train
+    from minimoe.bench import train as benchmark
 
     messages.print(f"train: {config}, {batch} x {length} tokens a step")
-    report = bench_train.measure(
+    report = benchmark.measure(
         model,
         batch=batch,
         length=length,
@@ -117,7 +120,7 @@ def train(
         "first step, s": "first_step_seconds",
         "useful GFLOP/s": "useful_gflops",
     }
-    _print("train", settings, [report], columns, as_json)
+    print_reports("train", settings, [report], columns, as_json)
 
 
 @app.command()
@@ -140,10 +143,10 @@ def decode(
     model = named_config(config)
     check_fits(model, prompt + new_tokens, "--prompt plus --new-tokens")
     start()
-    from minimoe.cli import bench_decode
+    from minimoe.bench import decode as benchmark
 
     messages.print(f"decode: {config}, {batch} x {new_tokens} tokens after {prompt}")
-    report = bench_decode.measure(
+    report = benchmark.measure(
         model, batch=batch, prompt=prompt, new_tokens=new_tokens, rounds=rounds, warmup=warmup, pause=pause
     )
     settings = {"config": config, "rounds": rounds, "warmup": warmup, "pause_seconds": pause}
@@ -152,7 +155,7 @@ def decode(
         "ms a call": "ms_per_call",
         "speed / transformers": "speed_over_transformers",
     }
-    _print("decode", settings, [report], columns, as_json)
+    print_reports("decode", settings, [report], columns, as_json)
 
 
 @app.command()
@@ -173,15 +176,15 @@ def attention(
     for sizes in shapes:
         check_attention(sizes)
     start()
-    from minimoe.cli import bench_attention
+    from minimoe.bench import attention as benchmark
 
     reports = []
     for sizes in shapes:
-        messages.print(f"attention: {_sizes(sizes)}")
-        reports.append(bench_attention.measure(sizes, rounds=rounds, warmup=warmup, pause=pause))
+        messages.print(f"attention: {in_words(sizes)}")
+        reports.append(benchmark.measure(sizes, rounds=rounds, warmup=warmup, pause=pause))
     settings = {"rounds": rounds, "warmup": warmup, "pause_seconds": pause}
     columns = {"ms": "ms", "time / library": "time_over_library", "useful GFLOP/s": "useful_gflops"}
-    _print("attention", settings, reports, columns, as_json)
+    print_reports("attention", settings, reports, columns, as_json)
 
 
 @app.command()
@@ -217,146 +220,25 @@ def quant(
 
     recipes = [get_recipe(name).name for name in dict.fromkeys(recipe or ["int8-w8a8", "int8"])]
     start()
-    from minimoe.cli import bench_quant
+    from minimoe.bench import quant as benchmark
 
     settings: dict[str, Any] = {"rounds": rounds, "warmup": warmup, "pause_seconds": pause, "weights": "random"}
     reports = []
     if not decode:
-        for sizes in shapes or bench_quant.default_shapes():
-            messages.print(f"quant: {_sizes(sizes)}")
-            reports.append(bench_quant.measure_matmul(sizes, rounds=rounds, warmup=warmup, pause=pause))
+        for sizes in shapes or benchmark.default_shapes():
+            messages.print(f"quant: {in_words(sizes)}")
+            reports.append(benchmark.measure_matmul(sizes, rounds=rounds, warmup=warmup, pause=pause))
         columns = {"ms": "ms", "speed / float32": "speed_over_float32"}
         columns |= {"weight bytes": "weight_bytes", "relative error": "relative_error"}
-        _print("quant", settings, reports, columns, as_json)
+        print_reports("quant", settings, reports, columns, as_json)
         return
     settings |= {"configs": list(configs), "recipes": recipes}
     for name, model in configs.items():
         messages.print(f"quant: decode with {name}, random weights")
         sizes_of: dict[str, Any] = {"prompt": prompt, "new_tokens": new_tokens}
         clock: dict[str, Any] = {"rounds": rounds, "warmup": warmup, "pause": pause}
-        measured = bench_quant.measure_decode(model, batch or [1, 8], recipes=recipes, **sizes_of, **clock)
+        measured = benchmark.measure_decode(model, batch or [1, 8], recipes=recipes, **sizes_of, **clock)
         reports += [{"config": name, "weights": "random"} | report for report in measured]
     columns = {"tokens/s": "tokens_per_second", "ms a call": "ms_per_call", "speed / float32": "speed_over_float32"}
     columns |= {"bytes": "bytes", "tokens as float32": "tokens_as_float32"}
-    _print("quant", settings, reports, columns, as_json)
-
-
-def parse_shape(text: str, axes: str) -> dict[str, int]:
-    """``"8,4"`` with axes ``"T,D"`` -> ``{"T": 8, "D": 4}``.
-
-    Raises:
-      UserError: unless there is one whole number of at least 1 an axis.
-    """
-    names, parts = axes.split(","), text.split(",")
-    if len(parts) != len(names) or not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
-        raise UserError(f"--shape {text!r} must be {len(names)} whole numbers of at least 1: {axes}")
-    return dict(zip(names, map(int, parts), strict=True))
-
-
-def check_moe(sizes: dict[str, int], dispatches: Sequence[str]) -> None:
-    """Refuses impossible sizes and unknown dispatches before anything runs."""
-    from minimoe.config import MoEConfig
-
-    for name in dispatches:
-        MoEConfig(sizes["D"], sizes["F"], sizes["E"], sizes["K"], dispatch=name)
-
-
-def check_attention(sizes: dict[str, int]) -> None:
-    if sizes["N"] % sizes["M"]:
-        raise UserError(f"--shape: N={sizes['N']} query heads must be a multiple of M={sizes['M']} key/value heads")
-
-
-def check_fits(config: ModelConfig, tokens: int, what: str) -> None:
-    if tokens > config.context_length:
-        raise UserError(f"{what} is {tokens} tokens, above context_length={config.context_length}; use fewer")
-
-
-def named_config(name: str) -> ModelConfig:
-    """A preset, or one of the benchmarks' own: the Mixtral shape, the large one."""
-    from minimoe.config import PRESETS, ModelConfig
-
-    if name == DEFAULT_CONFIG:
-        from minimoe.cli.bench_reference import MIXTRAL_21M
-
-        return MIXTRAL_21M
-    if name == LARGE_CONFIG:
-        from minimoe.cli.bench_quant import RANDOM_300M
-
-        return RANDOM_300M
-    if name not in PRESETS:
-        raise UserError(f"--config {name!r} is not known; choose one of {', '.join([DEFAULT_CONFIG, *PRESETS])}")
-    return ModelConfig.preset(name)
-
-
-def _sizes(sizes: dict[str, int]) -> str:
-    return " ".join(f"{name}={size}" for name, size in sizes.items())
-
-
-def _print(
-    benchmark: str, settings: dict[str, Any], reports: list[dict[str, Any]], columns: dict[str, str], as_json: bool
-) -> None:
-    """One JSON object, or one table a report with its remaining facts below."""
-    from minimoe.cli.bench_timing import environment
-
-    whole: dict[str, Any] = {
-        "benchmark": benchmark,
-        "environment": environment(),
-        "settings": settings,
-        "reports": reports,
-    }
-    if as_json:
-        print_json(whole)
-        return
-    from rich.table import Table
-
-    for report in reports:
-        named = f" {report['config']} with random weights," if "config" in report else ""
-        table = Table(title=f"{benchmark}:{named} {_sizes(report['shape'])}")
-        for heading in ("", *columns):
-            table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
-        for name, result in report["results"].items():
-            table.add_row(name, *(_cell(result[key]) for key in columns.values()))
-        console.show(table)
-        for line in _facts(report):
-            console.show(line)
-    shown = {name: value for name, value in whole["environment"].items() if name != "allocator" and value is not None}
-    versions = ", ".join(f"{name} {value}" for name, value in shown.items())
-    console.show(f"Median [quartiles] of {settings['rounds']} rounds. {versions}")
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, dict):
-        return f"{_number(value['median'])} [{_number(value['p25'])}, {_number(value['p75'])}]"
-    return _number(value)
-
-
-def _number(value: int | float) -> str:
-    """Three significant digits, more for what is above 1000."""
-    if not math.isfinite(value) or value == 0:
-        return str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _facts(report: dict[str, Any]) -> Iterable[str]:
-    """What a report says beside its times, one line each."""
-    if report.get("reference") not in (None, "measured"):
-        yield f"Transformers: {report['reference']}"
-    if "differences" in report:
-        largest = report["differences"]["largest_value"]
-        for name, values in report["differences"]["max_abs_difference"].items():
-            parts = (f"{key} {value:.1e} of {largest[key]:.1e}" for key, value in values.items())
-            yield f"Largest difference from {name}: {', '.join(parts)}"
-    if "max_abs_difference" in report:
-        parts = (f"{key} {value:.1e}" for key, value in report["max_abs_difference"].items())
-        yield f"Largest difference: {', '.join(parts)}"
-    if "first_losses" in report:
-        for name, losses in report["first_losses"].items():
-            yield f"Losses of the first steps, {name}: {', '.join(f'{loss:.6f}' for loss in losses)}"
-    if report.get("tokens_identical") is not None:
-        yield f"Tokens identical: {report['tokens_identical']} ({report['tokens_agreeing']:.1%} of the new ones)"
-    if "parameters" in report:
-        yield f"Parameters: {report['parameters']['total']:,} total, {report['parameters']['active']:,} active"
-    if "max_violation" in report:
-        yield f"MaxVio of the load: {report['max_violation']}"
+    print_reports("quant", settings, reports, columns, as_json)

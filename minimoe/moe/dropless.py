@@ -83,11 +83,11 @@ def make_plan(experts: Int[Array, "T K"], num_experts: int) -> Plan:
     return Plan(order, load, start, held, seat, block_end)
 
 
-def overflow_block(plan: Plan, index: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, "R"]]:
-    """The expert of overflow block ``index``, and its assignments ``[R]``; A where a row is empty."""
+def overflow_block(plan: Plan, index: Int[Array, ""], slots: int) -> tuple[Int[Array, ""], Int[Array, "R"]]:
+    """The expert of overflow block ``index``, and its assignments ``[R]`` beyond ``slots``; A where a row is empty."""
     expert = jnp.searchsorted(plan.block_end, index, side="right").astype(jnp.int32)
     first_block = jnp.where(expert > 0, plan.block_end[expert - 1], 0)
-    row = plan.held.shape[1] + (index - first_block) * BLOCK_ROWS + jnp.arange(BLOCK_ROWS, dtype=jnp.int32)
+    row = slots + (index - first_block) * BLOCK_ROWS + jnp.arange(BLOCK_ROWS, dtype=jnp.int32)
     rank = jnp.where(row < plan.load[expert], plan.start[expert] + row, plan.order.shape[0])
     return expert, plan.order.at[rank].get(mode="fill", fill_value=plan.order.shape[0])
 
@@ -112,6 +112,7 @@ def dropless_experts(
 def _forward(x, experts, weights, gate_up, down):
     top_k = experts.shape[1]
     plan = make_plan(experts, gate_up.shape[0])
+    slots = plan.held.shape[1]
     rows = take(x, plan.held // top_k)  # [E, C, D]
     hidden = jnp.einsum("ecd,edf->ecf", rows, gate_up)  # [E, C, 2F]
     out = jnp.einsum("ecf,efd->ecd", swiglu(hidden), down)  # [E, C, D]
@@ -119,7 +120,7 @@ def _forward(x, experts, weights, gate_up, down):
     y = (weights.astype(jnp.float32)[:, :, None] * picked).sum(axis=1)
 
     def add_block(i, y):
-        expert, assignment = overflow_block(plan, i)
+        expert, assignment = overflow_block(plan, i, slots)
         token = assignment // top_k
         out = swiglu(take(x, token) @ gate_up[expert]) @ down[expert]
         weight = take(weights.reshape(-1), assignment).astype(jnp.float32)
@@ -154,7 +155,7 @@ def _middle_vjp(hidden, weight, d_out):
 
 def _backward(residuals, dy):
     x, experts, weights, gate_up, down, plan, rows, hidden = residuals
-    top_k, width = experts.shape[1], x.shape[1]
+    top_k, width, slots = experts.shape[1], x.shape[1], plan.held.shape[1]
     sums = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)  # what overflow blocks are added to
     flat_weights = weights.reshape(-1)
     d_y = take(dy, plan.held // top_k)  # [E, C, D]
@@ -168,7 +169,7 @@ def _backward(residuals, dy):
 
     def add_block(i, carry):
         dx, d_weights, d_gate_up, d_down = carry
-        expert, assignment = overflow_block(plan, i)
+        expert, assignment = overflow_block(plan, i, slots)
         token = assignment // top_k
         rows, d_y = take(x, token), take(dy, token)
         act, d_hidden, d_weight = _middle_vjp(

@@ -34,10 +34,13 @@ import numpy as np
 
 import minimoe
 from minimoe import ModelConfig, plots
+from minimoe.process import keep_compiled_programs, keep_memory
 
 FAST = os.environ.get("MINIMOE_FAST") == "1"
 STEPS = 40 if FAST else 300
 began = time.monotonic()
+keep_memory()  # freed memory stays with this process: a step need not ask for it again
+keep_compiled_programs()  # a second run of this notebook need not compile again
 print(f"minimoe {minimoe.__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}")
 print(f"{os.cpu_count()} cores; {STEPS} training steps for each of two models;", "fast profile" if FAST else "full profile")
 

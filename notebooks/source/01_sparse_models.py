@@ -36,13 +36,14 @@ from flax import nnx
 
 import minimoe
 from minimoe import ModelConfig, MoEConfig, plots
-from minimoe.host import enable_compilation_cache
 from minimoe.plots.sparse import IDLE
+from minimoe.process import keep_compiled_programs, keep_memory
 
 FAST = os.environ.get("MINIMOE_FAST") == "1"
 STEPS = 12 if FAST else 240
 began = time.monotonic()
-enable_compilation_cache()  # a second run of this notebook need not compile again
+keep_memory()  # freed memory stays with this process: a step need not ask for it again
+keep_compiled_programs()  # a second run of this notebook need not compile again
 print(f"minimoe {minimoe.__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}")
 print(f"{os.cpu_count()} cores; three models of about {STEPS} steps;", "fast profile" if FAST else "full profile")
 
@@ -261,7 +262,7 @@ def make_run(config, steps=STEPS):
 # parameter, idle ones too.
 
 # %%
-from minimoe.cli.bench_timing import alternate
+from minimoe.bench import alternate
 from minimoe.training import init_training, train_step
 
 batch = data.batch(0, 0, 8, nano.context_length)

@@ -37,12 +37,13 @@ from flax import nnx
 
 import minimoe
 from minimoe import ModelConfig, MoEConfig, plots
-from minimoe.host import enable_compilation_cache
+from minimoe.process import keep_compiled_programs, keep_memory
 
 FAST = os.environ.get("MINIMOE_FAST") == "1"
 STEPS = 20 if FAST else 300
 began = time.monotonic()
-enable_compilation_cache()  # a second run of this notebook need not compile again
+keep_memory()  # freed memory stays with this process: a step need not ask for it again
+keep_compiled_programs()  # a second run of this notebook need not compile again
 print(f"minimoe {minimoe.__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}")
 print(f"{os.cpu_count()} cores; one model of {STEPS} steps, then clocks;", "fast profile" if FAST else "full profile")
 
@@ -634,7 +635,7 @@ for name, ((_, (y, routing)), gradients) in answers.items():
 # medians below are **this machine's**.
 
 # %%
-from minimoe.cli.bench_timing import alternate
+from minimoe.bench import alternate
 
 ROUNDS, LIMIT = (3, 0.5) if FAST else (5, 2.0)  # rounds; seconds of one call above which we do not wait
 

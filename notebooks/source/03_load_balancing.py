@@ -38,12 +38,13 @@ import numpy as np
 import minimoe
 from minimoe import ModelConfig, moe, plots
 from minimoe.errors import UserError
-from minimoe.host import enable_compilation_cache
+from minimoe.process import keep_compiled_programs, keep_memory
 
 FAST = os.environ.get("MINIMOE_FAST") == "1"
 STEPS = 12 if FAST else 150
 began = time.monotonic()
-enable_compilation_cache()  # a second run of this notebook need not compile again
+keep_memory()  # freed memory stays with this process: a step need not ask for it again
+keep_compiled_programs()  # a second run of this notebook need not compile again
 print(f"minimoe {minimoe.__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}")
 print(f"{os.cpu_count()} cores; three runs of {STEPS} steps;", "fast profile" if FAST else "full profile")
 

@@ -37,14 +37,15 @@ from flax import nnx
 
 import minimoe
 from minimoe import ModelConfig, hub, plots, quant
-from minimoe.host import enable_compilation_cache
 from minimoe.plots import numbers
 from minimoe.plots import quantization as figures
+from minimoe.process import keep_compiled_programs, keep_memory
 
 FAST = os.environ.get("MINIMOE_FAST") == "1"
 STEPS = 12 if FAST else 240
 began = time.monotonic()
-enable_compilation_cache()  # a second run of this notebook need not compile again
+keep_memory()  # freed memory stays with this process: a step need not ask for it again
+keep_compiled_programs()  # a second run of this notebook need not compile again
 print(f"minimoe {minimoe.__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}")
 print(f"{os.cpu_count()} cores; one run of {STEPS} steps and a branch of it;", "fast profile" if FAST else "full profile")
 
@@ -639,7 +640,7 @@ figures.quality_against_size(points, "bytes of cache for one token", "Figure 16:
 # int8 twice: as it is, and padded with zeros to eight.
 
 # %%
-from minimoe.cli.bench_timing import alternate, ratio
+from minimoe.bench import alternate, ratio
 from minimoe.quant.matmul import int8_matmul, qmatmul
 
 WIDTH, COUNTS = (1024, (1, 8)) if FAST else (4096, (1, 8, 64))
@@ -679,9 +680,9 @@ figures.compared(milliseconds, "milliseconds", f"Figure 17: measured here, {WIDT
 # > **Key observation.** Few rows wait for weights to arrive from memory, and int8 has a quarter of the bytes. But only if
 # > the product itself is in integers. Decoding first makes a float32 matrix in memory, which then has to be read again:
 # > smaller on disk, and *slower* than not quantizing. Whoever complains that quantization made a model slower often has
-# > this. (How slow depends on memory: the decoded matrix is new in every call. A notebook gives its pages back to the
-# > system each time and gets them zeroed again; the `minimoe` command keeps them, `minimoe/host.py`: hence the recorded
-# > line.) The row that was not padded is a lesson too: the same sums, by another path of the compiler.
+# > this. (How slow depends on memory: the decoded matrix is new in every call. A Python process gives its pages back to
+# > the system each time and gets them zeroed again, unless it calls `keep_memory()`, as this notebook and the `minimoe`
+# > command do.) The row that was not padded is a lesson too: the same sums, by another path of the compiler.
 #
 # ### FP8 and FP4: computed, not measured
 #

@@ -34,12 +34,13 @@ import numpy as np
 
 import minimoe
 from minimoe import plots
-from minimoe.host import enable_compilation_cache
+from minimoe.process import keep_compiled_programs, keep_memory
 
 FAST = os.environ.get("MINIMOE_FAST") == "1"
 STEPS = 8 if FAST else 120
 began = time.monotonic()
-enable_compilation_cache()  # a second run of this notebook need not compile again
+keep_memory()  # freed memory stays with this process: a step need not ask for it again
+keep_compiled_programs()  # a second run of this notebook need not compile again
 print(f"minimoe {minimoe.__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}")
 print(f"{os.cpu_count()} cores; two students of {STEPS} steps;", "fast profile" if FAST else "full profile")
 

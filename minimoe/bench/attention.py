@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from minimoe.attention import causal_attention
-from minimoe.cli.bench_timing import alternate, ratio
+from minimoe.bench.timing import alternate, ratio
 
 OURS, LIBRARY = "causal_attention", "dot_product_attention"
 

@@ -25,19 +25,6 @@ if TYPE_CHECKING:
 EXPERTS_IMPLEMENTATION = "grouped_mm"
 NOT_INSTALLED = "not installed: pip install 'minimoe[interop]'"
 
-# The model of the training and decoding benchmarks: 21.1M parameters, 4.1M of them active.
-MIXTRAL_21M = ModelConfig(
-    vocab_size=2048,
-    d_model=256,
-    num_layers=6,
-    num_heads=8,
-    num_kv_heads=4,
-    head_dim=32,
-    context_length=256,
-    moe=MoEConfig(d_model=256, d_expert=256, num_experts=16, top_k=2),
-    tie_embeddings=False,
-)
-
 # our path -> Mixtral's name, and whether the last two axes are swapped. {i} is the layer.
 ONCE = {
     "embed.embedding": ("model.embed_tokens.weight", False),

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from minimoe.cli import bench_reference
-from minimoe.cli.bench_timing import Timing, alternate, ratio
+from minimoe.bench import mixtral
+from minimoe.bench.timing import Timing, alternate, ratio
 from minimoe.config import MoEConfig
 from minimoe.cost import moe_layer_flops
 from minimoe.layers import SwiGLU
@@ -33,7 +33,7 @@ def measure(
       shape: T, D, F, E and K.
       dispatches: which of our implementations; the first one is checked against Transformers' answers.
       skew: 0 leaves the load of an untrained router as it is; 1 sends everything to the first K experts.
-      rounds, warmup, pause: see `bench_timing.alternate`.
+      rounds, warmup, pause: see `minimoe.bench.alternate`.
 
     Returns:
       Plain values: times in ms, time ratios (below 1 is faster than the other), useful GFLOP/s, the load's MaxVio and
@@ -46,7 +46,7 @@ def measure(
     x = _tilt(layer, x, skew)
     runs = {name: _sparse(with_dispatch(layer, name), x, dy) for name in dispatches}
     runs["dense_ffn"] = _dense(SwiGLU(d, k * f, rngs=nnx.Rngs(0)), x, dy)
-    reference = bench_reference.unaligned(config) or bench_reference.unavailable()
+    reference = mixtral.unaligned(config) or mixtral.unavailable()
     if reference is None:
         runs["grouped_mm"] = _transformers(layer, x, dy)
     differences = _differences(runs, dispatches)
@@ -117,9 +117,9 @@ def _dense(layer: SwiGLU, x: jax.Array, dy: jax.Array) -> Callable[[], Answer]:
 
 def _transformers(layer: MoELayer, x: jax.Array, dy: jax.Array) -> Callable[[], Answer]:
     """Transformers' sparse block with the same weights, eager PyTorch as Transformers runs it."""
-    block = bench_reference.mixtral_block(layer)
-    x_torch = bench_reference.to_torch(x)[None].requires_grad_()
-    dy_torch = bench_reference.to_torch(dy)[None]
+    block = mixtral.mixtral_block(layer)
+    x_torch = mixtral.to_torch(x)[None].requires_grad_()
+    dy_torch = mixtral.to_torch(dy)[None]
 
     def run() -> Answer:
         x_torch.grad = None
@@ -148,7 +148,7 @@ def _differences(runs: Mapping[str, Callable[[], Answer]], dispatches: Sequence[
 def _arrays(answer: Answer) -> dict[str, np.ndarray]:
     """Output and gradients as NumPy arrays by name, in our layout."""
     if "block" in answer:
-        grads = bench_reference.block_gradients(answer["block"])
+        grads = mixtral.block_gradients(answer["block"])
         y, dx = answer["y"].detach().numpy()[0], answer["x"].numpy()[0]
     else:
         flat = nnx.to_flat_state(answer["params"])

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
+from minimoe import process
+
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 
 
@@ -87,7 +89,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu_count": os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "allocator": os.environ.get("GLIBC_TUNABLES"),  # see `minimoe.host`; it serves both sides
+        "memory": process.memory_in_words(),  # it serves all contestants
         "compilation_cache": bool(jax.config.values["jax_compilation_cache_dir"]),  # then a first step may not compile
     }
 

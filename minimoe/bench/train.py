@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from minimoe.cli import bench_reference
-from minimoe.cli.bench_timing import alternate, ratio
+from minimoe.bench import mixtral
+from minimoe.bench.timing import alternate, ratio
 from minimoe.config import ModelConfig
 from minimoe.cost import count_params, training_flops_per_token
 from minimoe.model import MoETransformer
@@ -46,13 +46,11 @@ def measure(
     """
     recipe = Recipe(steps=10_000, learning_rate=learning_rate, warmup_steps=0, router_bias_rate=0.0)
     model = MoETransformer(config, rngs=nnx.Rngs(0))
-    reference = bench_reference.not_mixtral(config) or bench_reference.unavailable()
+    reference = mixtral.not_mixtral(config) or mixtral.unavailable()
     runs: dict[str, Callable[[], float]] = {}
     history: list[StepMetrics] = []
     if reference is None:  # before ours, whose first step donates the weights
-        runs["transformers"] = _transformers(
-            bench_reference.mixtral_model(model), _batches(config, batch, length), recipe
-        )
+        runs["transformers"] = _transformers(mixtral.mixtral_model(model), _batches(config, batch, length), recipe)
     runs = {"minimoe": _ours(model, _batches(config, batch, length), history, recipe)} | runs
     first, losses = {}, {}
     for name, run in runs.items():

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from minimoe.cli import bench_reference
-from minimoe.cli.bench_timing import alternate, ratio
+from minimoe.bench import mixtral
+from minimoe.bench.timing import alternate, ratio
 from minimoe.config import ModelConfig
 from minimoe.cost import count_params
 from minimoe.inference import generate
@@ -34,10 +34,10 @@ def measure(
     """Times ``new_tokens`` after ``prompt`` tokens, for ``batch`` sequences."""
     model = MoETransformer(config, rngs=nnx.Rngs(0))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, prompt))
-    reference = bench_reference.not_mixtral(config) or bench_reference.unavailable()
+    reference = mixtral.not_mixtral(config) or mixtral.unavailable()
     runs: dict[str, Callable[[], np.ndarray]] = {"minimoe": _ours(model, ids, new_tokens)}
     if reference is None:
-        runs["transformers"] = _transformers(bench_reference.mixtral_model(model), ids, new_tokens)
+        runs["transformers"] = _transformers(mixtral.mixtral_model(model), ids, new_tokens)
     texts = {name: run() for name, run in runs.items()}
     times = alternate(runs, rounds=rounds, warmup=warmup, pause=pause)
     count = count_params(config)

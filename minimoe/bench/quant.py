@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from minimoe.cli.bench_timing import alternate, ratio
-from minimoe.config import ModelConfig, MoEConfig
+from minimoe.bench.timing import alternate, ratio
+from minimoe.config import ModelConfig
 from minimoe.cost import count_params
 from minimoe.inference import generate
 from minimoe.model import MoETransformer
@@ -27,17 +27,6 @@ from minimoe.quant.tensor import QTensor, quantize
 
 FLOAT, W8A8, WEIGHT_ONLY = "float32", "int8-w8a8", "int8"
 SHAPES = ({"T": 8, "I": 4096, "O": 4096}, {"T": 1, "I": 4096, "O": 4096})
-# More than a gigabyte in float32, most of it in experts: far more than any cache of a processor holds.
-RANDOM_300M = ModelConfig(
-    vocab_size=2048,
-    d_model=1024,
-    num_layers=3,
-    num_heads=16,
-    num_kv_heads=8,
-    head_dim=64,
-    context_length=64,
-    moe=MoEConfig(1024, 2048, num_experts=16, top_k=2, num_shared_experts=1, score="sigmoid"),
-)
 
 
 def default_shapes() -> list[dict[str, int]]:

@@ -1,0 +1,76 @@
+"""What can be measured: shapes as text, the two models of the benchmarks, and the refusal of impossible sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minimoe.config import PRESETS, ModelConfig, MoEConfig
+from minimoe.errors import UserError
+
+MOE_AXES, ATTENTION_AXES, QUANT_AXES = "T,D,F,E,K", "B,L,N,M,H", "T,I,O"
+MOE_SHAPES = ["2048,256,512,16,2", "4096,256,256,32,4", "1024,512,1024,8,2"]
+ATTENTION_SHAPES = ["8,256,8,4,32"]
+DEFAULT_CONFIG, LARGE_CONFIG = "mixtral-21m", "random-300m"
+
+# The model of the training and decoding benchmarks, which Transformers has too: 21.1M parameters, 4.1M of them active.
+MIXTRAL_21M = ModelConfig(
+    vocab_size=2048,
+    d_model=256,
+    num_layers=6,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=32,
+    context_length=256,
+    moe=MoEConfig(d_model=256, d_expert=256, num_experts=16, top_k=2),
+    tie_embeddings=False,
+)
+# More than a gigabyte in float32, most of it in experts: far more than any cache of a processor holds.
+RANDOM_300M = ModelConfig(
+    vocab_size=2048,
+    d_model=1024,
+    num_layers=3,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=64,
+    context_length=64,
+    moe=MoEConfig(1024, 2048, num_experts=16, top_k=2, num_shared_experts=1, score="sigmoid"),
+)
+
+
+def parse_shape(text: str, axes: str) -> dict[str, int]:
+    """``"8,4"`` with axes ``"T,D"`` -> ``{"T": 8, "D": 4}``.
+
+    Raises:
+      UserError: unless there is one whole number of at least 1 an axis.
+    """
+    names, parts = axes.split(","), text.split(",")
+    if len(parts) != len(names) or not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+        raise UserError(f"--shape {text!r} must be {len(names)} whole numbers of at least 1: {axes}")
+    return dict(zip(names, map(int, parts), strict=True))
+
+
+def check_moe(sizes: dict[str, int], dispatches: Sequence[str]) -> None:
+    """Refuses impossible sizes and unknown dispatches before anything runs."""
+    for name in dispatches:
+        MoEConfig(sizes["D"], sizes["F"], sizes["E"], sizes["K"], dispatch=name)
+
+
+def check_attention(sizes: dict[str, int]) -> None:
+    if sizes["N"] % sizes["M"]:
+        raise UserError(f"--shape: N={sizes['N']} query heads must be a multiple of M={sizes['M']} key/value heads")
+
+
+def check_fits(config: ModelConfig, tokens: int, what: str) -> None:
+    if tokens > config.context_length:
+        raise UserError(f"{what} is {tokens} tokens, above context_length={config.context_length}; use fewer")
+
+
+def named_config(name: str) -> ModelConfig:
+    """A preset, or one of the benchmarks' own: the Mixtral shape, the large one."""
+    if name == DEFAULT_CONFIG:
+        return MIXTRAL_21M
+    if name == LARGE_CONFIG:
+        return RANDOM_300M
+    if name not in PRESETS:
+        raise UserError(f"--config {name!r} is not known; choose one of {', '.join([DEFAULT_CONFIG, *PRESETS])}")
+    return ModelConfig.preset(name)
