@@ -1,19 +1,86 @@
-"""Strict switches for the whole suite, and the tiny models that several files share.
+"""Strict switches for the whole suite, what keeps it fast and small, and the tiny models that several files share.
 
 JAX promotes neither dtypes nor ranks here, warnings are errors (pyproject.toml), and every annotated function of the
 package is checked against its shapes at run time (``--jaxtyping-packages``). The package is imported inside fixtures:
 the checker must be in place before the first import.
+
+Nearly all of the suite's time goes into compiling thousands of tiny programs. They are compiled the quick way, and both
+workers and every process that a test starts share them in one folder that lasts as long as the run. For a second run
+that finds the programs of the first, name a folder yourself: ``JAX_COMPILATION_CACHE_DIR=~/.cache/minimoe-tests pytest``.
 """
 
 from __future__ import annotations
 
-import jax
+import gc
+import os
+import shutil
+import tempfile
+
 import pytest
 
+# In the environment, before JAX is imported: workers and processes that tests start inherit it. XLA's older way to
+# generate code for fused operations compiles tiny programs in 60% of the time.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # programs are tiny: compiling them is what costs
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    MADE_FOLDER = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="minimoe-tests-")
+else:  # the user's, or this is a worker
+    MADE_FOLDER = None
+
+import jax
+
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_disable_most_optimizations", True)  # programs are tiny: compiling them is what costs
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Files that take long, longest first: two workers end at the same time only if these begin early.
+LONG_FILES = (
+    "test_cli.py",
+    "test_hub_pretrained.py",
+    "test_cli_distill.py",
+    "test_bench.py",
+    "test_exercises.py",
+    "test_training.py",
+    "test_distill_offline.py",
+    "test_docs.py",
+    "test_quant_qat.py",
+    "test_notebook_build.py",
+    "test_distill_on_policy.py",
+    "test_moe_layer.py",
+    "test_moe_dispatch.py",
+)
+COMPILED_AT_ONCE = 600  # a program in memory costs 1 to 2 MB
+compiled = 0
+
+
+def count_compiled(event: str, duration: float, **details: object) -> None:
+    global compiled
+    compiled += event.endswith("backend_compile_duration")
+
+
+jax.monitoring.register_event_duration_secs_listener(count_compiled)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: i for i, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """JAX never drops a compiled program by itself; without this each worker would end at 6 GB."""
+    global compiled
+    if compiled > COMPILED_AT_ONCE:
+        compiled = 0
+        jax.clear_caches()
+        gc.collect()
+
+
+def pytest_unconfigure() -> None:
+    if MADE_FOLDER:
+        shutil.rmtree(MADE_FOLDER, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

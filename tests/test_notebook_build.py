@@ -1,13 +1,20 @@
-"""The builder of the notebooks, run as a command on tiny masters."""
+"""The builder of the notebooks on tiny masters: once as a command, otherwise its main function in this process."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.util
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import types
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -33,11 +40,37 @@ print("fast:", os.environ.get("MINIMOE_FAST"), "in", os.path.basename(os.getcwd(
 """
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_command(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """As a person runs it, in a process of its own."""
     command = [sys.executable, str(SCRIPT), "--folder", str(folder), *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, encoding="utf-8", timeout=120, env={**os.environ, **environment}
     )
+
+
+@functools.cache
+def builder() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("notebooks_build", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look for it there
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Jupyter's own, at import
+        spec.loader.exec_module(module)
+    return module
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same without the start of an interpreter and the imports."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+        mock.patch.dict(os.environ),
+    ):
+        try:
+            code = builder().main(["--folder", str(folder), *arguments])
+        except SystemExit as error:  # from argparse
+            code = error.code
+    return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
 
 
 def write_master(folder: Path, name: str, text: str) -> Path:
@@ -51,7 +84,7 @@ def write_master(folder: Path, name: str, text: str) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lessons", numbered=False)
     write_master(folder, "00_good", GOOD)
-    result = run(folder, MINIMOE_FAST="1")
+    result = run_command(folder, MINIMOE_FAST="1")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "ok    00_good" in result.stdout
     return folder

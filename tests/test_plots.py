@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawing import draw
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -36,13 +37,6 @@ def make_records(steps: int = 40, layers: int = 4, evals: int = 4, protocol: str
                 {**base, "kind": "eval", "protocol": protocol, "bits_per_byte": mean, "per_domain": per_domain}
             )
     return lines
-
-
-def draw(figure: Figure) -> Figure:
-    """Renders, because layout and missing glyphs warn only then, and warnings are errors here."""
-    assert isinstance(figure, Figure)
-    assert style.png_bytes(figure).startswith(b"\x89PNG")
-    return figure
 
 
 def lines_of(axes) -> list[np.ndarray]:
