@@ -17,7 +17,7 @@ from flax import nnx
 
 import minimoe.config
 from minimoe import ModelConfig, MoEConfig, MoETransformer
-from minimoe.cli import app, lab, tour
+from minimoe.cli import app, lab
 from minimoe.quant import quantize_model
 from minimoe.training import recipe as recipes
 from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
@@ -236,8 +236,8 @@ def test_another_recipe_does_not_resume(trained, tmp_path, capsys):
 def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(minimoe.config.PRESETS, "nano", TINY.replace(context_length=80))
     monkeypatch.setitem(recipes.RECIPES, "nano", TINY_RECIPE)
-    monkeypatch.setattr(tour, "FAST_STEPS", 4)
-    monkeypatch.setattr(tour, "NGRAM_ORDER", 2)
+    monkeypatch.setattr("minimoe.tour.run.FAST_STEPS", 4)
+    monkeypatch.setattr("minimoe.tour.run.NGRAM_ORDER", 2)
     teacher = MoETransformer(TINY.replace(context_length=80), rngs=nnx.Rngs(1))
     monkeypatch.setattr("minimoe.hub.load_pretrained", lambda name: (quantize_model(teacher, "int8"), None, None))
     monkeypatch.setattr("minimoe.hub.recorded_quality", lambda name: {"quick": 1.5})

@@ -15,8 +15,8 @@ import minimoe
 ROOT = Path(minimoe.__file__).parent
 ROOMS = [
     "errors", "files", "checks", "process", "config", "layers", "cost", "moe", "attention", "model", "data",
-    "parallel", "inference", "training", "quant", "distill", "hub", "plots", "exercises", "claims", "console", "bench",
-    "experiments", "tour", "cli",
+    "parallel", "inference", "training", "quant", "distill", "hub", "plots", "exercises", "claims", "console",
+    "progress", "bench", "experiments", "tour", "cli",
 ]  # fmt: skip
 ONLY_FOR = {"process": {"process", "console", "bench", "experiments", "tour", "cli"}}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

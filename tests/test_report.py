@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from minimoe import plots
-from minimoe.cli.report import Picture, Sample, Section, Table, escape, page, write_report
 from minimoe.errors import UserError
+from minimoe.tour.html import Picture, Sample, Section, Table, escape, page, write_report
 
 HOSTILE = "</pre></p><script>alert(1)</script><img src=http://evil.example/x onerror='x'>\"&amp; $title ${body}"
 UNPRINTABLE = "\x00\x1b[31m\x07\r\u202e\ud800\x85\x7f"

@@ -11,7 +11,7 @@ import typer
 from minimoe.cli.reasoning import NEW_TOKENS, check_length, check_share, grade, mixed_data
 from minimoe.cli.teacher_text import answered_right, of_the_solved, written
 from minimoe.cli.teachers import Teachers, load_teachers
-from minimoe.cli.train import check_resume, describe, draw, make_run, report, train_with_bar
+from minimoe.cli.train import check_resume, report
 from minimoe.console import Bar, counter, messages, start
 from minimoe.errors import UserError
 
@@ -73,7 +73,9 @@ def distill(
     from minimoe.data import choose_documents, describe_data
     from minimoe.data.tasks import DOMAIN
     from minimoe.distill import DistillRecipe, distill_hooks, task_prompts
+    from minimoe.progress import draw_curve, train_with_bar
     from minimoe.training.checkpoint import prepare_folder, write_run_config
+    from minimoe.training.new_run import describe_run
 
     recipe = DistillRecipe(loss, temperature, alpha, top_k, on_policy)
     check_cache(cache, top_k, teacher)
@@ -103,7 +105,9 @@ def distill(
     problems = solved_right(out, teachers.of(DOMAIN), tokenizer, sampled, seed) if sampled else None
     data, validation = mixed_data(documents, tokenizer, run, tasks, problems=problems)
     prompts = task_prompts(min(run.recipe.steps * run.recipe.batch_size, MOST_PROMPTS), seed=seed) if on_policy else []
-    start(f"teacher: {teachers.description}; student {student}: {describe(run)}; {data.num_tokens:,} training tokens")
+    start(
+        f"teacher: {teachers.description}; student {student}: {describe_run(run)}; {data.num_tokens:,} training tokens"
+    )
     guide = teachers.by_domain(domains)
     guide = guide if cache is None else fill_cache(cache, run, recipe, guide, data, tokenizer)
     hooks = distill_hooks(run, recipe, guide, data, tokenizer, prompts=prompts)
@@ -112,7 +116,7 @@ def distill(
     if not first:
         write_run_config(out, run, tokenizer)
     result = train_with_bar("distill", run, data, validation, tokenizer, first=first, out=out, resume=resume, **hooks)
-    draw(out, result)
+    draw_curve(out, result)
     answers = grade(result.model, tokenizer) if graded and not result.interrupted else None
     return report(out, run, result, json, answers, {"teacher": ", ".join(teacher), "student": student})
 
@@ -146,6 +150,7 @@ def choose_student(
     from minimoe.hub import load_pretrained, resolve_with_tokenizer, shipped
     from minimoe.quant import dequantize_model
     from minimoe.training import RECIPES
+    from minimoe.training.new_run import make_run
 
     tokenizer = teachers.tokenizer
     if student in PRESETS and student in RECIPES and not trained:

@@ -24,9 +24,11 @@ def run_trial(trial: Trial, work: Path, out: Path) -> dict[str, Any] | None:
     Raises:
       UserError: if one of those is not there yet.
     """
-    from minimoe.cli.train import check_resume, describe, draw, make_run, train_with_bar
+    from minimoe.cli.train import check_resume
     from minimoe.data import describe_data, documents, load_tokenizer
+    from minimoe.progress import draw_curve, train_with_bar
     from minimoe.training.checkpoint import prepare_folder, write_run_config
+    from minimoe.training.new_run import describe_run, make_run
 
     tokenizer, corpus = load_tokenizer(), documents()
     source: dict[str, Any] = dict(describe_data(None, corpus))
@@ -38,12 +40,12 @@ def run_trial(trial: Trial, work: Path, out: Path) -> dict[str, Any] | None:
     first = check_resume(out, run, resume=True)
     if not first:
         write_run_config(out, run, tokenizer)
-    messages.print(f"{trial.name}: {describe(run)}")
+    messages.print(f"{trial.name}: {describe_run(run)}")
     validation = [document for document in corpus if document.split == "val"]
     data = training_text(trial, run, corpus, tokenizer, work)
     hooks = _hooks(trial, run, data, tokenizer, work)
     result = train_with_bar(trial.name, run, data, validation, tokenizer, first=first, out=out, resume=True, **hooks)
-    draw(out, result)
+    draw_curve(out, result)
     if result.interrupted:
         return None
     outcome = _outcome(trial, run, result, validation, tokenizer)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minimoe.console import Bar, messages, print_json, start, write_out
+from minimoe.console import messages, print_json, start, write_out
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
-    from minimoe.data import Document, Tokenizer, TrainingData
-    from minimoe.training import RunConfig, StepMetrics, TaskEvaluation, TrainResult
+    from minimoe.training import RunConfig, TaskEvaluation, TrainResult
 
 EPILOG = "Example: minimoe train --config nano --steps 500 --out runs/nano"
 
@@ -52,8 +50,10 @@ def train(
     """
     from minimoe.cli.reasoning import check_length, check_share, grade, mixed_data
     from minimoe.data import choose_documents, describe_data, load_tokenizer
+    from minimoe.progress import draw_curve, train_with_bar
     from minimoe.training import BALANCE_METHODS
     from minimoe.training.checkpoint import prepare_folder, write_run_config
+    from minimoe.training.new_run import describe_run, make_run
 
     if balance is not None and balance not in BALANCE_METHODS:
         raise UserError(f"--balance {balance!r} is not known; choose one of {', '.join(BALANCE_METHODS)}")
@@ -70,65 +70,13 @@ def train(
     prepare_folder(out)
     first = check_resume(out, run, resume)
     data, validation = mixed_data(documents, tokens, run, tasks)
-    start(f"{config}{' (dense)' if dense else ''}: {describe(run)}; {data.num_tokens:,} training tokens")
+    start(f"{config}{' (dense)' if dense else ''}: {describe_run(run)}; {data.num_tokens:,} training tokens")
     if not first:
         write_run_config(out, run, tokens)
     result = train_with_bar("train", run, data, validation, tokens, first=first, out=out, resume=resume)
-    draw(out, result)
+    draw_curve(out, result)
     answers = grade(result.model, tokens) if tasks and not result.interrupted else None
     return report(out, run, result, json, answers)
-
-
-def train_with_bar(
-    title: str,
-    run: RunConfig,
-    data: TrainingData,
-    validation: list[Document],
-    tokenizer: Tokenizer,
-    *,
-    first: int = 0,
-    out: Path | None = None,
-    resume: bool = False,
-    **hooks: Any,
-) -> TrainResult:
-    """`minimoe.training.train` with a progress bar that starts at step ``first``; ``hooks`` are passed on to it."""
-    from minimoe.training import train as run_training
-
-    note = Note()
-    with Bar(title, run.recipe.steps, first) as bar:
-        return run_training(
-            run,
-            data,
-            validation,
-            tokenizer,
-            out=out,
-            resume=resume,
-            **hooks,
-            on_record=note.record,
-            on_step=lambda step, metrics: bar.update(step, note.step(metrics)),
-        )
-
-
-def make_run(
-    config: str, changes: dict[str, Any], *, dense: bool, dropout: float | None, tokenizer: Any, data: dict[str, Any]
-) -> RunConfig:
-    """Model and recipe of a preset with the options that were given."""
-    from importlib.metadata import version
-
-    from minimoe import ModelConfig, __version__
-    from minimoe.training import Recipe, RunConfig
-
-    model = ModelConfig.preset(config)
-    model = model.dense_equivalent() if dense else model
-    if tokenizer.vocab_size != model.vocab_size:
-        model = model.replace(vocab_size=tokenizer.vocab_size)
-    if dropout is not None:
-        model = model.replace(dropout=dropout)
-    recipe = Recipe.preset(config, **{name: value for name, value in changes.items() if value is not None})
-    if dense:
-        recipe = dataclasses.replace(recipe, router_bias_rate=0.0)
-    versions = {"minimoe": __version__} | {name: version(name) for name in ("jax", "flax", "optax")}
-    return RunConfig(model, recipe, data, tokenizer.name, versions)
 
 
 # How often a run is looked at and saved: free to change on the way, since no weight depends on it.
@@ -163,44 +111,6 @@ def check_resume(out: Path, run: RunConfig, resume: bool) -> int:
     step = steps[-1] if steps else 0
     messages.print(f"resuming at step {step}" if steps else f"no checkpoint in {out} yet: starting at step 0")
     return step
-
-
-def describe(run: RunConfig) -> str:
-    """One line: sizes and length of the run."""
-    from minimoe.cost import count_params
-
-    count = count_params(run.model)
-    tokens = run.recipe.steps * run.recipe.batch_size * run.model.context_length
-    sizes = f"{count.total / 1e6:.2f}M parameters, {count.active / 1e6:.2f}M active"
-    return f"{sizes}, {run.recipe.steps} steps, {tokens:,} tokens"
-
-
-class Note:
-    """The text beside the progress bar: loss, balance and speed."""
-
-    def __init__(self) -> None:
-        self.speed = ""
-
-    def record(self, record: dict[str, Any]) -> None:
-        if record["kind"] == "train":
-            self.speed = f"{record['tokens_per_second']:,.0f} tok/s"
-        else:
-            messages.print(f"step {record['step']}: {record['bits_per_byte']:.3f} bits per byte (quick)")
-
-    def step(self, metrics: StepMetrics) -> str:
-        from minimoe.moe import max_violation
-
-        balance = f"  MaxVio {float(max_violation(metrics.load).mean()):.2f}" if metrics.load.size else ""
-        return f"loss {float(metrics.loss):.3f}{balance}  {self.speed}"
-
-
-def draw(out: Path, result: TrainResult) -> None:
-    """Writes the run's curve into its folder."""
-    from minimoe.plots import save, training_curve
-    from minimoe.training.checkpoint import CURVE_FILE
-
-    if any(record["kind"] == "train" for record in result.records):
-        save(training_curve(result.records, title=out.resolve().name), out / CURVE_FILE)
 
 
 def report(

@@ -36,9 +36,9 @@ def distilled_rung(
       ``teacher``: its name, and bits per byte as its card has them (quick protocol). ``steps``; and ``ways``, a row for
       each: bits per byte (quick protocol) and seconds of training and scoring.
     """
-    from minimoe.cli.train import train_with_bar
     from minimoe.distill import DistillRecipe, distill_hooks
     from minimoe.hub import load_pretrained, recorded_quality
+    from minimoe.progress import train_with_bar
     from minimoe.quant import dequantize_model
 
     steps = FAST_STEPS if fast else STEPS

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minimoe.cli.report import Picture, Sample, Section, Table
+from minimoe.tour.html import Picture, Sample, Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def page(values: dict[str, Any], figures: dict[str, Figure]) -> dict[str, Any]:
-    """Arguments of `minimoe.cli.report.write_report`."""
+    """Arguments of `minimoe.tour.html.write_report`."""
     sparse, dense = values["models"]
     return {
         "title": "minimoe: the tour",

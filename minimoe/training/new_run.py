@@ -1,0 +1,40 @@
+"""A new run: model and recipe of a preset with some options changed, and one line that says how large it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from minimoe.training.checkpoint import RunConfig
+from minimoe.training.recipe import Recipe
+
+
+def make_run(
+    config: str, changes: dict[str, Any], *, dense: bool, dropout: float | None, tokenizer: Any, data: dict[str, Any]
+) -> RunConfig:
+    """Model and recipe of a preset with the options that were given."""
+    from importlib.metadata import version
+
+    from minimoe import ModelConfig, __version__
+
+    model = ModelConfig.preset(config)
+    model = model.dense_equivalent() if dense else model
+    if tokenizer.vocab_size != model.vocab_size:
+        model = model.replace(vocab_size=tokenizer.vocab_size)
+    if dropout is not None:
+        model = model.replace(dropout=dropout)
+    recipe = Recipe.preset(config, **{name: value for name, value in changes.items() if value is not None})
+    if dense:
+        recipe = dataclasses.replace(recipe, router_bias_rate=0.0)
+    versions = {"minimoe": __version__} | {name: version(name) for name in ("jax", "flax", "optax")}
+    return RunConfig(model, recipe, data, tokenizer.name, versions)
+
+
+def describe_run(run: RunConfig) -> str:
+    """One line: sizes and length of the run."""
+    from minimoe.cost import count_params
+
+    count = count_params(run.model)
+    tokens = run.recipe.steps * run.recipe.batch_size * run.model.context_length
+    sizes = f"{count.total / 1e6:.2f}M parameters, {count.active / 1e6:.2f}M active"
+    return f"{sizes}, {run.recipe.steps} steps, {tokens:,} tokens"
