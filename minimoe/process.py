@@ -21,7 +21,7 @@ MALLOC_OPTIONS = (
 )
 # Environment variables by which a user has chosen already; the first counts if it speaks of malloc.
 TUNABLES = "GLIBC_TUNABLES"
-OLD_VARIABLES = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+CHOICES = (TUNABLES, "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 HUGE_PAGES = 2**31  # bytes of heap for which huge pages are asked; addresses only, memory is taken when it is used
 HUGE_PAGE, MADV_HUGEPAGE = 2**21, 14
 
@@ -99,7 +99,7 @@ def _has_glibc() -> bool:
 def _chosen_by_user() -> str | None:
     if "malloc" in os.environ.get(TUNABLES, ""):
         return TUNABLES
-    return next((name for name in OLD_VARIABLES if name in os.environ), None)
+    return next((name for name in CHOICES[1:] if name in os.environ), None)
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> bool:

@@ -36,31 +36,55 @@ def check_envelope(report: dict, benchmark: str) -> None:
     assert report["settings"]["rounds"] == 2
 
 
-@pytest.mark.parametrize("skew", ["0", "1"])
-def test_moe(bench, skew):
-    result = bench(
-        "moe", "--shape", "24,8,12,4,2", "--dispatch", "dropless", "--dispatch", "loop", "--skew", skew, "--json"
+def test_moe(bench):
+    """Both memory situations; the same loads in each, which are those that were asked for."""
+    loads = ["--load", "0", "--load", "0.5", "--load", "all"]
+    whole = only_json(
+        bench("moe", "--shape", "24,8,12,4,2", "--dispatch", "dropless", "--dispatch", "loop", *loads, "--json")
     )
-    whole = only_json(result)
     check_envelope(whole, "moe")
-    (report,) = whole["reports"]
-    assert report["shape"] == {"T": 24, "D": 8, "F": 12, "E": 4, "K": 2}
-    names = {"dropless", "loop", "dense_ffn"} | ({"grouped_mm"} if HAS_REFERENCE else set())
-    assert set(report["results"]) == names
-    assert (
-        report["reference"] == "measured" if HAS_REFERENCE else "pip install 'minimoe[interop]'" in report["reference"]
-    )
+    assert [report["situation"] for report in whole["reports"]] == ["memory kept", "memory returned"]
+    for report in whole["reports"]:
+        assert report["shape"] == {"T": 24, "D": 8, "F": 12, "E": 4, "K": 2}
+        assert report["max_violation"] == {"0": 0.0, "0.5": 0.5, "all": 1.0}  # E/K - 1: two of four experts take all
+        names = {f"{name}, load {load}" for name in ("dropless", "loop") for load in report["max_violation"]}
+        names |= {"dense_ffn", "matmuls"} | ({"grouped_mm"} if HAS_REFERENCE else set())
+        assert set(report["results"]) == names
+        expected = "measured at load 0.5" if HAS_REFERENCE else "pip install 'minimoe[interop]'"
+        assert expected in report["reference"]
+        check_moe_results(report)
+
+
+def check_moe_results(report: dict) -> None:
     for values in report["results"].values():
-        assert set(values) == {"ms", "time_over_dense_ffn", "time_over_grouped_mm", "useful_gflops"}
+        ratios = {"time_over_dense_ffn", "time_over_matmuls", "time_over_grouped_mm"}
+        assert set(values) == {"ms", "useful_gflops"} | ratios
         assert values["ms"]["min"] <= values["ms"]["p25"] <= values["ms"]["median"] <= values["ms"]["p75"]
         assert (values["time_over_grouped_mm"] is not None) == HAS_REFERENCE
     assert report["results"]["dense_ffn"]["time_over_dense_ffn"]["median"] == 1.0
+    assert report["results"]["matmuls"]["time_over_matmuls"]["median"] == 1.0
     for values in report["differences"]["max_abs_difference"].values():
         expected = {"output", "grad x", "grad router.kernel", "grad experts.gate_up_proj", "grad experts.down_proj"}
         assert set(values) == expected
         assert max(values.values()) < 1e-4
-    if skew == "1":
-        assert report["max_violation"] == 1.0  # E/K - 1: two of four experts take everything
+
+
+@pytest.mark.parametrize(
+    "shape", [(64, 8, 8, 4, 2), (60, 6, 8, 5, 1), (7, 4, 4, 3, 3), (5, 4, 4, 1, 1), (3, 8, 8, 8, 2)]
+)
+@pytest.mark.parametrize("load", ["0", "0.25", "1", "all"])
+def test_tokens_choose_their_experts_in_the_numbers_asked_for(shape, load):
+    from minimoe.bench.moe import tokens_of_load
+
+    t, _, _, e, k = shape
+    x = tokens_of_load(dict(zip("TDFEK", shape, strict=True)), load)
+    chosen = x[:, :e] >= 3
+    assert (chosen.sum(axis=1) == k).all(), "K different experts a token"
+    count, mean = chosen.sum(axis=0), t * k / e
+    if load == "all":
+        assert sorted(count, reverse=True)[:k] == [t] * k
+    elif t > 10 and e > 1:
+        assert abs(count.max() - min(t, (1 + float(load)) * mean)) <= 1
 
 
 @pytest.mark.parametrize("config", ["tiny", "dense"])
@@ -100,7 +124,7 @@ def test_attention(bench):
 
 def test_tables(bench):
     """Without --json a table, and the reason if Transformers was left out."""
-    result = bench("moe", "--shape", "8,4,12,3,1")
+    result = bench("moe", "--shape", "8,4,12,3,1", "--load", "0", "--memory", "kept")
     assert result.exit_code == 0
     assert "dense_ffn" in result.stdout
     assert HAS_REFERENCE or "pip install 'minimoe[interop]'" in " ".join(result.stdout.split())
@@ -132,6 +156,9 @@ def test_bad_shapes_are_refused_in_one_line(text):
     [
         (["moe", "--shape", "8,4,6,2,3"], "top_k=3 must be in 1..num_experts=2"),
         (["moe", "--dispatch", "magic"], "dispatch='magic' is not known"),
+        (["moe", "--shape", "8,4,6,5,2"], "E=5 must be at most D=4"),
+        (["moe", "--load", "2"], "--load '2' must be a MaxVio from 0 to 1, or all"),
+        (["moe", "--memory", "none"], "--memory 'none' must be kept, returned or both"),
         (["attention", "--shape", "1,8,3,2,4"], "N=3 query heads must be a multiple of M=2"),
         (["train", "--config", "giant"], "--config 'giant' is not known"),
         (["train", "--config", "tiny", "--length", "25"], "above context_length=24"),

@@ -12,11 +12,12 @@ import pytest
 import minimoe
 
 ROOT = Path(minimoe.__file__).parent.parent
-CHOICES = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
 def python(*arguments: str, cwd: Path = ROOT, **environment: str) -> str:
     """Output of another Python with this package, whose malloc nobody has configured but ``environment``."""
+    from minimoe.process import CHOICES
+
     clean = {name: value for name, value in os.environ.items() if name not in CHOICES}
     clean |= {"PYTHONPATH": str(ROOT)} | environment
     run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=clean)

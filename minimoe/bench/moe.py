@@ -1,12 +1,18 @@
 """`minimoe bench moe`: one sparse layer, forward and backward, against a dense layer and against Transformers.
 
-Axes: T tokens, D model width, F expert hidden width, E experts, K experts per token. What is timed is one training
-step's share of the layer: output, and gradients of the input, the router and both expert matrices.
+Axes: T tokens, D model width, F expert hidden width, E experts, K experts per token, C = T*K/E mean load. What is timed
+is one training step's share of the layer: output, and gradients of the input, the router and both expert matrices. The
+load is given: see `tokens_of_load`.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,74 +20,145 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import minimoe
 from minimoe.bench import mixtral
 from minimoe.bench.timing import Timing, alternate, ratio
 from minimoe.config import MoEConfig
 from minimoe.cost import moe_layer_flops
 from minimoe.layers import SwiGLU
 from minimoe.moe import MoELayer, max_violation, with_dispatch
+from minimoe.process import CHOICES, memory_in_words
 
 Answer = dict[str, Any]
+ALL = "all"  # the load of a collapsed router: K experts take everything
+LOADS = ("0", "0.25", "0.5", "1", ALL)
 
 
 def measure(
-    shape: Mapping[str, int], dispatches: Sequence[str], *, skew: float, rounds: int, warmup: int, pause: float
+    shape: Mapping[str, int], dispatches: Sequence[str], *, loads: Sequence[str], rounds: int, warmup: int, pause: float
 ) -> dict[str, Any]:
     """Times one shape.
 
     Args:
       shape: T, D, F, E and K.
       dispatches: which of our implementations; the first one is checked against Transformers' answers.
-      skew: 0 leaves the load of an untrained router as it is; 1 sends everything to the first K experts.
+      loads: for each of ours, MaxVio as text, or `ALL`. Transformers gets the second of them, or the only one.
       rounds, warmup, pause: see `minimoe.bench.alternate`.
 
     Returns:
-      Plain values: times in ms, time ratios (below 1 is faster than the other), useful GFLOP/s, the load's MaxVio and
+      Plain values: times in ms, time ratios (below 1 is faster than the other), useful GFLOP/s, each load's MaxVio and
       how far the answers differ.
     """
     t, d, f, e, k = (shape[name] for name in "TDFEK")
     config = MoEConfig(d_model=d, d_expert=f, num_experts=e, top_k=k, dispatch=dispatches[0])
     layer = MoELayer(config, rngs=nnx.Rngs(0))
-    x, dy = jax.random.normal(jax.random.key(1), (2, t, d))
-    x = _tilt(layer, x, skew)
-    runs = {name: _sparse(with_dispatch(layer, name), x, dy) for name in dispatches}
-    runs["dense_ffn"] = _dense(SwiGLU(d, k * f, rngs=nnx.Rngs(0)), x, dy)
+    layer.router.kernel[...] = 4.0 * jnp.eye(d, e)  # expert e is read from feature e
+    dy = jax.random.normal(jax.random.key(1), (t, d))
+    tokens = {load: jnp.asarray(tokens_of_load(shape, load)) for load in loads}
+    violations = {load: round(float(max_violation(layer(x)[1].load)), 4) for load, x in tokens.items()}
+    middle = loads[min(1, len(loads) - 1)]
+    runs = {name: _sparse(with_dispatch(layer, name), tokens[middle], dy) for name in dispatches}
     reference = mixtral.unaligned(config) or mixtral.unavailable()
     if reference is None:
-        runs["grouped_mm"] = _transformers(layer, x, dy)
+        runs["grouped_mm"] = _transformers(layer, tokens[middle], dy)
     differences = _differences(runs, dispatches)
-    times = alternate(runs, rounds=rounds, warmup=warmup, pause=pause)
-    routing = layer(x)[1]
+    timed = {"dense_ffn": _dense(SwiGLU(d, k * f, rngs=nnx.Rngs(0)), tokens[middle], dy)}
+    timed["matmuls"] = _matmuls(layer, shape)
+    timed |= {"grouped_mm": runs["grouped_mm"]} if reference is None else {}
+    for name in dispatches:
+        timed |= {f"{name}, load {load}": _sparse(with_dispatch(layer, name), x, dy) for load, x in tokens.items()}
+    times = alternate(timed, rounds=rounds, warmup=warmup, pause=pause)
     return {
         "shape": dict(shape),
-        "max_violation": round(float(max_violation(routing.load)), 4),
-        "reference": reference or "measured",
+        "memory": memory_in_words(),
+        "max_violation": violations,
+        "reference": reference or f"measured at load {middle}",
         "results": {name: _result(name, times, config, t) for name in times},
         "differences": differences,
     }
 
 
+def measure_returning_memory(*arguments: Any, **settings: Any) -> dict[str, Any]:
+    """`measure` in another process, which gives freed memory back to the system as Python and glibc do by default."""
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); from minimoe.bench import moe\n"
+        "arguments, settings = json.load(sys.stdin); json.dump(moe.measure(*arguments, **settings), sys.stdout)"
+    )
+    root = str(Path(minimoe.__file__).parent.parent)
+    environment = {name: value for name, value in os.environ.items() if name not in CHOICES}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, root],
+        input=json.dumps([arguments, settings]),
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
 def _result(name: str, times: Mapping[str, Timing], config: MoEConfig, tokens: int) -> dict[str, Any]:
     forward = moe_layer_flops(config, tokens)
-    if name == "dense_ffn":  # the same experts' work, no router
+    if name in ("dense_ffn", "matmuls"):  # the same experts' work, no router
         forward -= 2.0 * tokens * config.d_model * config.num_experts
     return {
         "ms": times[name].summary_ms(),
         "time_over_dense_ffn": ratio(times[name], times["dense_ffn"]),
+        "time_over_matmuls": ratio(times[name], times["matmuls"]),
         "time_over_grouped_mm": ratio(times[name], times["grouped_mm"]) if "grouped_mm" in times else None,
         "useful_gflops": round(3 * forward / times[name].median / 1e9, 2),  # backward costs twice the forward
     }
 
 
-def _tilt(layer: MoELayer, x: jax.Array, skew: float) -> jax.Array:
-    """Makes feature 0 constant and lets the router read preferences from it, so that any implementation sees them."""
-    if skew == 0:
-        return x
-    e, k = layer.config.num_experts, layer.config.top_k
-    spread = float(layer.router(x).logits.std())  # what the preference must overcome
-    preference = -10.0 * skew * spread * np.log2(1 + np.arange(e) // k)
-    layer.router.kernel[...] = layer.router.kernel[...].at[0].set(jnp.asarray(preference, jnp.float32))
-    return x.at[:, 0].set(1.0)
+def tokens_of_load(shape: Mapping[str, int], load: str) -> np.ndarray:
+    """Tokens ``[T, D]`` whose first E features choose experts, in such numbers that MaxVio is ``load``.
+
+    Loads fall evenly from ``1 + MaxVio`` times the mean to ``1 - MaxVio`` times it, or `ALL`: the first K experts take
+    every token. A MaxVio above 1, or above what T tokens allow, is as large as it can be. Any implementation that reads
+    these tokens through the same router sees the same load.
+
+    Example:
+      >>> x = tokens_of_load({"T": 6, "D": 4, "F": 8, "E": 3, "K": 1}, "0.5")
+      >>> print(np.bincount(x[:, :3].argmax(axis=1)))
+      [3 2 1]
+    """
+    t, d, e, k = (shape[name] for name in "TDEK")
+    share = np.linspace(1, -1, e) if e > 1 else np.zeros(1)
+    want = (np.arange(e) < k) * t if load == ALL else np.clip(1 + float(load) * share, 0, None) * t * k / e
+    end = np.rint(np.cumsum(want)).astype(int)
+    end[-1] = t * k
+    count = np.minimum(np.diff(end, prepend=0), t)
+    while (short := t * k - count.sum()) > 0:  # what did not fit goes to the largest that have room
+        largest = np.argmax(np.where(count < t, count, -1))
+        count[largest] += min(short, t - count[largest])
+    experts = np.repeat(np.arange(e), count)  # a run of one expert is at most T long: no token meets it twice
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(t, d))
+    x[:, :e] = np.clip(x[:, :e], -2, 2)
+    token = rng.permutation(t)[np.arange(t * k) % t]
+    x[token, experts] = rng.uniform(3, 4, size=t * k)
+    return x.astype(np.float32)
+
+
+def _matmuls(layer: MoELayer, shape: Mapping[str, int]) -> Callable[[], object]:
+    """The layer's six batched matmuls and nothing else, C rows an expert: what a balanced layer cannot go below."""
+    t, d, f, e, k = (shape[name] for name in "TDFEK")
+    gate_up, down = layer.experts.gate_up_proj[...], layer.experts.down_proj[...]
+    keys, mean = jax.random.split(jax.random.key(2), 3), -(-t * k // e)
+    rows, hidden, act = (jax.random.normal(key, (e, mean, n)) for key, n in zip(keys, (d, 2 * f, f), strict=True))
+
+    @jax.jit
+    def six(rows, hidden, act, gate_up, down):
+        return (
+            jnp.einsum("ecd,edf->ecf", rows, gate_up),
+            jnp.einsum("ecf,efd->ecd", act, down),
+            jnp.einsum("ecd,efd->ecf", rows, down),
+            jnp.einsum("ecf,ecd->efd", act, rows),
+            jnp.einsum("ecd,ecf->edf", rows, hidden),
+            jnp.einsum("ecf,edf->ecd", hidden, gate_up),
+        )
+
+    return lambda: jax.block_until_ready(six(rows, hidden, act, gate_up, down))
 
 
 def _sparse(layer: MoELayer, x: jax.Array, dy: jax.Array) -> Callable[[], Answer]:

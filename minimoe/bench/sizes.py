@@ -49,10 +49,17 @@ def parse_shape(text: str, axes: str) -> dict[str, int]:
     return dict(zip(names, map(int, parts), strict=True))
 
 
-def check_moe(sizes: dict[str, int], dispatches: Sequence[str]) -> None:
-    """Refuses impossible sizes and unknown dispatches before anything runs."""
+def check_moe(sizes: dict[str, int], dispatches: Sequence[str], loads: Sequence[str], memory: str) -> None:
+    """Refuses impossible sizes, unknown dispatches, loads and situations before anything runs."""
     for name in dispatches:
         MoEConfig(sizes["D"], sizes["F"], sizes["E"], sizes["K"], dispatch=name)
+    if sizes["E"] > sizes["D"]:
+        raise UserError(f"--shape: E={sizes['E']} must be at most D={sizes['D']}: a feature chooses each expert")
+    for load in loads:
+        if load != "all" and not (load.replace(".", "", 1).isdecimal() and float(load) <= 1):
+            raise UserError(f"--load {load!r} must be a MaxVio from 0 to 1, or all")
+    if memory not in ("kept", "returned", "both"):
+        raise UserError(f"--memory {memory!r} must be kept, returned or both")
 
 
 def check_attention(sizes: dict[str, int]) -> None:

@@ -38,7 +38,10 @@ Config = Annotated[str, typer.Option(help=f"A preset, or {DEFAULT_CONFIG}, which
 def moe(
     shape: Annotated[list[str] | None, typer.Option(help=f"{MOE_AXES}; repeatable.")] = None,
     dispatch: Annotated[list[str] | None, typer.Option(help="loop, dense or dropless; repeatable.")] = None,
-    skew: Annotated[float, typer.Option(min=0, max=1, help="0: as routed. 1: the first K experts take all.")] = 0.0,
+    load: Annotated[
+        list[str] | None, typer.Option(help="MaxVio from 0 to 1, or all: K experts take all. Repeatable.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="kept, returned to the system (as Python does), or both.")] = "both",
     rounds: Rounds = 15,
     warmup: Warmup = 3,
     pause: Pause = 0.02,
@@ -47,25 +50,31 @@ def moe(
     """One sparse layer, forward and backward, against a dense one and Transformers.
 
     The dense layer is a SwiGLU of width K*F, which spends the same FLOPs a token; Transformers' block (experts
-    implementation grouped_mm) has the same weights and must give the same answers. Time ratios: below 1 is faster.
+    implementation grouped_mm) has the same weights and must give the same answers. The matmuls are the layer's own, at
+    an even load, without what stands around them. Time ratios: below 1 is faster.
 
-    Example: minimoe bench moe --shape 2048,256,512,16,2 --skew 0.1
+    Example: minimoe bench moe --shape 2048,256,512,16,2 --load 0.5 --memory kept
     """
     shapes = [parse_shape(text, MOE_AXES) for text in shape or MOE_SHAPES]
     dispatches = list(dict.fromkeys(dispatch or ["dropless"]))
+    loads = list(dict.fromkeys(load or ["0", "0.25", "0.5", "1", "all"]))
     for sizes in shapes:
-        check_moe(sizes, dispatches)
+        check_moe(sizes, dispatches, loads, memory)
     start()
     from minimoe.bench import moe as benchmark
 
+    situations = {"kept": benchmark.measure, "returned": benchmark.measure_returning_memory}
     reports = []
     for sizes in shapes:
-        messages.print(f"moe: {in_words(sizes)}")
-        reports.append(benchmark.measure(sizes, dispatches, skew=skew, rounds=rounds, warmup=warmup, pause=pause))
-    settings = {"skew": skew, "rounds": rounds, "warmup": warmup, "pause_seconds": pause}
+        for name in situations if memory == "both" else [memory]:
+            messages.print(f"moe: {in_words(sizes)}, memory {name}")
+            timed = situations[name](sizes, dispatches, loads=loads, rounds=rounds, warmup=warmup, pause=pause)
+            reports.append({"situation": f"memory {name}"} | timed)
+    settings = {"loads": loads, "rounds": rounds, "warmup": warmup, "pause_seconds": pause}
     columns = {
         "ms": "ms",
         "time / dense_ffn": "time_over_dense_ffn",
+        "time / matmuls": "time_over_matmuls",
         "time / grouped_mm": "time_over_grouped_mm",
         "useful GFLOP/s": "useful_gflops",
     }

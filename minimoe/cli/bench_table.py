@@ -34,6 +34,7 @@ def print_reports(
 
     for report in reports:
         named = f" {report['config']} with random weights," if "config" in report else ""
+        named += f" {report['situation']}," if "situation" in report else ""
         table = Table(title=f"{benchmark}:{named} {in_words(report['shape'])}")
         for heading in ("", *columns):
             table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
@@ -64,7 +65,7 @@ def _number(value: int | float) -> str:
 
 def _facts(report: dict[str, Any]) -> Iterable[str]:
     """What a report says beside its times, one line each."""
-    if report.get("reference") not in (None, "measured"):
+    if "reference" in report and report["reference"] != "measured":
         yield f"Transformers: {report['reference']}"
     if "differences" in report:
         largest = report["differences"]["largest_value"]
