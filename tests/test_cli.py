@@ -18,6 +18,7 @@ from flax import nnx
 import minimoe.config
 from minimoe import ModelConfig, MoEConfig, MoETransformer
 from minimoe.cli import app, lab
+from minimoe.experiments.records import RECORDS
 from minimoe.quant import quantize_model
 from minimoe.training import recipe as recipes
 from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
@@ -178,7 +179,7 @@ BAD = {
     "top_p of two": (["generate", "run", "--max-new-tokens", "4", "--top-p", "2"], "top_p=2.0"),
     "no samples": (["generate", "run", "--samples", "0"], "--samples 0"),
     "tour into a foreign folder": (["tour", "--fast", "--out", "foreign"], "foreign"),
-    "unknown experiment": (["lab", "run", "nosuch"], "nosuch"),
+    "unknown experiment": (["experiments", "run", "nosuch"], "nosuch"),
     "bad shape": (["bench", "moe", "--shape", "1,2"], "1,2"),
 }
 
@@ -261,8 +262,8 @@ def test_lab_records_what_it_ran_and_continues(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setitem(lab.EXPERIMENTS, "toy", trials)
     monkeypatch.setattr("minimoe.data.documents", _few_documents)
-    assert app.run(["lab", "run", "toy", "--work", "work", "--record", "toy.json", "--minutes", "0"]) == 0
-    assert app.run(["lab", "run", "toy", "--work", "work", "--record", "toy.json"]) == 0
+    assert app.run(["experiments", "run", "toy", "--work", "work", "--record", "toy.json", "--minutes", "0"]) == 0
+    assert app.run(["experiments", "run", "toy", "--work", "work", "--record", "toy.json"]) == 0
     record = json.loads((tmp_path / "toy.json").read_text())
     assert set(record["runs"]) == {"one", "two"}
     assert record["runs"]["one"]["full"]["num_bytes"] == sum(d.num_bytes for d in _few_documents() if d.split == "val")
@@ -276,15 +277,15 @@ def _few_documents(domain=None, split=None):
     return [d for d in train + val if split in (None, d.split)]
 
 
-RECORDED = sorted(path.stem for path in lab.RECORDS.glob("*.json"))
+RECORDED = sorted(path.stem for path in RECORDS.glob("*.json"))
 
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_lab_shows_every_record_in_eighty_columns_and_whole(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert app.run(["lab", "show", name]) == 0
+    assert app.run(["experiments", "show", name]) == 0
     shown = capsys.readouterr().out
-    assert app.run(["lab", "show", name, "--json"]) == 0
+    assert app.run(["experiments", "show", name, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     lines = {line.split()[0]: line.split() for line in shown.splitlines() if line.strip()}
     for run, values in record.get("runs", {}).items():
@@ -297,12 +298,12 @@ def test_lab_shows_every_record_in_eighty_columns_and_whole(name, capsys, monkey
 def test_lab_lists_what_is_recorded_and_what_is_missing(capsys, monkeypatch):
     monkeypatch.setitem(lab.EXPERIMENTS, "nano", lambda done: [lab.Trial("nano", "nano"), lab.Trial("more", "nano")])
     monkeypatch.setitem(lab.EXPERIMENTS, "toy", lambda done: [lab.Trial("one", "nano")])
-    assert app.run(["lab", "list"]) == 0
+    assert app.run(["experiments", "list"]) == 0
     lines = capsys.readouterr().out
     assert "nano (1 of 2 runs missing)" in lines
     assert "small-hour (recorded)" in lines
     assert "toy (not recorded)" in lines
-    assert app.run(["lab", "show", "nano"]) == 0
+    assert app.run(["experiments", "show", "nano"]) == 0
     assert "Not run yet: more." in capsys.readouterr().out
 
 
@@ -313,9 +314,9 @@ def test_help_has_an_example_everywhere(capsys):
         "eval",
         "generate",
         "distill",
-        "lab run",
-        "lab show",
-        "lab list",
+        "experiments run",
+        "experiments show",
+        "experiments list",
         "bench moe",
         "bench train",
         "exercises list",

@@ -11,7 +11,7 @@ from flax import nnx
 
 import minimoe.config
 from minimoe import ModelConfig, MoEConfig, MoETransformer
-from minimoe.cli import app, lab, lab_distill, lab_run, lab_ship, reasoning, teacher_text
+from minimoe.cli import app, lab, lab_distill, lab_run, reasoning, teacher_text
 from minimoe.data import ByteTokenizer, load_tokenizer
 from minimoe.distill import model_fingerprint
 from minimoe.distill import offline as distill_module
@@ -203,9 +203,9 @@ def test_the_lab_trains_teachers_and_students(monkeypatch, tmp_path, capsys):
         Trial("specialist", "tiny", domains=("austen",)),
     ]
     monkeypatch.setitem(lab.EXPERIMENTS, "toy", lambda done: trials)
-    arguments = ["lab", "run", "toy", "--work", "work", "--record", "toy.json"]
+    arguments = ["experiments", "run", "toy", "--work", "work", "--record", "toy.json"]
     assert app.run([*arguments, "--only", "s*"]) == 2
-    assert "minimoe lab run toy --work work" in capsys.readouterr().err
+    assert "minimoe experiments run toy --work work" in capsys.readouterr().err
     assert app.run(arguments) == 0
     runs = json.loads((tmp_path / "toy.json").read_text())["runs"]
     assert list(runs) == [trial.name for trial in trials]
@@ -219,10 +219,15 @@ def test_the_lab_trains_teachers_and_students(monkeypatch, tmp_path, capsys):
         (tmp_path / "work" / "toy" / "teacher" / "sampled" / "reasoning-t0.6-n96-000000.json").read_text()
     )
     assert [document["text"].split(":")[0] for document in written["documents"]] == ["Q"] * 8
-    monkeypatch.setattr(lab_ship, "RECORDS", tmp_path)
-    assert app.run(["lab", "ship", "pupil", "--checkpoint", "work/toy/student", "--into", "shipped"]) == 0
+    monkeypatch.setattr("minimoe.experiments.records.RECORDS", tmp_path)
+    assert app.run(["experiments", "ship", "pupil", "--checkpoint", "work/toy/student", "--into", "shipped"]) == 0
     card = (tmp_path / "shipped" / "pupil" / "MODEL_CARD.md").read_text()
-    for part in ("`minimoe lab run toy`, run `student`", "begun from", "distilled from toy/teacher", "| worked | 0% |"):
+    for part in (
+        "`minimoe experiments run toy`, run `student`",
+        "begun from",
+        "distilled from toy/teacher",
+        "| worked | 0% |",
+    ):
         assert part in card
     shutil.rmtree(tmp_path / "work" / "toy" / "reader" / "checkpoints")
     values = json.loads((tmp_path / "toy.json").read_text())

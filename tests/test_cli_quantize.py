@@ -104,7 +104,7 @@ def test_ship_leaves_weights_and_a_card_of_what_they_score(run, tmp_path):
     shutil.copytree(run, tmp_path / "trained")
     line = {"kind": "eval", "step": 4, "bits_per_byte": 9.875}
     (tmp_path / "trained" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    assert app.run(["lab", "ship", "tiny", "--checkpoint", "trained", "--into", "shipped"]) == 0
+    assert app.run(["experiments", "ship", "tiny", "--checkpoint", "trained", "--into", "shipped"]) == 0
     folder = tmp_path / "shipped" / "tiny"
     model, tokenizer, config = load(folder)
     assert (config, tokenizer.name) == (TINY, "bpe2048")
@@ -113,7 +113,7 @@ def test_ship_leaves_weights_and_a_card_of_what_they_score(run, tmp_path):
     card = (folder / "MODEL_CARD.md").read_text()
     assert f"| mean | {scores['quick']:.4f} | {scores['full']:.4f} |" in card
     assert "| 4 | 9.875 |" in card
-    assert app.run(["lab", "ship", "tiny", "--checkpoint", "nosuch", "--into", "shipped"]) == 2
+    assert app.run(["experiments", "ship", "tiny", "--checkpoint", "nosuch", "--into", "shipped"]) == 2
 
 
 BAD = {

@@ -19,7 +19,12 @@ from minimoe.errors import UserError
 
 ROOT = Path(minimoe.__file__).parent
 # Commands that are quick and write text, a table, JSON and a help text.
-COMMANDS = (["lab", "list"], ["lab", "show", "nano"], ["exercises", "list", "--json"], ["train", "--help"])
+COMMANDS = (
+    ["experiments", "list"],
+    ["experiments", "show", "nano"],
+    ["exercises", "list", "--json"],
+    ["train", "--help"],
+)
 
 
 def command(arguments: list[str], shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +50,7 @@ def test_no_state_of_stdout_gives_a_traceback(arguments):
 
 
 def test_a_full_disk_behind_stdout_is_one_line():
-    ended = command(["lab", "show", "nano"], "> /dev/full")
+    ended = command(["experiments", "show", "nano"], "> /dev/full")
     assert ended.returncode == 2
     assert ended.stderr.startswith("minimoe: the output cannot be written (No space left on device)")
     assert ended.stderr.count("\n") == 1

@@ -27,7 +27,7 @@ app.command("generate")(generate.generate)
 app.command("quantize")(quantize.quantize)
 app.command("distill")(distill.distill)
 app.add_typer(bench.app, name="bench")
-app.add_typer(lab.app, name="lab")
+app.add_typer(lab.app, name="experiments")
 app.add_typer(exercises.app, name="exercises")
 
 

@@ -1,4 +1,4 @@
-"""``minimoe lab``: the long experiments behind the recorded numbers, each one command that resumes.
+"""``minimoe experiments``: the long experiments behind the recorded numbers, each one command that resumes.
 
 An experiment is a list of training runs. Each run lives in a folder of its own, is resumed where it stopped, is scored
 on the full validation text when done, and then stands in the experiment's record: a JSON file in `minimoe/records`. A
@@ -8,7 +8,6 @@ few experiments train nothing and measure a model that another one left (`MEASUR
 from __future__ import annotations
 
 import fnmatch
-import json as json_module
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,10 +20,10 @@ from minimoe.cli.lab_run import run_trial
 from minimoe.cli.lab_trials import EXPERIMENTS, Trial
 from minimoe.console import messages, print_json, start, write_out
 from minimoe.errors import UserError
+from minimoe.experiments.records import RECORDS, read_record, read_record_file, write_record
 
 app = typer.Typer(help="Long experiments behind the recorded numbers; each resumes.", no_args_is_help=True)
 app.command("ship")(lab_ship.ship)
-RECORDS = Path(__file__).parent.parent / "records"
 
 
 # Experiments that train nothing: from the folder of runs, into the record, saving it as they go.
@@ -33,23 +32,11 @@ MEASUREMENTS: dict[str, Callable[[Path, dict[str, Any], Callable[[], None]], Non
 }
 
 
-def read_record(name: str) -> dict[str, Any]:
-    """The record of an experiment, as shipped with the package.
-
-    Raises:
-      UserError: if there is none of that name.
-    """
-    path = RECORDS / f"{name}.json"
-    if not path.is_file():
-        raise UserError(f"no record of {name!r}; make it with `minimoe lab run {name}`")
-    return json_module.loads(path.read_text(encoding="utf-8"))
-
-
 @app.command("list")
 def list_experiments() -> None:
     """Name the experiments and say which are recorded.
 
-    Example: minimoe lab list
+    Example: minimoe experiments list
     """
     for name, make in {**EXPERIMENTS, **MEASUREMENTS}.items():
         there = (RECORDS / f"{name}.json").is_file()
@@ -67,7 +54,7 @@ def show(
 ) -> None:
     """Print what an experiment found, a line a run.
 
-    Example: minimoe lab show sparse-vs-dense
+    Example: minimoe experiments show sparse-vs-dense
     """
     record = read_record(name)
     if json or not {"runs", "recipes"} & set(record):
@@ -78,7 +65,7 @@ def show(
 
 @app.command("run")
 def run(
-    name: Annotated[str, typer.Argument(help="An experiment; see `minimoe lab list`.")],
+    name: Annotated[str, typer.Argument(help="An experiment; see `minimoe experiments list`.")],
     work: Annotated[Path, typer.Option(help="Folder for the runs' checkpoints.")] = Path("runs/lab"),
     record: Annotated[Path | None, typer.Option(help="Record to write; default: the one in the package.")] = None,
     minutes: Annotated[float, typer.Option(help="Start no further run after this long.")] = 1e9,
@@ -88,17 +75,17 @@ def run(
 ) -> int:
     """Run an experiment, or what is left of it; Ctrl-C loses nothing.
 
-    Example: minimoe lab run sparse-vs-dense --work runs/lab
+    Example: minimoe experiments run sparse-vs-dense --work runs/lab
     """
     if name not in {**EXPERIMENTS, **MEASUREMENTS}:
         raise UserError(f"experiment {name!r} is not known; choose one of {', '.join({**EXPERIMENTS, **MEASUREMENTS})}")
     path = record or RECORDS / f"{name}.json"
-    values: dict[str, Any] = {"experiment": name, "command": f"minimoe lab run {name}"}
+    values: dict[str, Any] = {"experiment": name, "command": f"minimoe experiments run {name}"}
     if path.is_file():
-        values = json_module.loads(path.read_text(encoding="utf-8"))
+        values = read_record_file(path)
     start(f"experiment {name}")
     if name in MEASUREMENTS:
-        MEASUREMENTS[name](work, values, lambda: _write(path, values))
+        MEASUREMENTS[name](work, values, lambda: write_record(path, values))
         return 0
     values.setdefault("runs", {})
     began = time.monotonic()
@@ -110,9 +97,9 @@ def run(
         if outcome is None:
             return 130
         if path.is_file():  # another process may have added runs of its own
-            values["runs"] |= json_module.loads(path.read_text(encoding="utf-8"))["runs"]
+            values["runs"] |= read_record_file(path)["runs"]
         values["runs"][trial.name] = outcome
-        _write(path, values)
+        write_record(path, values)
         messages.print(f"{trial.name}: {outcome['full']['bits_per_byte']:.3f} bits per byte (full)")
     return 0
 
@@ -124,10 +111,3 @@ def _missing(name: str, done: Mapping[str, Any]) -> list[Trial]:
 
 def _next(name: str, done: Mapping[str, Any], only: str) -> Trial | None:
     return next((trial for trial in _missing(name, done) if fnmatch.fnmatchcase(trial.name, only)), None)
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    from minimoe.files import write_atomically
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json_module.dumps(values, indent=1) + "\n")

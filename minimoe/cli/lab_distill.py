@@ -48,13 +48,15 @@ def finished(work: Path, name: str) -> MoETransformer:
     if steps:
         model, _, run = load_checkpoint(folder)
         if steps[-1] < run.recipe.steps:
-            raise UserError(f"{folder} is at step {steps[-1]} of {run.recipe.steps}; let `minimoe lab run` finish it")
+            raise UserError(
+                f"{folder} is at step {steps[-1]} of {run.recipe.steps}; let `minimoe experiments run` finish it"
+            )
         return model
     if SHIPPED_AS.get(name) in shipped():
         messages.print(f"{folder} is not here: using the shipped model {SHIPPED_AS[name]!r}, decoded")
         return dequantize_model(load_pretrained(SHIPPED_AS[name])[0])
     experiment = name.split("/")[0]
-    raise UserError(f"{folder} holds no trained model; run `minimoe lab run {experiment} --work {work}` first")
+    raise UserError(f"{folder} holds no trained model; run `minimoe experiments run {experiment} --work {work}` first")
 
 
 def training_text(

@@ -1,4 +1,4 @@
-"""``minimoe lab run quant-recipes``: what every recipe does to a trained model, on the whole validation text."""
+"""``minimoe experiments run quant-recipes``: what every recipe does to a trained model, on the whole validation text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from minimoe.data import Document, Tokenizer
     from minimoe.model import MoETransformer
 
-MODEL = Path("small-hour") / "small"  # where `minimoe lab run small-hour` leaves its model
+MODEL = Path("small-hour") / "small"  # where `minimoe experiments run small-hour` leaves its model
 CALIBRATION_WINDOWS, ROUTING_WINDOWS = 64, 16
 MAIN = ("int8", "fp8", "v4", "mxfp4", "int8-w8a8")
 CACHES = ("bf16", "fp8", "fp8-rope", "int8", "int4")
@@ -34,7 +34,9 @@ def recipes(work: Path, values: dict[str, Any], save: Callable[[], None]) -> Non
 
     folder = work / MODEL
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no trained model; run `minimoe lab run small-hour --work {work}` first")
+        raise UserError(
+            f"{folder} holds no trained model; run `minimoe experiments run small-hour --work {work}` first"
+        )
     model, tokenizer, run = load_checkpoint(folder)
     weights = _digest(model)
     if values.get("weights_sha256") not in (None, weights):

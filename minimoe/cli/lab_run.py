@@ -84,7 +84,7 @@ def _hooks(trial: Trial, run: Any, data: Any, tokenizer: Any, work: Path) -> dic
 
 
 def _outcome(trial: Trial, run: Any, result: Any, validation: list[Any], tokenizer: Any) -> dict[str, Any]:
-    """What goes into the record: config, both protocols, time, and the curve thinned to about 200 points."""
+    """What goes into the record: config, both protocols, time, and the curve."""
     import os
     import platform
 
@@ -121,7 +121,7 @@ def _outcome(trial: Trial, run: Any, result: Any, validation: list[Any], tokeniz
         "quantized": quantized,
         "tasks": answers,
         "routing": _routing(full, curve) if run.model.moe else None,
-        "curve": curve[:: max(1, len(curve) // 200)] + evals,
+        "curve": curve + evals,
     }
 
 

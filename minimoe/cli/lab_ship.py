@@ -1,4 +1,4 @@
-"""``minimoe lab ship``: a trained model becomes one that comes with the package, with its card."""
+"""``minimoe experiments ship``: a trained model becomes one that comes with the package, with its card."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minimoe.console import Bar, counter, messages, start
+from minimoe.errors import UserError
+from minimoe.experiments.records import read_record
 
 if TYPE_CHECKING:
     from minimoe.training import Evaluation, RunConfig
 
 CURVE_POINTS = 12
-RECORDS = Path(__file__).parent.parent / "records"
 
 
 def ship(
@@ -25,7 +26,7 @@ def ship(
 ) -> None:
     """Quantize a trained model, save it in the package, score what was saved, and write its card.
 
-    Example: minimoe lab ship small --checkpoint runs/lab/small-hour/small
+    Example: minimoe experiments ship small --checkpoint runs/lab/small-hour/small
     """
     from minimoe.cli.reasoning import grade
     from minimoe.data import documents, evaluation_documents
@@ -63,11 +64,13 @@ def ship(
 def recorded(checkpoint: Path) -> dict[str, Any] | None:
     """Which run of which experiment left a folder ``.../experiment/run``, if one did: the command and the method."""
     experiment, run = checkpoint.resolve().parts[-2:]
-    path = RECORDS / f"{experiment}.json"
-    runs = json.loads(path.read_text(encoding="utf-8")).get("runs", {}) if path.is_file() else {}
+    try:
+        runs = read_record(experiment).get("runs", {})
+    except UserError:
+        return None
     if run not in runs:
         return None
-    return {"command": f"minimoe lab run {experiment}", "run": run, "method": runs[run].get("method", {})}
+    return {"command": f"minimoe experiments run {experiment}", "run": run, "method": runs[run].get("method", {})}
 
 
 def card_text(

@@ -1,4 +1,4 @@
-"""``minimoe lab show``: a record as a table, a line a run; the record itself has much more."""
+"""``minimoe experiments show``: a record as a table, a line a run; the record itself has much more."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minimoe import console
+from minimoe.experiments.records import training_speed
 
 Rows = list[tuple[str, ...]]
 MEANING = {
@@ -43,8 +44,6 @@ def run_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Ro
 
     Columns that no run fills are left out.
     """
-    from minimoe.cli.lab_trials import training_speed
-
     cells = []
     for name, run in runs.items():
         tasks = run.get("tasks") or {}

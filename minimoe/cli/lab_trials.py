@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from minimoe.experiments.records import training_speed
 
 METHOD = (
     "fp8",
@@ -154,11 +155,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "alone": {},
     "forward-kl": {"teachers": (TEACHER,), "distill": {"alpha": 0.9}, "quantized": "mxfp4"},
 }
-
-
-def training_speed(run: Mapping[str, Any]) -> float:
-    """Tokens a second of a recorded run: the median over its curve, which a pause or an evaluation does not move."""
-    return statistics.median(record["tokens_per_second"] for record in run["curve"] if record["kind"] == "train")
 
 
 def distillation(done: Mapping[str, Any]) -> list[Trial]:

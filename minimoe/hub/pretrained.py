@@ -2,7 +2,7 @@
 
 hub/weights/NAME/   what `minimoe.hub.save` writes, and MODEL_CARD.md: how it was made, and what it scores
 
-Each was made by `minimoe lab ship NAME` from a training folder.
+Each was made by `minimoe experiments ship NAME` from a training folder.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@
 
 from __future__ import annotations
 
+from minimoe.plots.affinities import choices, routing_board, score_functions
 from minimoe.plots.balancing import (
     before_and_after,
     choices_under_bias,
@@ -28,14 +29,14 @@ from minimoe.plots.balancing import (
     price_of_imbalance,
     quality_against_balance,
 )
-from minimoe.plots.bars import bits_per_byte_by_domain, ladder
+from minimoe.plots.coloured_text import token_experts
 from minimoe.plots.curves import compare_runs, training_curve
 from minimoe.plots.dispatch import changed_outputs, combinations, dispatch_clocks, information_by_window
 from minimoe.plots.distillation import next_words, temperatures, two_modes
-from minimoe.plots.gaps import by_domain, exact_match_by_level, gap_closed, gap_over_tokens
+from minimoe.plots.finished_models import bits_per_byte_by_domain, ladder
+from minimoe.plots.model_bytes import bytes_by_part
 from minimoe.plots.routing import balance_over_time, experts_by_domain, load_bars
-from minimoe.plots.scores import choices, routing_board, score_functions
-from minimoe.plots.sizes import bytes_by_part
+from minimoe.plots.seed_spread import curves_with_spread, seeds
 from minimoe.plots.sparse import (
     active_and_total,
     assignments,
@@ -44,9 +45,8 @@ from minimoe.plots.sparse import (
     parameter_parts,
     time_per_token,
 )
-from minimoe.plots.spread import curves_with_spread, seeds
 from minimoe.plots.style import png_bytes, save
-from minimoe.plots.text import token_experts
+from minimoe.plots.toward_teacher import by_domain, exact_match_by_level, gap_closed, gap_over_tokens
 
 __all__ = [
     "active_and_total",

@@ -1,4 +1,4 @@
-"""Balance in motion: a collapse as a film, losses side by side, the bias at work, and what imbalance costs.
+"""Figures of balance over time: a collapse as a film, losses side by side, the bias at work, the price of imbalance.
 
 Axis letters: E experts, K experts per token, T tokens.
 """

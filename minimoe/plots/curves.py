@@ -1,4 +1,4 @@
-"""Learning curves: one run in detail, several runs side by side."""
+"""Figures of learning curves: one run in detail, several runs side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What routing costs and what it reveals: clocks of dispatchers, combinations, leaks from the future, information."""
+"""Figures of dispatch: its time, combinations of experts, leaks from later tokens, information about the domain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a teacher tells a student: whole distributions over the next word, softened, and fits that must choose.
+"""Figures of what a teacher tells a student: distributions over the next word, softened, and fits that must choose.
 
 All probabilities are shares (0..1), written as percent.
 """
@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from minimoe.errors import UserError
 from minimoe.plots import style
-from minimoe.plots.text import FONT, visible
+from minimoe.plots.coloured_text import FONT, visible
 
 MARKERS = "osD^vP*"
 

@@ -1,4 +1,4 @@
-"""Number formats and rounding errors: every value a format has, and where the error of a quantized matrix sits.
+"""Figures of number formats and rounding errors: every value of a format, and the errors of a quantized matrix.
 
 Axis letters: O rows of a matrix, I columns.
 """

@@ -1,4 +1,4 @@
-"""What smaller models lose: quality against size, recipe by recipe, part by part and expert by expert.
+"""Figures of quantized models: quality against size, recipe by recipe, part by part and expert by expert.
 
 Every quality here is in bits per byte, smaller is better.
 """

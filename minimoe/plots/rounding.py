@@ -1,4 +1,4 @@
-"""What rounding does to numbers: by hand, against bits, under a shared scale, and the slope that it has."""
+"""Figures of rounding: by hand, against bits, under a shared scale, and the slope that it has."""
 
 from __future__ import annotations
 

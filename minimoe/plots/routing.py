@@ -1,4 +1,4 @@
-"""Where tokens go: experts by domain, balance over time, and load.
+"""Figures of where tokens go: experts by domain, balance over time, and load.
 
 Axis letters: E experts, K experts per token, T tokens.
 """

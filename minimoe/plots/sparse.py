@@ -1,4 +1,4 @@
-"""What sparsity buys and costs: parameters by part, active against total, experts read, time, and costs side by side."""
+"""Figures of what sparsity buys and costs: parameters by part, active and total, experts read, time and costs."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ print(tokenizer.decode(out[0].tolist()))
 # %% [markdown]
 # ## What to distrust
 #
-# - **One seed.** The gap between sparse and dense is a single draw here. `minimoe lab show sparse-vs-dense` prints the
+# - **One seed.** The gap between sparse and dense is a single draw here. `minimoe experiments show sparse-vs-dense` prints the
 #   recorded comparison over three seeds, at equal tokens and at equal time.
 # - **Two million parameters.** At this size the embedding is a good part of the model, and two cores have no use for
 #   expert parallelism. Which side wins on the clock is decided by hardware as much as by the idea.
@@ -291,7 +291,7 @@ print(tokenizer.decode(out[0].tolist()))
 #    first, then check with `count_params`. Which of the two changed?
 # 2. *(10 min)* Train with `router_bias_rate=0.0`. What happens to Figure 4, and which row of Figure 3 gives it away?
 # 3. *(10 min)* Give the dense model the sparse one's *time* instead of its tokens: scale `STEPS` by the speed ratio
-#    printed above. Who wins now? Compare with the record: `minimoe lab show sparse-vs-dense`.
+#    printed above. Who wins now? Compare with the record: `minimoe experiments show sparse-vs-dense`.
 
 # %%
 print(f"this notebook took {time.monotonic() - began:.0f} seconds")

@@ -358,11 +358,11 @@ print(f"sparse minus dense: equal tokens {tokens_gap:+.3f} (you guessed {list(my
 #
 # One seed is one draw. This comparison was also run with several seeds and more steps, and scored on the whole
 # validation text. What follows is **recorded**, not computed here: `minimoe/records/sparse-vs-dense.json`, made by
-# `minimoe lab run sparse-vs-dense`. (There, the step count for equal time comes from the whole training time of the
+# `minimoe experiments run sparse-vs-dense`. (There, the step count for equal time comes from the whole training time of the
 # first two runs, compilation included.)
 
 # %%
-from minimoe.cli.lab import read_record
+from minimoe.experiments import read_record
 
 recorded = read_record("sparse-vs-dense")["runs"]
 groups = {}

@@ -458,10 +458,10 @@ plots.over_steps(traces, "Figure 9: the controller at four speeds", {"the text c
 #
 # Is balance worth anything to the *model*? What follows is **recorded**, not computed here: five methods on nano, 300
 # steps, several seeds, scored on the whole validation text. `minimoe/records/balance-methods.json`, made by
-# `minimoe lab run balance-methods`, which also lists what each method sets.
+# `minimoe experiments run balance-methods`, which also lists what each method sets.
 
 # %%
-from minimoe.cli.lab import read_record
+from minimoe.experiments import read_record
 from minimoe.training import BALANCE_METHODS
 
 try:

@@ -463,11 +463,11 @@ figures.quality_against_size(points, "megabytes on disk", "Figure 10: nano, a fe
 # %% [markdown]
 # A model of a few hundred steps has learnt little, and rough weights hurt it little: a well-trained one has more to lose.
 # So here is the same picture, with all recipes, for `small` after an hour of training. It is **recorded**, not computed
-# here: `minimoe/records/quant-recipes.json`, made by `minimoe lab run quant-recipes`, on the quick text or on all
+# here: `minimoe/records/quant-recipes.json`, made by `minimoe experiments run quant-recipes`, on the quick text or on all
 # validation text, as the figure says.
 
 # %%
-from minimoe.cli.lab import read_record
+from minimoe.experiments import read_record
 
 record = read_record("quant-recipes")
 protocol = record["protocol"]  # the fullest by which every recipe was scored
@@ -523,7 +523,7 @@ losses_of["embedding"] = np.array([cost_of("^embed$")])
 figures.sensitivity_map(losses_of, "Figure 13: bits per byte lost to FP4, one part at a time")
 
 # %%
-from minimoe.plots.sizes import part_of
+from minimoe.plots.model_bytes import part_of
 
 for kind, values in losses_of.items():
     held = sum(row.bytes for row in quant.size_report(model).rows if part_of(row.path) == kind)
@@ -783,7 +783,7 @@ plots.over_steps(panels, f"Figure 22: after step {BRANCH}, the same batches")
 
 # %% [markdown]
 # A longer experiment is **recorded**: `small` after its hour of training, more steps with and without the rounding of its
-# experts, several seeds, whole validation text (`minimoe lab run qat-mxfp4`, `minimoe/records/qat-mxfp4.json`).
+# experts, several seeds, whole validation text (`minimoe experiments run qat-mxfp4`, `minimoe/records/qat-mxfp4.json`).
 
 # %%
 def runs_of(experiment):
@@ -815,7 +815,7 @@ plots.seeds(recorded, "bits per byte, whole validation text", "Figure 23: record
 # DeepSeek-V3 went further: *all* products of training, forward and backward, with FP8 values (arXiv 2412.19437, section
 # 3.3): tiles of 1 x 128 for activations and gradients, blocks of 128 x 128 for weights, sums and masters in float32. The
 # report's loss stayed within 0.25% of bfloat16. Ours is **recorded** and emulated: nano with float32 and with FP8
-# products, three seeds each (`minimoe lab run fp8-training`).
+# products, three seeds each (`minimoe experiments run fp8-training`).
 
 # %%
 trials = runs_of("fp8-training")

@@ -386,15 +386,14 @@ plots.gap_over_tokens(curves, teacher_bits, "Figure 4: computed here, one seed, 
 #
 # ## Longer, with three seeds
 #
-# The rest is **recorded**: `minimoe lab run distillation` (`minimoe/records/distillation.json`). Students of the shape of
+# The rest is **recorded**: `minimoe experiments run distillation` (`minimoe/records/distillation.json`). Students of the shape of
 # `nano`, 1.2 million tokens each, half text and half generated reasoning problems (more of these below), scored on all
 # validation text: `alone` with cross-entropy, `forward-kl` on the same batches with the teacher's logits, and
 # `alone-equal-time`, which has no teacher and as much time as the one that has.
 
 # %%
-from minimoe.cli.lab import read_record
-from minimoe.cli.lab_trials import training_speed
-from minimoe.plots.gaps import share_closed
+from minimoe.experiments import read_record, training_speed
+from minimoe.plots.toward_teacher import share_closed
 
 
 def by_way(runs):
@@ -557,7 +556,7 @@ print(f"teacher: {np.mean(list(master['tasks']['worked']['step_validity'].values
 #
 # ## Students that reason
 #
-# Those students read 0.6 million tokens of problems: too few to begin. Once more, **recorded** (`minimoe lab run
+# Those students read 0.6 million tokens of problems: too few to begin. Once more, **recorded** (`minimoe experiments run
 # reasoning`), three seeds: the trained `nano` goes on for 3.3 million tokens, nine tenths of them from 18,432 problems.
 #
 # - `direct`: question and answer, no steps: what a data set without a teacher often has. `direct-equal-time` (one seed)
@@ -700,7 +699,7 @@ for name, runs in phases.items():
 #
 # ## Other ways
 #
-# Back to the students of Figure 5, 1.2 million tokens each. Recorded as well (`minimoe lab run distillation-ways`), three
+# Back to the students of Figure 5, 1.2 million tokens each. Recorded as well (`minimoe experiments run distillation-ways`), three
 # seeds or one (seed 0, to be read against the first number of `alone` and of `forward-kl`): other losses (`jsd` is
 # Jensen-Shannon, `hinton-2` has T = 2 and T²); only the 32 best words; a student whose experts are rounded to FP4 in every
 # step of training (`quantized`); a dense student of the sparse teacher, against `dense-alone`; and students of *text that
@@ -755,7 +754,7 @@ for label, name in four.items():
 #
 # DeepSeek-V4's last stage (report, section 5.1.2): first specialists, each by supervised training and then reinforcement
 # learning; then one student learns from all of them, on text that the *student* writes, each teacher judging its own tasks
-# (their weights $w_i$ are not published). Ours, recorded (`minimoe lab run specialists`): the trained `nano` goes on for 300
+# (their weights $w_i$ are not published). Ours, recorded (`minimoe experiments run specialists`): the trained `nano` goes on for 300
 # steps on stories, on Bibles, on code and mathematics; for problems, `worked` of Figure 9 is the specialist. Then one
 # student, three seeds, from the same `nano`: `several` has the four as teachers, each for its own domains ($w_i$ is 1 or
 # 0), and a quarter of its 600 steps on its own answers. `no teachers` takes the same steps without them.

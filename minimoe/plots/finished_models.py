@@ -1,4 +1,4 @@
-"""Comparing finished models: quality by domain, and what each rung of the ladder costs."""
+"""Figures that compare finished models: quality by domain, and what each model costs."""
 
 from __future__ import annotations
 

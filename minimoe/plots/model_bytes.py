@@ -1,4 +1,4 @@
-"""Where the bytes of a model are, by part, in several forms of the same model."""
+"""A figure of where the bytes of a model are, by part, in several forms of the same model."""
 
 from __future__ import annotations
 

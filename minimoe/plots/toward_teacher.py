@@ -1,4 +1,4 @@
-"""How much of the way from a student trained alone to its teacher a method goes, and where.
+"""Figures of students on the way to their teacher: the share of the gap that each closed, and where it is.
 
 Bits per byte: smaller is better. Exact match: a share (0..1), larger is better.
 """

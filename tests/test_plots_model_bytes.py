@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from minimoe import MoETransformer, UserError, plots
-from minimoe.plots.sizes import OTHER, PARTS, part_of
+from minimoe.plots.model_bytes import OTHER, PARTS, part_of
 from minimoe.quant.report import size_report
 
 

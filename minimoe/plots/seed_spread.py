@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone: how far chance moves a result."""
+"""Figures of runs that differ in their seed alone: how far chance moves a result."""
 
 from __future__ import annotations
 

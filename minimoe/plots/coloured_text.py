@@ -1,4 +1,4 @@
-"""The text itself, each token coloured by its first expert."""
+"""A figure of the text itself, each token coloured by its first expert."""
 
 from __future__ import annotations
 

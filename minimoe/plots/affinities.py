@@ -1,4 +1,4 @@
-"""Scores and choices: affinity functions, what selectors pick from one matrix, and a board to play on.
+"""Figures of one routing decision: the score functions, what selectors pick from one matrix, and a board to play on.
 
 Axis letters: T tokens, E experts.
 """

@@ -1,0 +1,120 @@
+"""The records of experiments: JSON files in ``minimoe/records``, small enough to come with the package.
+
+A run is recorded with its config, its scores and its curve. In the file a curve has at most `POINTS` training steps, and
+one list of numbers for each quantity. In memory, as `read_record` gives it, a curve is a list of records as in
+``metrics.jsonl``. Earlier files, whose curves are whole and are such lists, still read. To make such a file small::
+
+    write_record(path, read_record_file(path))
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minimoe.errors import UserError
+from minimoe.files import write_atomically
+
+RECORDS = Path(__file__).parent.parent / "records"
+POINTS = 100  # of a curve: enough for a figure
+DIGITS = 6
+# What figures draw. The other lines of metrics.jsonl stay in the run's folder.
+DRAWN = ("step", "tokens", "seconds", "loss", "max_violation")
+Record = dict[str, Any]
+
+
+def read_record(name: str) -> Record:
+    """The record of an experiment, as shipped with the package.
+
+    Args:
+      name: of the experiment, such as ``"sparse-vs-dense"``.
+
+    Raises:
+      UserError: if there is none of that name.
+
+    Example:
+      >>> sorted(read_record("small-hour")["runs"])
+      ['small']
+    """
+    path = RECORDS / f"{name}.json"
+    if not path.is_file():
+        raise UserError(f"no record of {name!r}; make it with `minimoe experiments run {name}`")
+    return read_record_file(path)
+
+
+def read_record_file(path: Path) -> Record:
+    """A record from a file; every curve as a list of records, whichever form it has there."""
+    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    for run in record.get("runs", {}).values():
+        if isinstance(run["curve"], Mapping):
+            run["curve"] = _rows(run["curve"]["train"]) + run["curve"]["eval"]
+    return record
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a record with thin curves, whole or not at all; ``record`` stays as it is."""
+    runs = {name: _packed(run) for name, run in record.get("runs", {}).items()}
+    values = dict(record) | ({"runs": runs} if "runs" in record else {})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, _short_lines(json.dumps(values, indent=1)) + "\n")
+
+
+def training_speed(run: Mapping[str, Any]) -> float:
+    """Tokens a second of a recorded run: the median over its curve, which a pause or an evaluation does not move.
+
+    Example:
+      >>> training_speed({"curve": [{"kind": "train", "tokens_per_second": speed} for speed in (1.0, 9.0, 8.0)]})
+      8.0
+    """
+    if "tokens_per_second" in run:  # found when the curve was still whole
+        return run["tokens_per_second"]
+    return statistics.median(record["tokens_per_second"] for record in run["curve"] if record["kind"] == "train")
+
+
+def thin_curve(curve: Sequence[Record], points: int = POINTS) -> list[Record]:
+    """The curve with at most ``points`` training records, evenly spaced: the first, the last, and all evaluations stay.
+
+    Example:
+      >>> curve = [{"kind": "train", "step": step, "loss": 1 / step} for step in range(1, 8)]
+      >>> [record["step"] for record in thin_curve(curve, points=4)]
+      [1, 3, 5, 7]
+    """
+    train = [record for record in curve if record["kind"] == "train"]
+    evaluations = [record for record in curve if record["kind"] == "eval"]
+    stride = max(1, math.ceil((len(train) - 1) / max(points - 1, 1)))
+    kept = [index for index in range(len(train)) if index % stride == 0 or index == len(train) - 1]
+    if len(kept) > points:  # the last one is beside the even grid and one too many
+        del kept[-2]
+    return [train[index] for index in kept] + evaluations
+
+
+def _packed(run: Mapping[str, Any]) -> Record:
+    """A run as it is written: with its speed, and its thin curve as columns."""
+    curve = thin_curve(run["curve"])
+    train = [record for record in curve if record["kind"] == "train"]
+    columns = {name: [_rounded(record[name]) for record in train] for name in DRAWN if train and name in train[0]}
+    evaluations = [record for record in curve if record["kind"] == "eval"]
+    return {**run, "tokens_per_second": training_speed(run), "curve": {"train": columns, "eval": evaluations}}
+
+
+def _rows(columns: Mapping[str, Sequence[Any]]) -> list[Record]:
+    """The inverse of the columns of `_packed`."""
+    rows = zip(*columns.values(), strict=True)
+    return [{"kind": "train", **dict(zip(columns, row, strict=True))} for row in rows]
+
+
+def _rounded(value: Any) -> Any:
+    """Floats with `DIGITS` significant digits."""
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def _short_lines(text: str) -> str:
+    """JSON with every list and every object of plain values in one line: easy to read, and two thirds of the size."""
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda found: re.sub(r"\n\s*", "", found.group()), text)
