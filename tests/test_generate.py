@@ -124,3 +124,15 @@ def test_settings_out_of_range_are_refused(settings, parts, tiny_model):
 def test_an_empty_prompt_is_refused(tiny_model):
     with pytest.raises(UserError, match=r"tokens has shape \(2, 0\); give prompts \[B, L\]"):
         generate(tiny_model, PROMPTS[:, :0], NEW)
+
+
+def test_one_program_serves_every_prompt_key_and_temperature(tiny_model):
+    from minimoe.inference.generate import _generate
+
+    def sample(tokens, seed, temperature):
+        generate(tiny_model, tokens, NEW, temperature=temperature, top_p=0.9, key=jax.random.key(seed))
+        return _generate._cache_size()
+
+    once = sample(PROMPTS, 0, 1.0)
+    assert sample(PROMPTS, 1, 0.5) == sample(PROMPTS[:, ::-1], 2, 2.0) == once
+    assert sample(PROMPTS[:, :5], 0, 1.0) == once + 1, "another length is another program"
