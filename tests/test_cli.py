@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -54,7 +55,6 @@ sys.exit(run(sys.argv[1:]))
 def tiny_preset(monkeypatch, tmp_path):
     monkeypatch.setitem(minimoe.config.PRESETS, "tiny", TINY)
     monkeypatch.setitem(recipes.RECIPES, "tiny", TINY_RECIPE)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # leave the suite's own JAX settings alone
     monkeypatch.chdir(tmp_path)
 
 
@@ -66,7 +66,6 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(minimoe.config.PRESETS, "tiny", TINY)
         patch.setitem(recipes.RECIPES, "tiny", TINY_RECIPE)
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
         code = app.run(["train", "--config", "tiny", "--text", str(folder / "text.txt"), "--out", str(folder / "run")])
     assert code == 0
     return folder
@@ -239,6 +238,7 @@ def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys
     monkeypatch.setitem(recipes.RECIPES, "nano", TINY_RECIPE)
     monkeypatch.setattr("minimoe.tour.run.FAST_STEPS", 4)
     monkeypatch.setattr("minimoe.tour.run.NGRAM_ORDER", 2)
+    monkeypatch.setattr("minimoe.data.documents", _short_documents)
     teacher = MoETransformer(TINY.replace(context_length=80), rngs=nnx.Rngs(1))
     monkeypatch.setattr("minimoe.hub.load_pretrained", lambda name: (quantize_model(teacher, "int8"), None, None))
     monkeypatch.setattr("minimoe.hub.recorded_quality", lambda name: {"quick": 1.5})
@@ -275,6 +275,14 @@ def _few_documents(domain=None, split=None):
 
     train, val = documents("austen", "train")[:2], documents("austen", "val")[:1]
     return [d for d in train + val if split in (None, d.split)]
+
+
+def _short_documents(domain=None, split=None):
+    """Of each domain the beginning of a document to train on and of one to score."""
+    from minimoe.data.corpus import documents
+
+    firsts = {(d.domain, d.split): dataclasses.replace(d, text=d.text[:3000]) for d in reversed(documents())}
+    return [d for d in firsts.values() if domain in (None, d.domain) and split in (None, d.split)]
 
 
 RECORDED = sorted(path.stem for path in RECORDS.glob("*.json"))

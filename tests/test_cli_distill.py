@@ -34,7 +34,6 @@ def here(monkeypatch, tmp_path, teachers):
     for name in ("tiny", "nano"):
         monkeypatch.setitem(minimoe.config.PRESETS, name, TINY)
         monkeypatch.setitem(recipes.RECIPES, name, RECIPE)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # leave the suite's own JAX settings alone
     monkeypatch.setattr("minimoe.data.documents", few_documents)
     monkeypatch.setattr(reasoning, "GRADED", 1)
     monkeypatch.setattr(reasoning, "VALIDATION_PROBLEMS", 5)

@@ -24,7 +24,6 @@ TINY = ModelConfig(
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # leave the suite's own JAX settings alone
     monkeypatch.setattr("minimoe.data.documents", few_documents)
     monkeypatch.chdir(tmp_path)
 
