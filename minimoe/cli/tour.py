@@ -28,7 +28,9 @@ def tour(
     Example: minimoe tour --out my-tour && open my-tour/report.html
     """
     from minimoe.tour import run_tour
+    from minimoe.tour.report import prepare
 
+    prepare(out)  # before anything is said: a folder of something else is one line
     start("tour: one sparse model, one dense model, the same text")
     values = run_tour(out, fast=fast, seed=seed)
     if values is None:
