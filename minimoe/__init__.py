@@ -1,6 +1,6 @@
 """minimoe: efficient Mixture-of-Experts models in JAX and Flax NNX, small enough to read.
 
-Don't trust the headline, run it. The rooms, in reading order: config, layers, cost, moe, attention, model, data,
+Don't trust the headline, run it. The rooms, in reading order: layers, attention, config, moe, model, cost, data,
 inference, training, quant, distill, hub, plots, exercises, cli. Each imports only rooms before it.
 """
 
@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minimoe.config import ModelConfig, MoEConfig
+    from minimoe.attention.gqa import GroupedQueryConfig
+    from minimoe.config import LayerConfig, ModelConfig, MoEConfig
     from minimoe.errors import UserError
     from minimoe.hub.pretrained import load_pretrained
     from minimoe.inference.generate import generate
@@ -20,6 +21,8 @@ __version__ = "0.1.0"
 
 # Loaded on first use, so that `import minimoe` and `minimoe --help` do not wait for JAX.
 _HOME = {
+    "GroupedQueryConfig": "minimoe.attention.gqa",
+    "LayerConfig": "minimoe.config",
     "ModelConfig": "minimoe.config",
     "MoEConfig": "minimoe.config",
     "UserError": "minimoe.errors",
@@ -43,7 +46,17 @@ _ROOMS = (
     "training",
 )
 
-__all__ = ["MoEConfig", "MoETransformer", "ModelConfig", "UserError", "__version__", "generate", "load_pretrained"]
+__all__ = [
+    "GroupedQueryConfig",
+    "LayerConfig",
+    "MoEConfig",
+    "MoETransformer",
+    "ModelConfig",
+    "UserError",
+    "__version__",
+    "generate",
+    "load_pretrained",
+]
 
 
 def __getattr__(name: str) -> Any:

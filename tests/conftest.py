@@ -99,10 +99,12 @@ def moe_config():
 @pytest.fixture(scope="session")
 def tiny_config(moe_config):
     """Two sparse layers, few tokens in the vocabulary: for everything that does not read text."""
-    from minimoe import ModelConfig
+    from minimoe import GroupedQueryConfig, ModelConfig
 
     return ModelConfig(
-        vocab_size=19, d_model=8, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, context_length=24,
+        vocab_size=19, d_model=8, num_layers=2,
+        attention=GroupedQueryConfig(num_heads=4, num_kv_heads=2, head_dim=4),
+        context_length=24,
         moe=moe_config,
     )  # fmt: skip
 

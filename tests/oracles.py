@@ -234,28 +234,33 @@ def rms_norm(x, scale, eps):
 def transformer(weights, tokens, config):
     """Logits ``[L, V]`` of one sequence from a flat ``path -> array`` of the model's weights."""
     weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
-    length, n, m, h = len(tokens), config.num_heads, config.num_kv_heads, config.head_dim
+    length = len(tokens)
     x = weights["embed/embedding"][np.asarray(tokens)]
-    for i in range(config.num_layers):
+    for i, layer in enumerate(config.layers):
+        sizes = layer.attention
+        n, m, h = sizes.num_heads, sizes.num_kv_heads, sizes.head_dim
         w = {name.removeprefix(f"layers/{i}/"): v for name, v in weights.items() if name.startswith(f"layers/{i}/")}
         a = rms_norm(x, w["attention_norm/scale"], config.norm_eps)
         heads = {p: a @ w[f"attention/{p}_proj/kernel"] for p in "qkv"}
         q, k, v = heads["q"].reshape(length, n, h), heads["k"].reshape(length, m, h), heads["v"].reshape(length, m, h)
-        q = np.stack([rope(q[:, j], config.rope_theta) for j in range(n)], axis=1)
-        k = np.stack([rope(k[:, j], config.rope_theta) for j in range(m)], axis=1)
+        q = np.stack([rope(q[:, j], sizes.rope_theta) for j in range(n)], axis=1)
+        k = np.stack([rope(k[:, j], sizes.rope_theta) for j in range(m)], axis=1)
         x = x + attention(q[None], k[None], v[None])[0].reshape(length, -1) @ w["attention/o_proj/kernel"]
         a = rms_norm(x, w["ffn_norm/scale"], config.norm_eps)
-        x = x + _feed_forward(w, a, config)
+        x = x + _feed_forward(w, a, layer.moe, tokens)
     x = rms_norm(x, weights["norm/scale"], config.norm_eps)
     return x @ (weights["embed/embedding"].T if config.tie_embeddings else weights["head/kernel"])
 
 
-def _feed_forward(w, a, config):
-    if config.moe is None:
+def _feed_forward(w, a, moe, tokens):
+    if moe is None:
         return np.stack([swiglu_ffn(row, w["ffn/gate_up_proj/kernel"], w["ffn/down_proj/kernel"]) for row in a])
-    moe = config.moe
     kwargs = {"score": moe.score, "normalize": moe.normalize_weights, "scale": moe.routed_scaling_factor}
-    experts, combine, _ = route(a @ w["ffn/router/kernel"], w["ffn/router/bias"], moe.top_k, **kwargs)
+    experts, combine, probs = route(a @ w["ffn/router/kernel"], w["ffn/router/bias"], moe.top_k, **kwargs)
+    if moe.select == "hash":
+        experts = np.asarray(w["ffn/router/table"], int)[np.asarray(tokens)]
+        combine = np.take_along_axis(probs, experts, axis=-1)
+        combine = combine / combine.sum(axis=-1, keepdims=True) * moe.routed_scaling_factor
     y = moe_forward(a, experts, combine, w["ffn/experts/gate_up_proj"], w["ffn/experts/down_proj"])
     if moe.num_shared_experts:
         shared = w["ffn/shared/gate_up_proj/kernel"], w["ffn/shared/down_proj/kernel"]

@@ -82,8 +82,8 @@ def test_cache_keeps_what_is_appended():
 
 
 def test_layer_with_and_without_cache(tiny_config):
-    config = dataclasses.replace(tiny_config, rope_theta=50.0)
-    layer = GroupedQueryAttention(config, rngs=nnx.Rngs(0))
+    config = dataclasses.replace(tiny_config.attention, rope_theta=50.0)
+    layer = GroupedQueryAttention(config, tiny_config.d_model, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 6, 8))
     run = jax.jit(lambda layer, x, cache: layer(x, cache))
     whole, none = run(layer, x, None)

@@ -214,13 +214,18 @@ def test_what_mixtral_cannot_express_is_said(tiny_config):
 @pytest.fixture(scope="module")
 def odd_config():
     """No two sizes alike, so that a swapped axis cannot go unseen: D=12, N*H=30, M*H=10, 2F=40, E=5, K=3, V=37."""
-    from minimoe import ModelConfig, MoEConfig
+    from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig
 
     moe = MoEConfig(d_model=12, d_expert=20, num_experts=5, top_k=3)
     return ModelConfig(
-        vocab_size=37, d_model=12, num_layers=3, num_heads=3, num_kv_heads=1, head_dim=10, context_length=40,
-        moe=moe, rope_theta=500.0, tie_embeddings=False,
-    )  # fmt: skip
+        vocab_size=37,
+        d_model=12,
+        num_layers=3,
+        attention=GroupedQueryConfig(num_heads=3, num_kv_heads=1, head_dim=10, rope_theta=500.0),
+        moe=moe,
+        context_length=40,
+        tie_embeddings=False,
+    )
 
 
 @pytest.mark.parametrize("tied", [False, True])

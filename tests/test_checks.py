@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minimoe import ModelConfig, MoEConfig, UserError, checks
+from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, UserError, checks
 from minimoe.distill import DistillRecipe
 from minimoe.distill.cached import CacheHeader
 from minimoe.quant.specs import Block, Group, Tile
@@ -23,13 +23,16 @@ NOT_REAL = (True, np.bool_(True), "0.5", 1j, np.complex64(1), np.array([0.5]), j
 NAN = (float("nan"), np.float32("nan"), np.array(np.nan), jnp.array(jnp.nan), jnp.bfloat16(jnp.nan))
 
 MOE = {"d_model": 8, "d_expert": 6, "num_experts": 4, "top_k": 2}
-MODEL = {"vocab_size": 19, "d_model": 8, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "d_ff": 16}
+HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
+MODEL = {"vocab_size": 19, "d_model": 8, "num_layers": 2, "d_ff": 16}
+ATTENTION = GroupedQueryConfig(**HEADS)
 HEADER = {"teacher": "t", "tokenizer": "b", "data": "d", "vocab_size": 9, "k": 2, "seed": 0, "batch_size": 2}
 
 # A config class, values that make one, its whole numbers, its real numbers.
 CONFIGS = {
     "moe": (MoEConfig, MOE, (*MOE, "num_shared_experts", "num_groups"), ("capacity_factor", "routed_scaling_factor")),
-    "model": (ModelConfig, MODEL, (*MODEL, "context_length"), ("dropout", "rope_theta", "norm_eps")),
+    "model": (ModelConfig, MODEL | {"attention": ATTENTION}, (*MODEL, "context_length"), ("dropout", "norm_eps")),
+    "attention": (GroupedQueryConfig, HEADS, (*HEADS,), ("rope_theta",)),
     "recipe": (
         Recipe,
         {},
@@ -132,7 +135,7 @@ def test_whole_numbers_in_a_range():
 @pytest.mark.parametrize("value", [jnp.bfloat16, jnp.dtype("bfloat16"), "bfloat16"])
 def test_dtypes_are_taken_as_jax_writes_them(value):
     assert made(MoEConfig, MOE | {"dtype": value}).dtype == "bfloat16"
-    assert made(ModelConfig, MODEL | {"param_dtype": value}).param_dtype == "bfloat16"
+    assert made(ModelConfig, MODEL | {"attention": ATTENTION, "param_dtype": value}).param_dtype == "bfloat16"
     assert checks.dtype_name("dtype", np.float32) == "float32"
     for wrong in (np.float64, None, 4, jnp.int8):
         with pytest.raises(UserError, match=r"dtype=.* is not known; choose one of float32, bfloat16"):

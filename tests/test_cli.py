@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 import minimoe.config
-from minimoe import ModelConfig, MoEConfig, MoETransformer
+from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer
 from minimoe.cli import app, lab
 from minimoe.experiments.records import RECORDS
 from minimoe.quant import quantize_model
@@ -29,9 +29,7 @@ TINY = ModelConfig(
     vocab_size=2048,
     d_model=16,
     num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
+    attention=GroupedQueryConfig(num_heads=2, num_kv_heads=1, head_dim=8),
     context_length=32,
     moe=MoEConfig(16, 8, 4, 2, num_shared_experts=1, score="sigmoid"),
 )

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import minimoe.config
-from minimoe import ModelConfig, MoEConfig, MoETransformer
+from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer
 from minimoe.cli import app, lab, lab_distill, lab_run, reasoning, teacher_text
 from minimoe.data import ByteTokenizer, load_tokenizer
 from minimoe.distill import model_fingerprint
@@ -23,7 +23,9 @@ from minimoe.training import recipe as recipes
 from minimoe.training.checkpoint import CheckpointFolder, read_run_config
 
 TINY = ModelConfig(
-    vocab_size=2048, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, context_length=160,
+    vocab_size=2048, d_model=8, num_layers=1,
+    attention=GroupedQueryConfig(num_heads=2, num_kv_heads=1, head_dim=4),
+    context_length=160,
     moe=MoEConfig(8, 8, 4, 2, num_shared_experts=1, score="sigmoid", dispatch="dense"),
 )  # fmt: skip
 RECIPE = Recipe(steps=3, batch_size=2, learning_rate=0.01, warmup_steps=1, log_every=1, checkpoint_every=2)

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from flax import nnx
 
-from minimoe import ModelConfig, MoEConfig, MoETransformer
+from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer
 from minimoe.cli import app
 from minimoe.data import load_tokenizer
 from minimoe.hub import load, save
@@ -17,7 +17,9 @@ from minimoe.training import Recipe, RunConfig, make_optimizer
 from minimoe.training.checkpoint import CheckpointFolder, write_run_config
 
 TINY = ModelConfig(
-    vocab_size=2048, d_model=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, context_length=32,
+    vocab_size=2048, d_model=16, num_layers=1,
+    attention=GroupedQueryConfig(num_heads=2, num_kv_heads=1, head_dim=8),
+    context_length=32,
     moe=MoEConfig(16, 8, 4, 2, num_shared_experts=1, score="sigmoid"),
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 
@@ -9,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minimoe import ModelConfig, MoEConfig, UserError
+from minimoe import GroupedQueryConfig, LayerConfig, ModelConfig, MoEConfig, UserError
 from minimoe.config import DISPATCHES, PRESETS, SCORES, SELECTORS, from_fields
 from minimoe.cost import count_params
 from minimoe.training import RECIPES, Recipe
 
 MOE = {"d_model": 8, "d_expert": 6, "num_experts": 4, "top_k": 2}
-MODEL = {"vocab_size": 19, "d_model": 8, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "d_ff": 16}
+SIZES = {"vocab_size": 19, "d_model": 8, "num_layers": 2, "d_ff": 16}
+HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
+MODEL = SIZES | {"attention": GroupedQueryConfig(**HEADS)}
+SPARSE = ModelConfig(**MODEL | {"moe": MoEConfig(**MOE), "d_ff": None})
 
 # changed fields -> what the message must contain: the value, and the repair
 MOE_ERRORS = [
@@ -43,13 +47,10 @@ MOE_ERRORS = [
     ({"param_dtype": "int8"}, ("param_dtype='int8'", "float32, bfloat16")),
 ]
 MODEL_ERRORS = [
-    *(({name: -1}, (f"{name}=-1", "at least 1")) for name in MODEL),
+    *(({name: -1}, (f"{name}=-1", "at least 1")) for name in SIZES),
     ({"context_length": 0}, ("context_length=0", "at least 1")),
-    ({"num_heads": 3}, ("num_heads=3", "multiple of num_kv_heads=2", "change one")),
-    ({"head_dim": 5}, ("head_dim=5", "even", "use 6")),
     ({"dropout": 1.0}, ("dropout=1.0", "[0, 1)", "use 0")),
     ({"dropout": -0.1}, ("dropout=-0.1", "[0, 1)")),
-    ({"rope_theta": 0.0}, ("rope_theta=0.0", "10000.0 is usual")),
     ({"norm_eps": 0.0}, ("norm_eps=0.0", "1e-5 is usual")),
     ({"dtype": "float64"}, ("dtype='float64'", "float32, bfloat16")),
     ({"param_dtype": "fp8"}, ("param_dtype='fp8'", "float32, bfloat16")),
@@ -60,6 +61,32 @@ MODEL_ERRORS = [
         {"moe": MoEConfig(**MOE, select="hash", hash_vocab_size=18), "d_ff": None},
         ("moe.hash_vocab_size=18", "vocab_size=19", "make them the same"),
     ),
+    ({"attention": None}, ("attention=None", "GroupedQueryConfig", "ModelConfig.from_dict")),
+    ({"attention": HEADS}, ("attention={'num_heads': 4", "ModelConfig.from_dict reads plain values")),
+    ({"residual": "add"}, ("residual='add'", "AddConfig", "ModelConfig.from_dict")),
+    ({"first_layers": LayerConfig()}, ("first_layers=LayerConfig(", "tuple of LayerConfig", "use ()")),
+    ({"pattern": (None,)}, ("pattern=(None,)", "tuple of LayerConfig")),
+    ({"first_layers": (LayerConfig(d_ff=4),) * 3}, ("first_layers holds 3", "num_layers=2", "shorten it or raise")),
+    (
+        {"pattern": (LayerConfig(moe=MoEConfig(**MOE)),)},
+        ("moe=None", "give moe, and d_ff to the layers that are dense"),
+    ),
+    (
+        {"moe": MoEConfig(**MOE), "d_ff": None, "pattern": (LayerConfig(moe=MoEConfig(**MOE | {"d_model": 9})),)},
+        ("moe.d_model=9", "d_model=8"),
+    ),
+]
+ATTENTION_ERRORS = [
+    *(({name: 0}, (f"{name}=0", "at least 1")) for name in HEADS),
+    ({"num_heads": 3}, ("num_heads=3", "multiple of num_kv_heads=2", "change one")),
+    ({"head_dim": 5}, ("head_dim=5", "even", "use 6")),
+    ({"rope_theta": 0.0}, ("rope_theta=0.0", "10000.0 is usual")),
+]
+LAYER_ERRORS = [
+    ({"d_ff": 0}, ("d_ff=0", "at least 1")),
+    ({"moe": MOE}, ("must be a MoEConfig",)),
+    ({"attention": 4}, ("attention=4", "GroupedQueryConfig")),
+    ({"moe": MoEConfig(**MOE), "d_ff": 4}, ("moe=given, d_ff=4", "give either")),
 ]
 RECIPE_ERRORS = [
     *(({name: 0}, (f"{name}=0", "at least 1")) for name in ("steps", "batch_size", "log_every")),
@@ -77,6 +104,22 @@ RECIPE_ERRORS = [
 ]
 
 
+MOE_OF_2 = MoEConfig(**MOE | {"num_experts": 2})
+HASHED = MoEConfig(**MOE, select="hash", hash_vocab_size=19)
+WIDE = GroupedQueryConfig(num_heads=2, num_kv_heads=2, head_dim=8)
+PATTERNS = {
+    "first dense": SPARSE.replace(first_layers=(LayerConfig(d_ff=16),)),
+    "first hashed": SPARSE.replace(first_layers=(LayerConfig(moe=HASHED),)),
+    "every second dense": SPARSE.replace(num_layers=5, pattern=(LayerConfig(d_ff=16), LayerConfig())),
+    "two attentions": SPARSE.replace(
+        num_layers=6, pattern=(LayerConfig(), LayerConfig(attention=WIDE), LayerConfig(attention=WIDE))
+    ),
+    "two sizes": SPARSE.replace(
+        num_layers=4, first_layers=(LayerConfig(d_ff=4),), pattern=(LayerConfig(moe=MOE_OF_2),)
+    ),
+}
+
+
 def table(cls, base, errors):
     return [pytest.param(cls, base | changes, parts, id=f"{cls.__name__}-{changes}"[:60]) for changes, parts in errors]
 
@@ -86,6 +129,8 @@ def table(cls, base, errors):
     [
         *table(MoEConfig, MOE, MOE_ERRORS),
         *table(ModelConfig, MODEL, MODEL_ERRORS),
+        *table(GroupedQueryConfig, HEADS, ATTENTION_ERRORS),
+        *table(LayerConfig, {}, LAYER_ERRORS),
         *table(Recipe, {}, RECIPE_ERRORS),
     ],
 )
@@ -163,7 +208,7 @@ def test_presets_and_recipes_go_together():
     assert Recipe.preset("nano", steps=3).steps == 3
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), ModelConfig(**MODEL)])
+@pytest.mark.parametrize("config", [*PRESETS.values(), ModelConfig(**MODEL), *PATTERNS.values()])
 def test_dict_round_trip_through_json(config):
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -194,13 +239,82 @@ def test_files_from_before_a_field_existed_are_read():
     assert Recipe.from_dict(recipe) == Recipe()
 
 
+OLD = {
+    "vocab_size": 2048, "d_model": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32,
+    "context_length": 256,
+    "moe": {"d_model": 128, "d_expert": 128, "num_experts": 8, "top_k": 2, "num_shared_experts": 1, "score": "sigmoid",
+            "select": "topk", "dispatch": "dropless", "normalize_weights": True, "routed_scaling_factor": 1.0,
+            "dtype": "float32", "param_dtype": "float32"},
+    "d_ff": None, "rope_theta": 500.0, "norm_eps": 1e-05, "tie_embeddings": True, "dropout": 0.0, "dtype": "float32",
+    "param_dtype": "float32",
+}  # fmt: skip
+
+
+def test_files_from_before_attention_was_a_part_are_read():
+    """A folder that version 0.1 wrote: the sizes of attention stand among those of the model."""
+    assert ModelConfig.from_dict(OLD) == PRESETS["nano"].replace_attention(rope_theta=500.0)
+    assert ModelConfig.from_dict({k: v for k, v in OLD.items() if k != "rope_theta"}) == PRESETS["nano"]
+    with pytest.raises(UserError, match=r"GroupedQueryConfig: unknown keys \[\], missing keys \['head_dim'\]"):
+        ModelConfig.from_dict({k: v for k, v in OLD.items() if k != "head_dim"})
+    new = ModelConfig.from_dict(OLD).to_dict()
+    with pytest.raises(UserError, match=r"ModelConfig: unknown keys \['num_heads'\]"):
+        ModelConfig.from_dict(new | {"num_heads": 4})
+
+
+def test_every_kind_in_a_file_is_named_and_known():
+    values = SPARSE.to_dict()
+    assert values["attention"] == {"kind": "grouped_query", **HEADS, "rope_theta": 10000.0}
+    assert values["residual"] == {"kind": "add"}
+    for name, known in (("attention", "grouped_query"), ("residual", "add")):
+        with pytest.raises(UserError, match=f"{name}: kind='latent' is not known; choose one of {known}"):
+            ModelConfig.from_dict(values | {name: {"kind": "latent"}})
+    with pytest.raises(UserError, match="attention: kind=None is not known"):
+        ModelConfig.from_dict(values | {"attention": HEADS})
+    with pytest.raises(UserError, match="must be a table of keys and values"):
+        ModelConfig.from_dict(values | {"pattern": [3]})
+
+
+def test_the_layers_of_a_pattern():
+    """First the layers of their own, then the pattern in turn; None stands for what the model says."""
+    dense = [16, None]
+    assert [layer.d_ff for layer in PATTERNS["first dense"].layers] == dense
+    assert [layer.d_ff for layer in PATTERNS["every second dense"].layers] == [*dense, *dense, 16]
+    assert [layer.moe is None for layer in SPARSE.dense_equivalent().layers] == [True, True]
+    assert [layer.attention.num_heads for layer in PATTERNS["two attentions"].layers] == [4, 2, 2, 4, 2, 2]
+    assert [layer.moe and layer.moe.num_experts for layer in PATTERNS["two sizes"].layers] == [None, 2, 2, 2]
+    assert [layer.moe.select for layer in PATTERNS["first hashed"].layers] == ["hash", "topk"]
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), *PATTERNS.values()])
+def test_counts_of_layers_are_those_of_the_layers(config):
+    assert config.layer_counts == collections.Counter(config.layers)
+
+
+def test_counting_layers_takes_no_time():
+    """A file may claim any number of layers; what they would weigh is known before any is built."""
+    config = PATTERNS["every second dense"].replace(num_layers=10**15)
+    assert sorted(config.layer_counts.values()) == [5 * 10**14] * 2
+    assert count_params(config).total > 10**17
+
+
+def test_experts_are_changed_in_every_layer():
+    config = PATTERNS["first hashed"].replace_moe(dispatch="loop", top_k=1)
+    assert {(layer.moe.dispatch, layer.moe.top_k) for layer in config.layers} == {("loop", 1)}
+    assert [layer.moe.select for layer in config.layers] == ["hash", "topk"]
+    for config in PATTERNS.values():
+        dense = config.dense_equivalent()
+        widths = [layer.d_ff or layer.moe.top_k * layer.moe.d_expert for layer in config.layers]
+        assert [layer.d_ff for layer in dense.layers] == widths
+
+
 def test_replace_validates_again():
     config = ModelConfig.preset("nano")
     assert config.replace_moe(top_k=3).moe.top_k == 3
     with pytest.raises(UserError, match="top_k=9"):
         config.replace_moe(top_k=9)
+    assert config.replace_attention(rope_theta=500.0).attention.rope_theta == 500
     with pytest.raises(UserError, match="head_dim=7"):
-        config.replace(head_dim=7)
+        config.replace_attention(head_dim=7)
     with pytest.raises(UserError, match=r"dense \(moe=None\).*start from a sparse preset"):
         ModelConfig(**MODEL).replace_moe(top_k=1)
 

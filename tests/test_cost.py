@@ -86,7 +86,7 @@ def test_flops_are_those_of_the_traced_matmuls(kind, tiny_config):
     config = dataclasses.replace(tiny_config, **changes[kind])
     graphdef, state = nnx.split(MoETransformer(config, rngs=nnx.Rngs(0)))
     traced = jax.make_jaxpr(lambda s, t: nnx.merge(graphdef, s)(t)[0])(state, jnp.zeros((1, length), jnp.int32))
-    per_score = 4 * config.num_layers * config.num_heads * config.head_dim
+    per_score = 4 * config.num_layers * config.attention.num_heads * config.attention.head_dim
     masked = per_score * (length**2 - length * (length + 1) // 2)
     assert matmul_flops(traced.jaxpr) == forward_flops_per_token(config, length) * length + masked
 

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from oracles import softmax
 
-from minimoe import ModelConfig, MoEConfig, MoETransformer, UserError
+from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer, UserError
 from minimoe.data import ByteTokenizer, Document, training_data
 from minimoe.distill import (
     DistillObjective,
@@ -31,7 +31,12 @@ from minimoe.training.checkpoint import prepare_folder, write_run_config
 TOKENIZER = ByteTokenizer()
 MOE = MoEConfig(d_model=8, d_expert=6, num_experts=4, top_k=2, num_shared_experts=1, score="sigmoid", dispatch="dense")
 SPARSE = ModelConfig(
-    vocab_size=257, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, context_length=12, moe=MOE
+    vocab_size=257,
+    d_model=8,
+    num_layers=1,
+    attention=GroupedQueryConfig(num_heads=2, num_kv_heads=1, head_dim=4),
+    context_length=12,
+    moe=MOE,
 )
 DENSE = SPARSE.dense_equivalent()
 SMALLER = SPARSE.replace_moe(num_experts=2, top_k=1)

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from minimoe import ModelConfig, MoETransformer, UserError
+from minimoe import GroupedQueryConfig, ModelConfig, MoETransformer, UserError
 from minimoe.data import ByteTokenizer, problem
 from minimoe.training import evaluate_tasks
 
 TOKENIZER = ByteTokenizer()
 CONFIG = ModelConfig(
-    vocab_size=257, d_model=4, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, context_length=256, d_ff=4
+    vocab_size=257,
+    d_model=4,
+    num_layers=1,
+    attention=GroupedQueryConfig(num_heads=1, num_kv_heads=1, head_dim=4),
+    context_length=256,
+    d_ff=4,
 )
 LEVELS, NUM = (1, 3), 6
 

@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 
-from minimoe import ModelConfig, MoEConfig
+from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig
 from minimoe.cost import count_params, moe_layer_flops
 from minimoe.distill import hinton_kd, masked_mean, reverse_kl, topk_kl
 from minimoe.exercises.grade import grade
@@ -46,7 +46,7 @@ def test_oracles_of_lesson_01():
 
 
 def test_oracle_of_params_agrees_with_the_library():
-    sizes = {"vocab_size": 5, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 2, "context_length": 4}
+    sizes = {"vocab_size": 5, "num_layers": 1, "attention": GroupedQueryConfig(2, 1, 2), "context_length": 4}
     for (d, *rest), (total, active) in cases("sparse.params"):
         count = count_params(ModelConfig(d_model=d, moe=MoEConfig(d, *rest), **sizes))
         assert total == count.router + count.shared + count.routed

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from minimoe import ModelConfig, MoEConfig, MoETransformer, UserError, hub
+from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer, UserError, hub
 from minimoe.data import ByteTokenizer, load_tokenizer
 from minimoe.hub import folder as folders
 from minimoe.hub.names import abstract_model, named_arrays
@@ -26,12 +26,14 @@ from minimoe.quant.report import STORED, size_report
 from minimoe.quant.specs import Group, PerTensor, Spec
 
 TINY = ModelConfig(
-    vocab_size=257, d_model=8, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=4, context_length=24,
+    vocab_size=257, d_model=8, num_layers=1,
+    attention=GroupedQueryConfig(num_heads=4, num_kv_heads=2, head_dim=4),
+    context_length=24,
     moe=MoEConfig(8, 6, num_experts=4, top_k=2, num_shared_experts=1, score="sigmoid", select="noisy_topk"),
 )  # fmt: skip
 # Large enough that names and numbers in the headers are not what the files consist of.
 MIDDLE = ModelConfig(
-    vocab_size=512, d_model=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32,
+    vocab_size=512, d_model=128, num_layers=2, attention=GroupedQueryConfig(num_heads=4, num_kv_heads=2, head_dim=32),
     moe=MoEConfig(128, 128, num_experts=8, top_k=2, num_shared_experts=1, score="sigmoid"),
 )  # fmt: skip
 ZERO_POINTS = QuantRecipe(
@@ -331,12 +333,15 @@ DAMAGE = {
         lambda f: edit_config(f, lambda v: v["files"]["model.safetensors"].update(sha256=7)),
         "sha256",
     ),
-    "impossible model": (lambda f: edit_config(f, lambda v: v["model"].update(num_heads=3)), "num_heads=3"),
+    "impossible model": (
+        lambda f: edit_config(f, lambda v: v["model"]["attention"].update(num_heads=3)),
+        "num_heads=3",
+    ),
     "gigantic model": (lambda f: edit_config(f, lambda v: v["model"].update(vocab_size=10**30)), "config.json"),
     "unknown key": (lambda f: edit_config(f, lambda v: v["model"].update(nose=1)), "unknown keys ['nose']"),
     "another model": (lambda f: edit_config(f, lambda v: v["model"].update(num_layers=2)), "missing layers.1."),
     "other widths": (
-        lambda f: edit_config(f, lambda v: v["model"].update(num_heads=8)),
+        lambda f: edit_config(f, lambda v: v["model"]["attention"].update(num_heads=8)),
         "where the model config has {'weight': (",
     ),
     "quantization gone": (lambda f: edit_config(f, lambda v: v.update(quantization=None)), "unexpected layers.0."),

@@ -14,7 +14,7 @@ import minimoe
 
 ROOT = Path(minimoe.__file__).parent
 ROOMS = [
-    "errors", "files", "checks", "process", "config", "layers", "cost", "moe", "attention", "model", "data",
+    "errors", "files", "checks", "process", "layers", "attention", "config", "moe", "model", "cost", "data",
     "parallel", "inference", "training", "quant", "distill", "hub", "plots", "exercises", "claims", "console",
     "progress", "bench", "experiments", "tour", "cli",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ import oracles
 import pytest
 from flax import nnx
 
-from minimoe import ModelConfig, MoEConfig, MoETransformer
+from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer
 from minimoe.moe import AFFINITIES, DISPATCHERS, MoELayer, RouterBias, expert_capacity, with_dispatch
 
 T, D, F, E, K = 13, 8, 6, 4, 2
@@ -276,7 +276,9 @@ SELECT = {
 
 def model_of(select: str) -> ModelConfig:
     moe = MoEConfig(d_model=D, d_expert=F, num_experts=E, top_k=K, score="sigmoid", dispatch="dense")
-    return ModelConfig(19, D, 1, 2, 1, 4, context_length=16, moe=dataclasses.replace(moe, **SELECT[select]))
+    return ModelConfig(
+        19, D, 1, GroupedQueryConfig(2, 1, 4), context_length=16, moe=dataclasses.replace(moe, **SELECT[select])
+    )
 
 
 def trained(select: str):
@@ -357,7 +359,7 @@ def test_streams_of_a_training_step():
     key = jax.random.key(3)
     quiet, noisy = model_of("hash"), model_of("noisy_topk")
     assert noise_streams(quiet, key) is None
-    assert noise_streams(ModelConfig(19, D, 1, 2, 1, 4, d_ff=8), key) is None
+    assert noise_streams(ModelConfig(19, D, 1, GroupedQueryConfig(2, 1, 4), d_ff=8), key) is None
     assert set(vars(noise_streams(noisy, key))) >= {"routing"}
     both, plain = (noise_streams(config.replace(dropout=0.1), key) for config in (noisy, quiet))
     draws = [jax.random.key_data(rngs.dropout()) for rngs in (both, plain, nnx.Rngs(dropout=key))]

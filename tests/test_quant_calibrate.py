@@ -9,7 +9,7 @@ import oracles
 import pytest
 from flax import nnx
 
-from minimoe import ModelConfig, MoETransformer, UserError
+from minimoe import GroupedQueryConfig, ModelConfig, MoETransformer, UserError
 from minimoe.moe import Experts
 from minimoe.quant.calibrate import RecordingExperts, RecordingLinear, collect, recording_twin
 
@@ -135,7 +135,7 @@ def test_expert_choice_counts_the_pairs_it_uses(tiny_config):
 
 
 def test_a_dense_model_and_its_head_record_too():
-    config = ModelConfig(19, 8, 1, 4, 2, 4, context_length=24, d_ff=10, tie_embeddings=False)
+    config = ModelConfig(19, 8, 1, GroupedQueryConfig(4, 2, 4), context_length=24, d_ff=10, tie_embeddings=False)
     twin = recording_twin(MoETransformer(config, rngs=nnx.Rngs(0)))
     assert isinstance(twin.head, RecordingLinear)
     assert isinstance(twin.layers[0].ffn.down_proj, RecordingLinear)

@@ -96,7 +96,9 @@ def test_bytes_per_token_are_those_of_the_arrays(name, full, tiny_config):
         return sum(leaf.nbytes for leaf in jax.tree.leaves(cache)) - cache.length.nbytes
 
     assert CACHES[name].bytes_per_token(M, H) * B * (L + 2) == held(full[name])
-    caches = [CACHES[name](3, 4, tiny_config.num_kv_heads, tiny_config.head_dim)] * tiny_config.num_layers
+    caches = [
+        CACHES[name](3, 4, tiny_config.attention.num_kv_heads, tiny_config.attention.head_dim)
+    ] * tiny_config.num_layers
     assert cache_bytes_per_token(tiny_config, name) * 3 * 4 == sum(map(held, caches))
 
 

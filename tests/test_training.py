@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from minimoe import ModelConfig, MoEConfig, MoETransformer, UserError
+from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer, UserError
 from minimoe.data import ByteTokenizer, Document, training_data
 from minimoe.moe import RouterBias
 from minimoe.training import (
@@ -42,7 +42,9 @@ MOE = MoEConfig(
     d_model=8, d_expert=6, num_experts=4, top_k=2, num_shared_experts=1, score="sigmoid", dispatch="dense"
 )  # fmt: skip
 MODEL = ModelConfig(
-    vocab_size=257, d_model=8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4, context_length=16, moe=MOE,
+    vocab_size=257, d_model=8, num_layers=2,
+    attention=GroupedQueryConfig(num_heads=2, num_kv_heads=1, head_dim=4),
+    context_length=16, moe=MOE,
     dropout=0.1,
 )  # fmt: skip
 RECIPE = Recipe(

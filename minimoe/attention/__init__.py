@@ -1,7 +1,17 @@
-"""Attention: the arithmetic, the cache it may read from, and grouped-query attention."""
+"""Attention: the arithmetic, the cache it may read from, and the kinds of attention."""
 
 from minimoe.attention.cache import Cache, KVCache
 from minimoe.attention.core import causal_attention, masked_attention
-from minimoe.attention.gqa import GroupedQueryAttention
+from minimoe.attention.gqa import GroupedQueryAttention, GroupedQueryConfig
+from minimoe.attention.kinds import ATTENTIONS, AttentionConfig
 
-__all__ = ["Cache", "GroupedQueryAttention", "KVCache", "causal_attention", "masked_attention"]
+__all__ = [
+    "ATTENTIONS",
+    "AttentionConfig",
+    "Cache",
+    "GroupedQueryAttention",
+    "GroupedQueryConfig",
+    "KVCache",
+    "causal_attention",
+    "masked_attention",
+]

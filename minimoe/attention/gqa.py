@@ -1,8 +1,13 @@
-"""Grouped-query attention with rotary positions. Axes as in `minimoe.attention.core`; D is the model width."""
+"""Grouped-query attention with rotary positions: its sizes, what they cost, and the module.
+
+Axes as in `minimoe.attention.core`; D is the model width.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,25 +15,90 @@ from jaxtyping import Array, Float
 
 from minimoe.attention.cache import Cache
 from minimoe.attention.core import causal_attention, masked_attention
-from minimoe.config import ModelConfig
+from minimoe.checks import number_fields, require, whole_fields
 from minimoe.layers import apply_rope, fan_in, rope_angles
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedQueryConfig:
+    """N query heads share M key/value heads (Ainslie et al., `GQA <https://arxiv.org/abs/2305.13245>`_).
+
+    Args:
+      num_heads: N query heads. num_kv_heads: M key/value heads, a divisor of N. head_dim: H, even.
+      rope_theta: base of the rotary frequencies.
+
+    Raises:
+      UserError: naming the value and the repair.
+
+    Example:
+      >>> GroupedQueryConfig(num_heads=4, num_kv_heads=2, head_dim=32).num_params(d_model=128)
+      49152
+    """
+
+    kind: ClassVar[str] = "grouped_query"
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        whole_fields(self, "num_heads", "num_kv_heads", "head_dim")
+        n, m, h = self.num_heads, self.num_kv_heads, self.head_dim
+        require(n % m == 0, self, f"num_heads={n} must be a multiple of num_kv_heads={m}; change one of them")
+        require(h % 2 == 0, self, f"head_dim={h} must be even, because rotary embeddings turn pairs; use {h + 1}")
+        number_fields(self, "rope_theta", low=1, high=1e12, hint="10000.0 is usual")
+
+    def build(
+        self, d_model: int, *, out_scale: float, dtype: str, param_dtype: str, rngs: nnx.Rngs
+    ) -> GroupedQueryAttention:
+        """The module with these sizes."""
+        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        return GroupedQueryAttention(self, d_model, out_scale=out_scale, rngs=rngs, **dtypes)
+
+    def init_cache(self, batch: int, size: int, make: Callable[..., Cache], dtype: Any) -> Cache:
+        """``make(batch, size, M, H, dtype)``."""
+        return make(batch, size, self.num_kv_heads, self.head_dim, dtype)
+
+    def num_params(self, d_model: int) -> int:
+        """Four matrices: D x N*H for queries and output, D x M*H for keys and values."""
+        return 2 * d_model * self.head_dim * (self.num_heads + self.num_kv_heads)
+
+    def flops_per_token(self, d_model: int, context: int) -> float:
+        """Two a weight, and ``4 * N * H`` an attended position, of which a token sees ``(context + 1) / 2`` on average."""
+        return 2 * self.num_params(d_model) + 4 * self.num_heads * self.head_dim * (context + 1) / 2
 
 
 class GroupedQueryAttention(nnx.Module):
     """N query heads share M key/value heads; no biases.
 
     Kernels: ``q_proj [D, N*H]``, ``k_proj`` and ``v_proj [D, M*H]``, ``o_proj [N*H, D]``.
+
+    Args:
+      config: N, M and H. d_model: D.
+      dtype: of the matmuls; ``param_dtype``: of the stored kernels.
+      out_scale: multiplies the initial standard deviation of ``o_proj``.
+      rngs: source of the initial weights.
     """
 
-    def __init__(self, config: ModelConfig, *, out_scale: float = 1.0, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: GroupedQueryConfig,
+        d_model: int,
+        *,
+        dtype: str = "float32",
+        param_dtype: str = "float32",
+        out_scale: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
-        d, h = config.d_model, config.head_dim
-        kwargs: dict[str, Any] = {"use_bias": False}
-        kwargs |= {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
-        self.q_proj = nnx.Linear(d, config.num_heads * h, kernel_init=fan_in(), rngs=rngs, **kwargs)
-        self.k_proj = nnx.Linear(d, config.num_kv_heads * h, kernel_init=fan_in(), rngs=rngs, **kwargs)
-        self.v_proj = nnx.Linear(d, config.num_kv_heads * h, kernel_init=fan_in(), rngs=rngs, **kwargs)
-        self.o_proj = nnx.Linear(config.num_heads * h, d, kernel_init=fan_in(out_scale), rngs=rngs, **kwargs)
+        query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        kwargs: dict[str, Any] = {"use_bias": False, "rngs": rngs}
+        kwargs |= {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
+        self.q_proj = nnx.Linear(d_model, query, kernel_init=fan_in(), **kwargs)
+        self.k_proj = nnx.Linear(d_model, kv, kernel_init=fan_in(), **kwargs)
+        self.v_proj = nnx.Linear(d_model, kv, kernel_init=fan_in(), **kwargs)
+        self.o_proj = nnx.Linear(query, d_model, kernel_init=fan_in(out_scale), **kwargs)
 
     def __call__(
         self, x: Float[Array, "B L D"], cache: Cache | None = None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flax import nnx
 
+from minimoe.attention import GroupedQueryConfig
 from minimoe.config import ModelConfig, MoEConfig
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
@@ -67,6 +68,8 @@ def not_mixtral(config: ModelConfig) -> str | None:
         return "not compared: Mixtral has softmax scores, normalised weights and no shared experts"
     if reason := unaligned(moe):
         return reason
+    if not isinstance(config.attention, GroupedQueryConfig) or len(config.layer_counts) > 1:
+        return "not compared: Mixtral has grouped-query attention and experts in every layer"
     if config.dropout or {config.dtype, config.param_dtype} != {"float32"}:
         return "not compared: the reference runs in float32 without dropout"
     return None
@@ -78,18 +81,20 @@ def mixtral_config(config: ModelConfig) -> Any:
 
     if reason := not_mixtral(config):
         raise UserError(reason)
+    attention = config.attention
     assert config.moe is not None
+    assert isinstance(attention, GroupedQueryConfig)
     mixtral = MixtralConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.d_model,
         intermediate_size=config.moe.d_expert,
         num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
+        num_attention_heads=attention.num_heads,
+        num_key_value_heads=attention.num_kv_heads,
+        head_dim=attention.head_dim,
         max_position_embeddings=config.context_length,
         rms_norm_eps=config.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        rope_parameters={"rope_type": "default", "rope_theta": attention.rope_theta},
         tie_word_embeddings=config.tie_embeddings,
         num_local_experts=config.moe.num_experts,
         num_experts_per_tok=config.moe.top_k,
@@ -134,7 +139,7 @@ def mixtral_block(layer: MoELayer) -> Any:
 
     use_all_cores()
     moe = layer.config
-    shell = ModelConfig(1, moe.d_model, 1, 1, 1, 2, moe=moe)  # the block reads the sizes of its experts only
+    shell = ModelConfig(1, moe.d_model, 1, GroupedQueryConfig(1, 1, 2), moe)  # the block reads its experts' sizes only
     block = MixtralSparseMoeBlock(mixtral_config(shell))
     weights = _params(layer)
     rows = {ours.removeprefix("ffn."): row for ours, row in EVERY_LAYER.items() if ours.startswith("ffn.")}

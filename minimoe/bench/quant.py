@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from minimoe.attention import GroupedQueryConfig
 from minimoe.bench.timing import alternate, ratio
 from minimoe.config import ModelConfig
 from minimoe.cost import count_params
@@ -36,8 +37,9 @@ def default_shapes() -> list[dict[str, int]]:
 
 def matmul_shapes(config: ModelConfig) -> list[dict[str, int]]:
     """The matmuls of one token in a model, every size once: projections, an expert's two matrices, the output head."""
-    d, h = config.d_model, config.head_dim
-    sizes = [(d, config.num_heads * h), (d, config.num_kv_heads * h)]
+    d, attention = config.d_model, config.attention
+    assert isinstance(attention, GroupedQueryConfig)
+    sizes = [(d, heads * attention.head_dim) for heads in (attention.num_heads, attention.num_kv_heads)]
     if config.moe is not None:
         sizes += [(d, 2 * config.moe.d_expert), (config.moe.d_expert, d)]
     sizes += [(d, config.vocab_size)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minimoe.attention import GroupedQueryConfig
 from minimoe.config import PRESETS, ModelConfig, MoEConfig
 from minimoe.errors import UserError
 
@@ -17,9 +18,7 @@ MIXTRAL_21M = ModelConfig(
     vocab_size=2048,
     d_model=256,
     num_layers=6,
-    num_heads=8,
-    num_kv_heads=4,
-    head_dim=32,
+    attention=GroupedQueryConfig(num_heads=8, num_kv_heads=4, head_dim=32),
     context_length=256,
     moe=MoEConfig(d_model=256, d_expert=256, num_experts=16, top_k=2),
     tie_embeddings=False,
@@ -29,9 +28,7 @@ RANDOM_300M = ModelConfig(
     vocab_size=2048,
     d_model=1024,
     num_layers=3,
-    num_heads=16,
-    num_kv_heads=8,
-    head_dim=64,
+    attention=GroupedQueryConfig(num_heads=16, num_kv_heads=8, head_dim=64),
     context_length=64,
     moe=MoEConfig(1024, 2048, num_experts=16, top_k=2, num_shared_experts=1, score="sigmoid"),
 )

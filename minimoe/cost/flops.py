@@ -24,8 +24,12 @@ def forward_flops_per_token(config: ModelConfig, context: int | None = None) -> 
     """
     context = config.context_length if context is None else context
     count = count_params(config)
-    attention = 4 * config.num_layers * config.num_heads * config.head_dim * (context + 1) / 2
-    return 2.0 * (count.active - count.norms) + attention
+    attention = sum(
+        number * layer.attention.flops_per_token(config.d_model, context)
+        for layer, number in config.layer_counts.items()
+        if layer.attention is not None
+    )
+    return 2.0 * (count.active - count.norms - count.attention) + attention
 
 
 def training_flops_per_token(config: ModelConfig, context: int | None = None) -> float:

@@ -49,27 +49,30 @@ def count_params(config: ModelConfig) -> ParamCount:
       >>> f"{count.total / 1e6:.1f}M total, {count.active / 1e6:.1f}M active"
       '11.4M total, 3.1M active'
     """
-    d, h, layers = config.d_model, config.head_dim, config.num_layers
-    query, kv = config.num_heads * h, config.num_kv_heads * h
-    matrix = config.vocab_size * d
-    router = shared = routed = active = 0
-    if config.moe is None:
-        assert config.d_ff is not None
-        shared = 3 * d * config.d_ff
-    else:
-        moe = config.moe
+    d, matrix = config.d_model, config.vocab_size * config.d_model
+    attention = router = shared = routed = active = 0
+    for layer, count in config.layer_counts.items():
+        assert layer.attention is not None  # layer_counts leaves nothing open
+        attention += count * layer.attention.num_params(d)
+        if layer.moe is None:
+            assert layer.d_ff is not None
+            shared += count * 3 * d * layer.d_ff
+            continue
+        moe = layer.moe
         expert = 3 * d * moe.d_expert
         noise = moe.select == "noisy_topk"  # a second matrix, for the size of the noise
-        router, shared = (1 + noise) * d * moe.num_experts, moe.num_shared_experts * expert
-        routed, active = moe.num_experts * expert, moe.top_k * expert
+        router += count * (1 + noise) * d * moe.num_experts
+        shared += count * moe.num_shared_experts * expert
+        routed += count * moe.num_experts * expert
+        active += count * moe.top_k * expert
     return ParamCount(
         embedding=matrix,
         head=0 if config.tie_embeddings else matrix,
-        attention=layers * (2 * d * query + 2 * d * kv),
-        norms=(2 * layers + 1) * d,
-        router=layers * router,
-        shared=layers * shared,
-        routed=layers * routed,
-        routed_active=layers * active,
+        attention=attention,
+        norms=(2 * config.num_layers + 1) * d,
+        router=router,
+        shared=shared,
+        routed=routed,
+        routed_active=active,
         output_tied=config.tie_embeddings,
     )

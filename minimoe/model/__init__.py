@@ -1,5 +1,5 @@
 """The whole language model."""
 
-from minimoe.model.transformer import Block, MoETransformer, copy_model
+from minimoe.model.transformer import Block, ModelOutput, MoETransformer, copy_model
 
-__all__ = ["Block", "MoETransformer", "copy_model"]
+__all__ = ["Block", "MoETransformer", "ModelOutput", "copy_model"]

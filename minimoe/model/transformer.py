@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,44 +11,70 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from minimoe.attention import Cache, GroupedQueryAttention, KVCache
-from minimoe.config import ModelConfig
+from minimoe.attention import Cache, KVCache
+from minimoe.config import LayerConfig, ModelConfig
 from minimoe.errors import UserError
 from minimoe.layers import SwiGLU
 from minimoe.moe import MoELayer, Routing
 
 
-class Block(nnx.Module):
-    """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``; the feed-forward is sparse or dense."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ModelOutput:
+    """What the model makes of a batch.
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    Attributes:
+      logits: scores of the next token ``[B, L, V]`` float32.
+      hidden: what the output head multiplies, after the last norm, ``[B, L, D]``.
+      routing: one `Routing` a sparse layer, in order; none for a dense model.
+    """
+
+    logits: Float[Array, "B L V"]
+    hidden: Float[Array, "B L D"]
+    routing: tuple[Routing, ...]
+
+
+class Block(nnx.Module):
+    """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``; the feed-forward is sparse or dense.
+
+    With another kind of residual, ``x`` is the stream: a branch reads from it, and its output is written to it.
+
+    Args:
+      config: of the model. layer: what this block is made of, from ``config.layers``.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig, *, rngs: nnx.Rngs):
         # Residual branches start small enough that their sum over the depth stays near unit size.
         out_scale = (2 * config.num_layers) ** -0.5
+        dtypes: dict[str, Any] = {"dtype": config.dtype, "param_dtype": config.param_dtype}
         norm: dict[str, Any] = {"epsilon": config.norm_eps, "rngs": rngs} | _dtypes(config)
+        assert layer.attention is not None  # the config resolves its layers
         self.attention_norm = nnx.RMSNorm(config.d_model, **norm)
-        self.attention = GroupedQueryAttention(config, out_scale=out_scale, rngs=rngs)
+        self.attention = layer.attention.build(config.d_model, out_scale=out_scale, rngs=rngs, **dtypes)
+        self.attention_residual = config.residual.build(config.d_model, rngs=rngs)
         self.ffn_norm = nnx.RMSNorm(config.d_model, **norm)
-        if config.moe is not None:
-            self.ffn: MoELayer | SwiGLU = MoELayer(config.moe, out_scale=out_scale, rngs=rngs)
+        if layer.moe is not None:
+            self.ffn: MoELayer | SwiGLU = MoELayer(layer.moe, out_scale=out_scale, rngs=rngs)
         else:
-            assert config.d_ff is not None  # the config's own check
-            names = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-            self.ffn = SwiGLU(config.d_model, config.d_ff, out_scale=out_scale, rngs=rngs, **names)
+            assert layer.d_ff is not None
+            self.ffn = SwiGLU(config.d_model, layer.d_ff, out_scale=out_scale, rngs=rngs, **dtypes)
+        self.ffn_residual = config.residual.build(config.d_model, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(
         self,
-        x: Float[Array, "B L D"],
+        x: Float[Array, "B L ..."],
         tokens: Int[Array, "B L"],
         *,
         where: Bool[Array, "B L"] | None = None,
         rngs: nnx.Rngs | None = None,
         cache: Cache | None = None,
-    ) -> tuple[Float[Array, "B L D"], Routing | None, Cache | None]:
-        attended, cache = self.attention(self.attention_norm(x), cache)
-        x = x + self._drop(attended, rngs)
-        y, routing = self._feed_forward(self.ffn_norm(x), tokens, where, rngs)
-        return x + self._drop(y, rngs), routing, cache
+    ) -> tuple[Float[Array, "B L ..."], Routing | None, Cache | None]:
+        attended, cache = self.attention(self.attention_norm(self.attention_residual.read(x)), cache)
+        x = self.attention_residual.write(x, self._drop(attended, rngs))
+        y, routing = self._feed_forward(self.ffn_norm(self.ffn_residual.read(x)), tokens, where, rngs)
+        return self.ffn_residual.write(x, self._drop(y, rngs)), routing, cache
 
     def _feed_forward(self, x, tokens, where, rngs) -> tuple[Float[Array, "B L D"], Routing | None]:
         batch, length, width = x.shape
@@ -87,7 +114,7 @@ class MoETransformer(nnx.Module):
         dtypes = _dtypes(config)
         init = nnx.initializers.normal(0.02)
         self.embed = nnx.Embed(config.vocab_size, config.d_model, embedding_init=init, rngs=rngs, **dtypes)
-        self.layers = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.layers = nnx.List([Block(config, layer, rngs=rngs) for layer in config.layers])
         self.norm = nnx.RMSNorm(config.d_model, epsilon=config.norm_eps, rngs=rngs, **dtypes)
         head = None
         if not config.tie_embeddings:
@@ -114,9 +141,26 @@ class MoETransformer(nnx.Module):
         Raises:
           UserError: if L is above ``config.context_length``.
         """
+        output = self.forward(tokens, where=where, rngs=rngs)
+        return output.logits, output.routing
+
+    def forward(
+        self,
+        tokens: Int[Array, "B L"],
+        *,
+        where: Bool[Array, "B L"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> ModelOutput:
+        """The same with the hidden states: what an objective may need beside the logits.
+
+        Example:
+          >>> model = MoETransformer(ModelConfig.preset("nano"), rngs=nnx.Rngs(0))
+          >>> model.forward(jnp.zeros((1, 8), jnp.int32)).hidden.shape
+          (1, 8, 128)
+        """
         self._check_length(tokens.shape[1])
-        logits, routing, _ = self._run(tokens, [None] * len(self.layers), where=where, rngs=rngs)
-        return logits, routing
+        output, _ = self._run(tokens, [None] * len(self.layers), where=where, rngs=rngs)
+        return output
 
     def init_cache(self, batch: int, size: int, make: Callable[..., Cache] = KVCache.zeros) -> tuple[Cache, ...]:
         """One empty cache a layer, with room for ``size`` tokens in each of ``batch`` sequences.
@@ -124,9 +168,9 @@ class MoETransformer(nnx.Module):
         ``make(batch, size, num_kv_heads, head_dim, dtype)`` builds one: pass another kind of cache here.
         """
         self._check_length(size)
-        config = self.config
-        dtype = jnp.dtype(config.dtype)
-        return tuple(make(batch, size, config.num_kv_heads, config.head_dim, dtype) for _ in self.layers)
+        kinds = (layer.attention for layer in self.config.layers)
+        dtype = jnp.dtype(self.config.dtype)
+        return tuple(kind.init_cache(batch, size, make, dtype) for kind in kinds if kind is not None)
 
     def extend(
         self, tokens: Int[Array, "B L"], cache: tuple[Cache, ...], *, last_only: bool = False
@@ -141,26 +185,25 @@ class MoETransformer(nnx.Module):
         Returns:
           ``(logits, routing, cache)`` with the tokens appended to the cache.
         """
-        logits, routing, new = self._run(tokens, list(cache), last_only=last_only)
-        return logits, routing, tuple(c for c in new if c is not None)
+        output, new = self._run(tokens, list(cache), last_only=last_only)
+        return output.logits, output.routing, tuple(c for c in new if c is not None)
 
-    def _run(self, tokens, caches, *, where=None, rngs=None, last_only=False):
-        x = self.embed(tokens)
+    def _run(self, tokens, caches, *, where=None, rngs=None, last_only=False) -> tuple[ModelOutput, list[Any]]:
+        x = self.config.residual.enter(self.embed(tokens))
         routings, new_caches = [], []
         for layer, cache in zip(self.layers, caches, strict=True):
             x, routing, cache = layer(x, tokens, where=where, rngs=rngs, cache=cache)
             routings.append(routing)
             new_caches.append(cache)
+        x = self.config.residual.leave(x)
         x = self.norm(x[:, -1:] if last_only else x)
-        flat = x.reshape(
-            -1, x.shape[-1]
-        )  # [T, D]: the gradient of the head is then one plain matmul, a twentieth faster
+        return ModelOutput(self._logits(x), x, tuple(r for r in routings if r is not None)), new_caches
+
+    def _logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+        """From ``[T, D]``: the gradient of the head is then one plain matmul, a twentieth faster."""
+        flat = x.reshape(-1, x.shape[-1])
         logits = self.embed.attend(flat) if self.head is None else self.head(flat)
-        return (
-            logits.astype(jnp.float32).reshape(*x.shape[:2], -1),
-            tuple(r for r in routings if r is not None),
-            new_caches,
-        )
+        return logits.astype(jnp.float32).reshape(*x.shape[:2], -1)
 
     def _check_length(self, length: int) -> None:
         limit = self.config.context_length

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, BFloat16, Float, Int
 
-from minimoe.attention import Cache, KVCache
+from minimoe.attention import Cache, GroupedQueryConfig, KVCache
 from minimoe.config import ModelConfig
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
@@ -192,7 +192,11 @@ def cache_bytes_per_token(config: ModelConfig, name: str) -> int:
       >>> {name: cache_bytes_per_token(ModelConfig.preset("nano"), name) for name in CACHES}
       {'bf16': 1024, 'fp8': 528, 'fp8-rope': 776, 'int8': 576, 'int4': 320}
     """
-    return config.num_layers * kv_cache(name).bytes_per_token(config.num_kv_heads, config.head_dim)
+    make, total = kv_cache(name), 0
+    for layer, count in config.layer_counts.items():
+        assert isinstance(layer.attention, GroupedQueryConfig)
+        total += count * make.bytes_per_token(layer.attention.num_kv_heads, layer.attention.head_dim)
+    return total
 
 
 class CachedModel(nnx.Module):

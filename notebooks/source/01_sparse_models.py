@@ -35,7 +35,7 @@ import numpy as np
 from flax import nnx
 
 import minimoe
-from minimoe import ModelConfig, MoEConfig, plots
+from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, plots
 from minimoe.plots.sparse import IDLE
 from minimoe.process import keep_compiled_programs, keep_memory
 
@@ -176,7 +176,7 @@ v4 = {
 def without_attention(size):
     """All but attention: top-6, one shared expert, vocabulary 129,280, untied head; a token one number wide attends."""
     experts = MoEConfig(size["d"], size["f"], size["experts"], top_k=6, num_shared_experts=1, score="sqrtsoftplus")
-    config = ModelConfig(129_280, size["d"], size["layers"], 1, 1, head_dim=2, moe=experts, tie_embeddings=False)
+    config = ModelConfig(129_280, size["d"], size["layers"], GroupedQueryConfig(1, 1, 2), experts, tie_embeddings=False)
     return count_params(config)
 
 

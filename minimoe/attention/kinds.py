@@ -1,0 +1,48 @@
+"""What a model asks of a kind of attention, and the table of kinds.
+
+A kind is a frozen dataclass of its sizes that can build its module, make its cache and say what both cost. To add one,
+write it in a file of its own and name it in `ATTENTIONS`. Axes: B batch, L sequence, S cache length, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from minimoe.attention.cache import Cache
+from minimoe.attention.gqa import GroupedQueryConfig
+
+
+@runtime_checkable
+class AttentionModule(Protocol):
+    """The module of one layer."""
+
+    def __call__(
+        self, x: Float[Array, "B L D"], cache: Cache | None = None
+    ) -> tuple[Float[Array, "B L D"], Cache | None]:
+        """Attends within ``x``, or, with a cache, also to the tokens it holds; gives the longer cache back."""
+
+
+@runtime_checkable
+class AttentionConfig(Protocol):
+    """The sizes of one kind of attention; frozen and hashable, so that equal configs compile once."""
+
+    kind: ClassVar[str]
+
+    def build(self, d_model: int, *, out_scale: float, dtype: str, param_dtype: str, rngs: nnx.Rngs) -> AttentionModule:
+        """The module. ``out_scale`` multiplies the initial standard deviation of its output matrix."""
+
+    def init_cache(self, batch: int, size: int, make: Callable[..., Cache], dtype: Any) -> Cache:
+        """An empty cache of one layer, with room for ``size`` tokens; ``make`` builds what holds keys and values."""
+
+    def num_params(self, d_model: int) -> int:
+        """Weights of one layer."""
+
+    def flops_per_token(self, d_model: int, context: int) -> float:
+        """Forward FLOPs of one layer and token, averaged over the positions of a sequence of ``context`` tokens."""
+
+
+ATTENTIONS: dict[str, type[Any]] = {cls.kind: cls for cls in (GroupedQueryConfig,)}

@@ -1,0 +1,78 @@
+"""How the branches of a block are joined to the stream that runs through the model, and the table of ways.
+
+A kind is a frozen dataclass that can build its module, one for each branch, and say what that costs. To add one, write
+it in a file of its own and name it in `RESIDUALS`. Axes: B batch, L sequence, D model width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+@runtime_checkable
+class ResidualConfig(Protocol):
+    """A kind of residual; frozen and hashable."""
+
+    kind: ClassVar[str]
+
+    def build(self, d_model: int, *, rngs: nnx.Rngs) -> Any:
+        """The module of one branch, with ``read(stream) -> x`` and ``write(stream, y) -> stream``."""
+
+    def enter(self, x: Float[Array, "B L D"]) -> Float[Array, "B L ..."]:
+        """The stream that begins with the embeddings ``x``."""
+
+    def leave(self, stream: Float[Array, "B L ..."]) -> Float[Array, "B L D"]:
+        """What the last norm sees of the stream."""
+
+    def num_params(self, d_model: int) -> int:
+        """Weights of one branch."""
+
+    def flops_per_token(self, d_model: int) -> float:
+        """Forward FLOPs of one branch and token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AddConfig:
+    """``x + branch(x)``: the stream is ``[B, L, D]``, and there is nothing to learn."""
+
+    kind: ClassVar[str] = "add"
+
+    def build(self, d_model: int, *, rngs: nnx.Rngs) -> AddResidual:
+        """The module."""
+        return AddResidual()
+
+    def enter(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """``x`` itself."""
+        return x
+
+    def leave(self, stream: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """The stream itself."""
+        return stream
+
+    def num_params(self, d_model: int) -> int:
+        """None."""
+        return 0
+
+    def flops_per_token(self, d_model: int) -> float:
+        """One addition a number is left out, as norms are."""
+        return 0.0
+
+
+class AddResidual(nnx.Module):
+    """Joins a branch to the stream by adding its output."""
+
+    def read(self, stream: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """What the branch sees."""
+        return stream
+
+    def write(self, stream: Float[Array, "B L D"], y: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """The stream after the branch gave ``y``."""
+        return stream + y
+
+
+ADD = AddConfig()
+RESIDUALS: dict[str, type[Any]] = {cls.kind: cls for cls in (AddConfig,)}
