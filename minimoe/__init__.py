@@ -1,7 +1,8 @@
 """minimoe: efficient Mixture-of-Experts models in JAX and Flax NNX, small enough to read.
 
 Don't trust the headline, run it. The rooms, in reading order: layers, attention, config, moe, model, cost, data,
-inference, training, quant, distill, hub, plots, exercises, cli. Each imports only rooms before it.
+inference, training, quant, distill, hub, plots, exercises, bench, experiments, tour, cli. Each imports only rooms before
+it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _ROOMS = (
     "data",
     "distill",
     "exercises",
+    "experiments",
     "hub",
     "inference",
     "layers",

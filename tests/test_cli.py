@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from flax import nnx
 
 import minimoe.config
 from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer
-from minimoe.cli import app, lab
+from minimoe.cli import app
+from minimoe.experiments import EXPERIMENTS, Run
 from minimoe.experiments.records import RECORDS
 from minimoe.quant import quantize_model
 from minimoe.training import recipe as recipes
@@ -254,11 +256,11 @@ def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys
     assert not (tmp_path / "report" / "figures" / "old.png").exists()
 
 
-def test_lab_records_what_it_ran_and_continues(monkeypatch, tmp_path, capsys):
+def test_experiments_records_what_it_ran_and_continues(monkeypatch, tmp_path, capsys):
     def trials(done):
-        return [lab.Trial("one", "tiny"), lab.Trial("two", "tiny", dense=True, changes={"seed": 1})]
+        return [Run("one", "tiny"), Run("two", "tiny", {"seed": 1}, dense=True)]
 
-    monkeypatch.setitem(lab.EXPERIMENTS, "toy", trials)
+    monkeypatch.setitem(EXPERIMENTS, "toy", trials)
     monkeypatch.setattr("minimoe.data.documents", _few_documents)
     assert app.run(["experiments", "run", "toy", "--work", "work", "--record", "toy.json", "--minutes", "0"]) == 0
     assert app.run(["experiments", "run", "toy", "--work", "work", "--record", "toy.json"]) == 0
@@ -287,7 +289,7 @@ RECORDED = sorted(path.stem for path in RECORDS.glob("*.json"))
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_lab_shows_every_record_in_eighty_columns_and_whole(name, capsys, monkeypatch):
+def test_experiments_shows_every_record_in_eighty_columns_and_whole(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert app.run(["experiments", "show", name]) == 0
     shown = capsys.readouterr().out
@@ -301,9 +303,9 @@ def test_lab_shows_every_record_in_eighty_columns_and_whole(name, capsys, monkey
     assert "…" not in shown
 
 
-def test_lab_lists_what_is_recorded_and_what_is_missing(capsys, monkeypatch):
-    monkeypatch.setitem(lab.EXPERIMENTS, "nano", lambda done: [lab.Trial("nano", "nano"), lab.Trial("more", "nano")])
-    monkeypatch.setitem(lab.EXPERIMENTS, "toy", lambda done: [lab.Trial("one", "nano")])
+def test_experiments_lists_what_is_recorded_and_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "nano", lambda done: [Run("nano", "nano"), Run("more", "nano")])
+    monkeypatch.setitem(EXPERIMENTS, "toy", lambda done: [Run("one", "nano")])
     assert app.run(["experiments", "list"]) == 0
     lines = capsys.readouterr().out
     assert "nano (1 of 2 runs missing)" in lines
@@ -313,23 +315,22 @@ def test_lab_lists_what_is_recorded_and_what_is_missing(capsys, monkeypatch):
     assert "Not run yet: more." in capsys.readouterr().out
 
 
-def test_help_has_an_example_everywhere(capsys):
-    for command in (
-        "tour",
-        "train",
-        "eval",
-        "generate",
-        "distill",
-        "experiments run",
-        "experiments show",
-        "experiments list",
-        "bench moe",
-        "bench train",
-        "exercises list",
-        "exercises show",
-        "exercises hint",
-        "exercises grade",
-    ):
-        capsys.readouterr()
-        assert app.run([*command.split(), "--help"]) == 0
-        assert f"minimoe {command}" in " ".join(capsys.readouterr().out.split())
+def commands(group, words: tuple[str, ...] = ()) -> list[str]:
+    """Every command below a Typer group, as typed."""
+    if not hasattr(group, "commands"):
+        return [" ".join(words)]
+    return [one for name, inner in group.commands.items() for one in commands(inner, (*words, name))]
+
+
+COMMANDS = commands(typer.main.get_command(app.app))
+
+
+def test_all_commands_are_found():
+    assert {"train", "experiments run", "bench moe", "exercises grade", "tour"} <= set(COMMANDS)
+    assert not any(command.startswith("lab") for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_everywhere(command, capsys):
+    assert app.run([*command.split(), "--help"]) == 0
+    assert f"Example: minimoe {command}" in " ".join(capsys.readouterr().out.split())

@@ -11,16 +11,30 @@ from flax import nnx
 
 import minimoe.config
 from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer
-from minimoe.cli import app, lab, lab_distill, lab_run, reasoning, teacher_text
+from minimoe.cli import app
 from minimoe.data import ByteTokenizer, load_tokenizer
 from minimoe.distill import model_fingerprint
 from minimoe.distill import offline as distill_module
+from minimoe.distill.teacher_text import Written, written
 from minimoe.errors import UserError
+from minimoe.experiments import (
+    EXPERIMENTS,
+    Learning,
+    Run,
+    distillation,
+    distillation_ways,
+    reasoning,
+    specialists,
+    students,
+)
+from minimoe.experiments.scores import solved
+from minimoe.experiments.workplace import Workplace
 from minimoe.hub import load, save
 from minimoe.quant import dequantize_model, is_quantized, quantize_model
 from minimoe.training import Recipe, load_checkpoint
 from minimoe.training import recipe as recipes
 from minimoe.training.checkpoint import CheckpointFolder, read_run_config
+from minimoe.training.mixing import mixed_data
 
 TINY = ModelConfig(
     vocab_size=2048, d_model=8, num_layers=1,
@@ -37,8 +51,8 @@ def here(monkeypatch, tmp_path, teachers):
         monkeypatch.setitem(minimoe.config.PRESETS, name, TINY)
         monkeypatch.setitem(recipes.RECIPES, name, RECIPE)
     monkeypatch.setattr("minimoe.data.documents", few_documents)
-    monkeypatch.setattr(reasoning, "GRADED", 1)
-    monkeypatch.setattr(reasoning, "VALIDATION_PROBLEMS", 5)
+    monkeypatch.setattr("minimoe.progress.GRADED", 1)
+    monkeypatch.setattr("minimoe.training.mixing.VALIDATION_PROBLEMS", 5)
     for folder in teachers.iterdir():
         shutil.copytree(folder, tmp_path / folder.name)
     monkeypatch.chdir(tmp_path)
@@ -118,8 +132,8 @@ def test_training_with_problems_and_without_a_teacher(capsys, tmp_path):
 
 def test_the_teacher_solves_problems_first(capsys, monkeypatch, tmp_path):
     """Two files of solutions; those that are right are read, by a student with no other help; a resumed run keeps them."""
-    monkeypatch.setattr(teacher_text, "PER_FILE", 4)
-    monkeypatch.setattr("minimoe.data.check_answer", lambda problem, text: problem.level != 1)
+    monkeypatch.setattr("minimoe.distill.teacher_text.PER_FILE", 4)
+    monkeypatch.setattr("minimoe.distill.teacher_text.check_answer", lambda problem, text: problem.level != 1)
     arguments = start("--tasks", "1", "--sampled", "6", "--alpha", "0")
     first = run_json(capsys, *arguments)
     assert read_run_config(tmp_path / "new").data["sampled"] == 6
@@ -133,7 +147,7 @@ def test_the_teacher_solves_problems_first(capsys, monkeypatch, tmp_path):
     assert "the teacher solved 4 of 6 problems (67%)" in capsys.readouterr().err
     assert run_json(capsys, *arguments, "--resume")["bits_per_byte"] == first["bits_per_byte"]
     assert [path.stat().st_mtime_ns for path in files] == stamps
-    monkeypatch.setattr("minimoe.data.check_answer", lambda problem, text: False)
+    monkeypatch.setattr("minimoe.distill.teacher_text.check_answer", lambda problem, text: False)
     assert app.run(["distill", *arguments[:-6], "--out", "other", "--tasks", "1", "--sampled", "2"]) == 2
     assert "solved none of 2 problems" in capsys.readouterr().err
 
@@ -143,9 +157,7 @@ def test_a_shorter_list_of_prompts_leaves_no_hole(teachers, tmp_path):
     from minimoe.hub import load
 
     model, tokenizer, _ = load(teachers / "int8")
-    few, more = (
-        teacher_text.written(tmp_path, lambda: model, "reasoning", task_prompts(n), tokenizer, 4) for n in (2, 3)
-    )
+    few, more = (written(tmp_path, lambda: model, "reasoning", task_prompts(n), tokenizer, 4) for n in (2, 3))
     assert [len(few.documents), len(more.documents)] == [2, 3]
     assert more.documents[0].text.startswith(task_prompts(1)[0].text)
 
@@ -187,23 +199,31 @@ def test_a_checkpoint_is_trained_on_and_its_teacher_may_be_quantized(capsys, tmp
     assert "of reasoning problems right: level 1 " in said
 
 
-def test_the_lab_trains_teachers_and_students(monkeypatch, tmp_path, capsys):
+def test_an_experiment_trains_teachers_and_students(monkeypatch, tmp_path, capsys):
     """A teacher; one that learns from it; one that reads only what it writes; one with a teacher for each domain."""
-    for module, name, value in ((lab_run, "GRADED", 1), (lab_distill, "EXCERPTS", 2), (teacher_text, "PER_FILE", 8)):
-        monkeypatch.setattr(module, name, value)
-    from minimoe.cli.lab_trials import Trial
+    monkeypatch.setattr("minimoe.experiments.scores.GRADED", 1)
+    monkeypatch.setattr(students, "EXCERPTS", 2)
+    monkeypatch.setattr("minimoe.distill.teacher_text.PER_FILE", 8)
 
-    half = {"preset": "tiny", "tasks": 0.5, "pool": 8}
-    one = ("toy/teacher",)
-    several = ("austen=toy/teacher", "reasoning=toy/student")
+    def problems_and_text(work, run, *, tasks, form):
+        return Learning(mixed_data(work.corpus, work.tokenizer, run, tasks, form)[0])
+
+    def tiny(name, learn, scores, **settings):
+        return Run(name, "tiny", learn=learn, scores=scores, settings=settings)
+
+    half = {"tasks": 0.5, "pool": 8}
+    one = ["toy/teacher"]
+    several = ["austen=toy/teacher", "reasoning=toy/student"]
+    polish = {"teachers": one, "distill": {"on_policy_fraction": 0.5}, "start": "toy/teacher"}
+    both = (solved, students.written_by_teacher)
     trials = [
-        Trial("teacher", "tiny", form="mixed", tasks=0.5),
-        Trial("student", teachers=one, distill={"on_policy_fraction": 0.5}, start="toy/teacher", **half),
-        Trial("reader", teachers=one, form="sampled", text="sampled", **half),
-        Trial("of several", teachers=several, distill={"alpha": 1.0}, **half),
-        Trial("specialist", "tiny", domains=("austen",)),
+        tiny("teacher", problems_and_text, (solved,), form="mixed", tasks=0.5),
+        tiny("student", reasoning.study, (solved,), **polish, **half),
+        tiny("reader", distillation_ways.study, both, teachers=one, form="sampled", text="sampled", **half),
+        tiny("of several", distillation.study, (solved,), teachers=several, distill={"alpha": 1.0}, **half),
+        tiny("specialist", specialists.specialise, (), start="toy/teacher", domains=["austen"]),
     ]
-    monkeypatch.setitem(lab.EXPERIMENTS, "toy", lambda done: trials)
+    monkeypatch.setitem(EXPERIMENTS, "toy", lambda done: trials)
     arguments = ["experiments", "run", "toy", "--work", "work", "--record", "toy.json"]
     assert app.run([*arguments, "--only", "s*"]) == 2
     assert "minimoe experiments run toy --work work" in capsys.readouterr().err
@@ -213,7 +233,7 @@ def test_the_lab_trains_teachers_and_students(monkeypatch, tmp_path, capsys):
     for name in runs:
         assert set(runs[name]["tasks"]) == (set() if name == "specialist" else {"worked", "direct"})
         assert set(runs[name]["full"]["per_domain"]) == {"austen"}, "text alone, so that runs can be compared"
-    assert runs["of several"]["method"]["teachers"] == list(several)
+    assert runs["of several"]["method"]["teachers"] == several
     assert runs["reader"]["sampled_right"] == 0
     assert runs["reader"]["sampled_seconds"] > 0
     written = json.loads(
@@ -239,24 +259,27 @@ def test_the_lab_trains_teachers_and_students(monkeypatch, tmp_path, capsys):
     assert found["full"] == again["full"], "made again from what the teacher wrote"
 
 
-@pytest.mark.parametrize("form", lab_distill.WRITTEN_FORMS)
-def test_the_lab_chooses_among_what_a_teacher_wrote(form):
+@pytest.mark.parametrize("form", students.WRITTEN_FORMS)
+def test_students_read_what_their_form_says_of_a_teachers_solutions(form, monkeypatch, tmp_path):
     """Four problems: solved with the true steps, solved another way, answered wrong, not answered."""
-    from minimoe.cli.lab_trials import Trial
     from minimoe.data import task_documents
 
-    true = task_documents(4, seed=lab_distill.POOL_SEED)
+    work = Workplace(tmp_path)
+    true = task_documents(4, seed=students.POOL_SEED)
     answer = true[1].text.splitlines()[-1]
     said = [true[0].text, f"{true[1].text.splitlines()[0]}\nSteps: 0+0=0\n{answer}\n", "A: 0\n", "Q:"]
     written = [dataclasses.replace(one, text=text) for one, text in zip(true, said, strict=True)]
-    trial = Trial("a", "tiny", teachers=("toy/teacher",), form=form, pool=4)
-    found = [document.text for document in lab_distill.chosen(trial, written)]
+    monkeypatch.setattr(students, "solutions_of", lambda work, teacher, pool: Written(written, 2.5))
+    found = [document.text for document in reasoning.problems_to_read(work, ["toy/teacher"], 4, form)]
     assert found == {"sampled": said, "sampled-right": said[:2], "worked-right": [one.text for one in true[:2]]}[form]
-    record = lab_distill.teachers_text(trial, teacher_text.Written(written, 2.5))
+    record = students.written_by_teacher(
+        work, MoETransformer(TINY, rngs=nnx.Rngs(0)), {"teachers": ["toy/teacher"], "pool": 4}
+    )
     assert record == {"sampled_right": 0.5, "sampled_same": 0.5, "sampled_seconds": 2.5}
     if form != "sampled":
+        written[:2] = written[2:]
         with pytest.raises(UserError, match=r"the teacher solved none of 4 problems right; train it for longer"):
-            lab_distill.chosen(trial, written[2:] + written[2:])
+            reasoning.problems_to_read(work, ["toy/teacher"], 4, form)
 
 
 def test_several_teachers_judge_their_domains_and_a_resumed_run_must_have_the_same(capsys, tmp_path, monkeypatch):

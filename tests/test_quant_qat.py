@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -13,8 +11,9 @@ import pytest
 from flax import nnx
 
 from minimoe import MoETransformer, UserError
-from minimoe.cli import lab, lab_run
 from minimoe.data import ByteTokenizer, Document, training_data
+from minimoe.experiments import Learning, fp8_training, qat_mxfp4
+from minimoe.experiments.workplace import Workplace
 from minimoe.quant.models import QuantRecipe, Rule, quantize_model
 from minimoe.quant.qat import fake_quantize, qat_transform
 from minimoe.quant.specs import FP8_BLOCK_UE8M0, INT8_CHANNEL, MXFP4, MXFP4_OCP, NVFP4, SPECS
@@ -159,19 +158,20 @@ def test_training_rounds_from_the_given_step_on(tiny_config):
     np.testing.assert_allclose(scale, jnp.ones_like(scale), atol=0.1)
 
 
-def test_the_laboratory_hands_its_trials_to_training(tiny_config):
-    def hooks_of(trial):
-        return lab_run._hooks(
-            dataclasses.replace(trial, start=None), SimpleNamespace(model=tiny_config), None, None, Path()
-        )
+def test_experiments_hand_their_methods_to_training(tiny_config, monkeypatch, tmp_path):
+    for module in (qat_mxfp4, fp8_training):
+        monkeypatch.setattr(module, "read_corpus", lambda work, run: Learning(None))
+    monkeypatch.setattr(Workplace, "finished", lambda work, name: name)
+    work, config = Workplace(tmp_path), SimpleNamespace(model=tiny_config)
 
-    plain, qat = lab.EXPERIMENTS["qat-mxfp4"]({})[:2]
-    assert (plain.changes, plain.quantized, plain.start) == (qat.changes, qat.quantized, qat.start)
-    assert hooks_of(plain) == {}
-    hooks = hooks_of(qat)
-    assert hooks["transform_from"] < qat.changes["steps"]
-    assert len(hooks["transform_params"].targets) == 2 * tiny_config.num_layers
-    float32, fp8 = lab.EXPERIMENTS["fp8-training"]({})[:2]
+    def learning_of(run):
+        return run.learn(work, config, **run.settings)
+
+    plain, qat = qat_mxfp4.runs({})[:2]
+    assert (plain.changes, plain.settings["quantized"]) == (qat.changes, qat.settings["quantized"])
+    assert learning_of(plain) == (None, "small-hour/small", {})
+    assert learning_of(qat).model == "small-hour/small"
+    assert len(learning_of(qat).method["transform_params"].targets) == 2 * tiny_config.num_layers
+    float32, fp8 = fp8_training.runs({})[:2]
     assert float32.changes == fp8.changes
-    assert hooks_of(float32) == {}
-    assert list(hooks_of(fp8)) == ["prepare"]
+    assert (float32.settings, list(learning_of(fp8).method)) == ({}, ["prepare"])

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from minimoe import __version__
-from minimoe.cli import bench, distill, evaluate, exercises, generate, lab, quantize, tour, train
+from minimoe.cli import bench, distill, evaluate, exercises, experiments, generate, quantize, tour, train
 from minimoe.console import messages, silence, write_out
 from minimoe.errors import UserError
 
@@ -27,7 +27,7 @@ app.command("generate")(generate.generate)
 app.command("quantize")(quantize.quantize)
 app.command("distill")(distill.distill)
 app.add_typer(bench.app, name="bench")
-app.add_typer(lab.app, name="experiments")
+app.add_typer(experiments.app, name="experiments")
 app.add_typer(exercises.app, name="exercises")
 
 

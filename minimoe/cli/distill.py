@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minimoe.cli.reasoning import NEW_TOKENS, check_length, check_share, grade, mixed_data
-from minimoe.cli.teacher_text import answered_right, of_the_solved, written
+from minimoe.cli.reasoning import check_length, check_share
 from minimoe.cli.teachers import Teachers, load_teachers
-from minimoe.cli.train import check_resume, report
+from minimoe.cli.train import report
 from minimoe.console import Bar, counter, messages, start
 from minimoe.errors import UserError
 
@@ -73,8 +72,9 @@ def distill(
     from minimoe.data import choose_documents, describe_data
     from minimoe.data.tasks import DOMAIN
     from minimoe.distill import DistillRecipe, distill_hooks, task_prompts
-    from minimoe.progress import draw_curve, train_with_bar
+    from minimoe.progress import check_resume, draw_curve, grade, train_with_bar
     from minimoe.training.checkpoint import prepare_folder, write_run_config
+    from minimoe.training.mixing import mixed_data
     from minimoe.training.new_run import describe_run
 
     recipe = DistillRecipe(loss, temperature, alpha, top_k, on_policy)
@@ -194,11 +194,16 @@ def solved_right(out: Path, teacher: MoETransformer, tokenizer: Tokenizer, num: 
       UserError: if it solves none.
     """
     from minimoe.distill import task_prompts
+    from minimoe.distill.teacher_text import answered_right, texts_of_solved, written
+    from minimoe.progress import NEW_TOKENS
 
-    said = written(out / "sampled", lambda: teacher, "reasoning", task_prompts(num, seed=seed), tokenizer, NEW_TOKENS)
+    prompts = task_prompts(num, seed=seed)
+    with Bar("teacher writes", num) as bar:
+        folder, report = out / "sampled", counter(bar)
+        said = written(folder, lambda: teacher, "reasoning", prompts, tokenizer, NEW_TOKENS, report)
     right = answered_right(said.documents, seed)
     messages.print(f"the teacher solved {sum(right):,} of {num:,} problems ({sum(right) / num:.0%})")
-    return of_the_solved(said.documents, right)
+    return texts_of_solved(said.documents, right)
 
 
 def check_fit(

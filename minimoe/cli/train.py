@@ -14,8 +14,6 @@ from minimoe.errors import UserError
 if TYPE_CHECKING:
     from minimoe.training import RunConfig, TaskEvaluation, TrainResult
 
-EPILOG = "Example: minimoe train --config nano --steps 500 --out runs/nano"
-
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics.jsonl and curve.png.")],
@@ -48,11 +46,12 @@ def train(
 
     Example: minimoe train --config nano --steps 500 --out runs/nano
     """
-    from minimoe.cli.reasoning import check_length, check_share, grade, mixed_data
+    from minimoe.cli.reasoning import check_length, check_share
     from minimoe.data import choose_documents, describe_data, load_tokenizer
-    from minimoe.progress import draw_curve, train_with_bar
+    from minimoe.progress import check_resume, draw_curve, grade, train_with_bar
     from minimoe.training import BALANCE_METHODS
     from minimoe.training.checkpoint import prepare_folder, write_run_config
+    from minimoe.training.mixing import mixed_data
     from minimoe.training.new_run import describe_run, make_run
 
     if balance is not None and balance not in BALANCE_METHODS:
@@ -77,40 +76,6 @@ def train(
     draw_curve(out, result)
     answers = grade(result.model, tokens) if tasks and not result.interrupted else None
     return report(out, run, result, json, answers)
-
-
-# How often a run is looked at and saved: free to change on the way, since no weight depends on it.
-WATCHING = frozenset({"log_every", "eval_every", "checkpoint_every"})
-
-
-def check_resume(out: Path, run: RunConfig, resume: bool) -> int:
-    """The step to continue from.
-
-    Raises:
-      UserError: if ``out`` holds a run and ``resume`` is off, or the run there is another one.
-    """
-    from minimoe.training.checkpoint import CONFIG_FILE, CheckpointFolder, read_run_config
-
-    if not (out / CONFIG_FILE).is_file():
-        if resume:
-            messages.print(f"no checkpoint in {out} yet: starting at step 0")
-        return 0
-    if not resume:
-        raise UserError(f"--out {out} already holds a run; add --resume to continue it or name another folder")
-    there = read_run_config(out).to_dict()
-    here = run.to_dict()
-    for part in ("model", "recipe", "data"):
-        for name in here[part] | there[part]:
-            value, was = here[part].get(name), there[part].get(name)
-            if name not in WATCHING and value != was:
-                raise UserError(
-                    f"--resume: {part} {name}={value!r}, but the run in {out} was started with {name}={was!r}; "
-                    f"use the same or name another folder"
-                )
-    steps = CheckpointFolder(out).steps()
-    step = steps[-1] if steps else 0
-    messages.print(f"resuming at step {step}" if steps else f"no checkpoint in {out} yet: starting at step 0")
-    return step
 
 
 def report(

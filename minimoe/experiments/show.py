@@ -1,4 +1,4 @@
-"""``minimoe experiments show``: a record as a table, a line a run; the record itself has much more."""
+"""A record as a table, a line a run; the record itself has much more."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def show_record(record: Mapping[str, Any], missing: Sequence[str]) -> None:
         table.add_row(*row)
     console.show(table)
     if missing:
-        console.show(f"Not run yet: {', '.join(missing)}. `{record['command']}` goes on with them.")
+        console.show(
+            f"Not run yet: {', '.join(missing)}. `minimoe experiments run {record['experiment']}` goes on with them."
+        )
     console.show("; ".join(f"{head}: {MEANING[head]}" for head in heads if head in MEANING) + ".")
     console.show("All there is, with settings and scores by domain: --json.")
 

@@ -1,76 +1,14 @@
-"""``minimoe experiments ship``: a trained model becomes one that comes with the package, with its card."""
+"""The model card of a shipped model: what it is, how it was made, what it scores and what it is not for."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
-
-from minimoe.console import Bar, counter, messages, start
-from minimoe.errors import UserError
-from minimoe.experiments.records import read_record
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minimoe.training import Evaluation, RunConfig
 
 CURVE_POINTS = 12
-
-
-def ship(
-    name: Annotated[str, typer.Argument(help="What it will be called.")],
-    checkpoint: Annotated[Path, typer.Option(help="Its training folder.")],
-    recipe: Annotated[str, typer.Option(help="Quantization recipe it is stored with.")] = "int8",
-    into: Annotated[Path | None, typer.Option(help="Folder of all shipped models; default: the package's.")] = None,
-) -> None:
-    """Quantize a trained model, save it in the package, score what was saved, and write its card.
-
-    Example: minimoe experiments ship small --checkpoint runs/lab/small-hour/small
-    """
-    from minimoe.cli.reasoning import grade
-    from minimoe.data import documents, evaluation_documents
-    from minimoe.files import write_atomically
-    from minimoe.hub import check_destination, load, provenance_of, save
-    from minimoe.hub.pretrained import CARD_FILE, WEIGHTS
-    from minimoe.quant import get_recipe, quantize_model, size_report
-    from minimoe.training import evaluate, load_checkpoint, read_metrics
-
-    get_recipe(recipe)
-    folder = (into or WEIGHTS) / name
-    check_destination(folder)
-    model, tokenizer, run = load_checkpoint(checkpoint)
-    start(f"ship {name}: {recipe} of {checkpoint}")
-    experiment = recorded(checkpoint)
-    provenance = {"quantized_with": recipe, "source": provenance_of(checkpoint), "experiment": experiment}
-    save(quantize_model(model, recipe), folder, tokenizer, provenance=provenance)
-    stored, _, _ = load(folder)
-    validation = [document for document in documents() if document.split == "val"]
-    scores = {}
-    for protocol in ("quick", "full"):
-        with Bar(f"{name}, {protocol}", 1) as bar:
-            scored = evaluation_documents(validation, protocol)
-            scores[protocol] = evaluate(stored, scored, tokenizer, progress=counter(bar))
-    provenance["bits_per_byte"] = {protocol: score.bits_per_byte for protocol, score in scores.items()}
-    if experiment and experiment["method"].get("tasks"):
-        provenance["exact_match"] = {form: grade(stored, tokenizer, form).to_record() for form in ("worked", "direct")}
-    save(stored, folder, tokenizer, provenance=provenance)
-    records = read_metrics(checkpoint)
-    text = card_text(name, recipe, run, provenance, scores, size_report(stored).bytes, records)
-    write_atomically(folder / CARD_FILE, text)
-    messages.print(f"{folder}: {scores['full'].bits_per_byte:.4f} bits per byte (full)")
-
-
-def recorded(checkpoint: Path) -> dict[str, Any] | None:
-    """Which run of which experiment left a folder ``.../experiment/run``, if one did: the command and the method."""
-    experiment, run = checkpoint.resolve().parts[-2:]
-    try:
-        runs = read_record(experiment).get("runs", {})
-    except UserError:
-        return None
-    if run not in runs:
-        return None
-    return {"command": f"minimoe experiments run {experiment}", "run": run, "method": runs[run].get("method", {})}
 
 
 def card_text(

@@ -7,14 +7,13 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from minimoe.console import Bar, counter
+from minimoe.data import LEVELS, Document, Tokenizer, check_answer, problem
+from minimoe.distill.offline import sample_documents
 from minimoe.errors import UserError
-
-if TYPE_CHECKING:
-    from minimoe.data import Document, Tokenizer
-    from minimoe.model import MoETransformer
+from minimoe.files import write_atomically
+from minimoe.model import MoETransformer
 
 PER_FILE = 1024  # texts; a kill loses at most these
 # At 1 a teacher's text has its own distribution. Problems are solved at the temperature at which DeepSeek-R1 was sampled.
@@ -35,17 +34,15 @@ def written(
     prompts: list[Document],
     tokenizer: Tokenizer,
     max_new_tokens: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Written:
     """The texts in ``folder``, and those that are missing, written now.
 
     Args:
       teacher: gives the model, if there is something to write.
       name: ``"text"`` or ``"reasoning"``; decides the temperature.
+      progress: called with the number of texts that are written, and of all.
     """
-    from minimoe.data import Document
-    from minimoe.distill import sample_documents
-    from minimoe.files import write_atomically
-
     temperature = TEMPERATURES[name]
     folder.mkdir(parents=True, exist_ok=True)
     model = None
@@ -57,16 +54,15 @@ def written(
         if len(values["documents"]) < len(wanted):  # a shorter list of prompts left a shorter file
             model = teacher() if model is None else model
             began = time.monotonic()
-            with Bar(f"teacher writes {name}, {first}/{len(prompts)}", 1) as bar:
-                texts = sample_documents(
-                    model,
-                    tokenizer,
-                    wanted,
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    seed=first,
-                    progress=counter(bar),
-                )
+            texts = sample_documents(
+                model,
+                tokenizer,
+                wanted,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=first,
+                progress=_from(first, len(wanted), len(prompts), progress),
+            )
             values = {"seconds": time.monotonic() - began, "documents": [dataclasses.asdict(text) for text in texts]}
             write_atomically(path, json.dumps(values))
         seconds += values["seconds"]
@@ -74,17 +70,20 @@ def written(
     return Written(found, seconds)
 
 
+def _from(first: int, num: int, of: int, progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """A callback for ``num`` texts that begin at number ``first``."""
+    return lambda done, total: progress(first + num * done // total, of)
+
+
 def answered_right(solutions: list[Document], seed: int) -> list[bool]:
     """Which solutions of problems 0, 1, ... of ``seed``, levels in turn, end in the right answer."""
-    from minimoe.data import LEVELS, check_answer, problem
-
     return [
         check_answer(problem(index, LEVELS[index % len(LEVELS)], seed=seed), solution.text)
         for index, solution in enumerate(solutions)
     ]
 
 
-def of_the_solved(texts: list[Document], right: list[bool]) -> list[Document]:
+def texts_of_solved(texts: list[Document], right: list[bool]) -> list[Document]:
     """Those texts, one for each problem, whose problem the teacher solved.
 
     Raises:

@@ -1,0 +1,102 @@
+"""Runs an experiment, or what is left of it, and keeps its record up to date."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from minimoe.console import messages
+from minimoe.errors import UserError
+from minimoe.experiments import (
+    balance_methods,
+    distillation,
+    distillation_ways,
+    fp8_training,
+    nano,
+    qat_mxfp4,
+    quant_recipes,
+    reasoning,
+    small_hour,
+    sparse_vs_dense,
+    specialists,
+    teacher,
+)
+from minimoe.experiments.records import RECORDS, read_record_file, write_record
+from minimoe.experiments.run import Run, train_run
+from minimoe.experiments.workplace import Workplace
+
+# From the runs that are recorded already to all runs of the experiment.
+EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
+    "small-hour": small_hour.runs,
+    "sparse-vs-dense": sparse_vs_dense.runs,
+    "balance-methods": balance_methods.runs,
+    "fp8-training": fp8_training.runs,
+    "qat-mxfp4": qat_mxfp4.runs,
+    "nano": nano.runs,
+    "teacher": teacher.runs,
+    "distillation": distillation.runs,
+    "distillation-ways": distillation_ways.runs,
+    "reasoning": reasoning.runs,
+    "specialists": specialists.runs,
+}
+# These train nothing. From the folder of runs into the record, which they save as they go.
+MEASUREMENTS: dict[str, Callable[[Path, dict[str, Any], Callable[[], None]], None]] = {
+    "quant-recipes": quant_recipes.measure,
+}
+
+
+def missing_runs(name: str, done: Mapping[str, Any]) -> list[Run]:
+    """The runs of an experiment that are not in ``done``, its recorded runs; none of a measurement."""
+    return [run for run in EXPERIMENTS[name](done) if run.name not in done] if name in EXPERIMENTS else []
+
+
+def run_experiment(
+    name: str, folder: Path, record: Path | None = None, *, minutes: float = float("inf"), only: str = "*"
+) -> bool:
+    """Runs an experiment, or what is left of it.
+
+    Args:
+      name: in `EXPERIMENTS` or `MEASUREMENTS`.
+      folder: of the runs of all experiments; see `Workplace`.
+      record: file to write, whose runs count as done; None is the one in the package.
+      minutes: no further run is started after this long.
+      only: pattern of the names of the runs to do. Two processes may share a record.
+
+    Returns:
+      False after Ctrl-C. The same call continues.
+
+    Raises:
+      UserError: if the name is not known, or a model that a run needs is not there yet.
+    """
+    if name not in {**EXPERIMENTS, **MEASUREMENTS}:
+        raise UserError(f"experiment {name!r} is not known; choose one of {', '.join({**EXPERIMENTS, **MEASUREMENTS})}")
+    messages.print(f"experiment {name}")
+    path = record or RECORDS / f"{name}.json"
+    values: dict[str, Any] = {"experiment": name, "command": f"minimoe experiments run {name}"}
+    if path.is_file():
+        values = read_record_file(path)
+    if name in MEASUREMENTS:
+        MEASUREMENTS[name](folder, values, lambda: write_record(path, values))
+        return True
+    values.setdefault("runs", {})
+    work, began = Workplace(folder), time.monotonic()
+    while (run := _next(name, values["runs"], only)) is not None:
+        if time.monotonic() - began > 60 * minutes:
+            messages.print("time is up; the same command continues")
+            break
+        outcome = train_run(run, work, folder / name / run.name)
+        if outcome is None:
+            return False
+        if path.is_file():  # another process may have added runs of its own
+            values["runs"] |= read_record_file(path)["runs"]
+        values["runs"][run.name] = outcome
+        write_record(path, values)
+        messages.print(f"{run.name}: {outcome['full']['bits_per_byte']:.3f} bits per byte (full)")
+    return True
+
+
+def _next(name: str, done: Mapping[str, Any], only: str) -> Run | None:
+    return next((run for run in missing_runs(name, done) if fnmatch.fnmatchcase(run.name, only)), None)
