@@ -71,6 +71,13 @@ def layer_arguments(
     return x, experts.astype(np.int32), weights, gate_up, down
 
 
+def negative_weights(arguments: Arguments) -> Arguments:
+    """The same with every other combine weight below 0: nothing says that an expert may not be subtracted."""
+    x, experts, weights, gate_up, down = arguments
+    signs = np.resize(np.array([1, -1, -1], np.float32), weights.shape)
+    return x, experts, weights * signs, gate_up, down
+
+
 def half_precision(arguments: Arguments) -> Arguments:
     """The same layer in bfloat16, with the combine weights left in float32, as a router returns them."""
     import jax.numpy as jnp
@@ -110,6 +117,7 @@ MOE_FORWARD = Exercise(
         Case("first shape", lambda: layer_arguments(101, 5, 4, 6, 3, 2), gradient=True),
         Case("bfloat16", lambda: half_precision(layer_arguments(105, 5, 4, 6, 3, 2)), dtype="bfloat16"),
         Case("extreme inputs", lambda: layer_arguments(104, 5, 4, 6, 3, 2, scale=300.0)),
+        Case("negative weights", lambda: negative_weights(layer_arguments(106, 5, 4, 6, 3, 2))),
         Case("one token, other sizes", lambda: layer_arguments(102, 1, 6, 2, 5, 3), gradient=True),
     ),
     mistakes=(

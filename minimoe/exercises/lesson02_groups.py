@@ -63,9 +63,11 @@ def group_arguments(
 
 
 def tied_groups() -> Arguments:
-    """Equal groups and equal experts: lower ids win both times."""
+    """Equal groups and equal experts: lower ids win both times, also where the better group has the higher ids."""
     scores = np.full((6, 12), 0.25, np.float32)
     scores[::2, ::2] = scores[1::2, 4:] = 0.5
+    scores[5] = 0.25
+    scores[5, [0, 6, 7]] = 0.5
     return scores, 4, 2, 3
 
 
@@ -101,6 +103,7 @@ GROUP_LIMITED = Exercise(
         Case("equal scores", tied_groups),
         Case("extreme inputs", lambda: group_arguments(225, 6, 12, 4, 2, 3, shift=-2e3)),
         Case("other sizes", lambda: group_arguments(222, 4, 16, 2, 1, 5)),
+        Case("one expert for one token", lambda: group_arguments(226, 1, 12, 4, 2, 1)),
     ),
     mistakes=(
         Mistake(

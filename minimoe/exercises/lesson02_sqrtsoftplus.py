@@ -65,6 +65,7 @@ SQRTSOFTPLUS = Exercise(
         Case("first shape", lambda: logit_arguments(211, 3, 4), gradient=True, absolute=0.0),
         Case("extreme inputs", extreme_logits, gradient=True, absolute=1e-12),
         Case("other sizes", lambda: logit_arguments(212, 5, 2), gradient=True, absolute=0.0),
+        Case("one token", lambda: logit_arguments(213, 1, 4), gradient=True, absolute=0.0),
     ),
     mistakes=(
         Mistake(

@@ -120,6 +120,7 @@ TOPK = Exercise(
         Case("extreme inputs", small_and_large_arguments),
         Case("all scores negative", negative_score_arguments, gradient=True),
         Case("other sizes", lambda: router_arguments(202, 7, 5, 3), gradient=True),
+        Case("one expert for one token", lambda: router_arguments(206, 1, 5, 1)),
     ),
     mistakes=(
         Mistake(

@@ -74,6 +74,11 @@ BIAS_UPDATE = Exercise(
             "an expert at the mean",
             lambda: (np.array([0.01, -0.02, 0.0, 0.01], np.float32), np.array([9, 1, 5, 5], np.float32), 0.01),
         ),
+        Case(
+            "a mean that is no whole number",
+            lambda: (np.array([0.01, -0.02, 0.0, 0.01], np.float32), np.array([2, 3, 1, 3], np.float32), 0.01),
+        ),
+        Case("a single expert", lambda: (np.array([0.25], np.float32), np.array([7], np.float32), 0.01)),
         Case("balanced load", lambda: (np.array([0.5, -0.5, 0.0], np.float32), np.full(3, 8, np.float32), 0.1)),
         Case(
             "extreme inputs",

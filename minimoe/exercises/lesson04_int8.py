@@ -151,6 +151,7 @@ ABSMAX_INT8 = Exercise(
     cases=(
         Case("first shape", lambda: weight_arguments(401, [5 / 256, 0.5, 2.0**-10, 4.0], 6), absolute=0.0),
         Case("other sizes", lambda: weight_arguments(402, [3 / 1024, 13 / 128, 7.0], 9), absolute=0.0),
+        Case("one row", lambda: weight_arguments(406, [3 / 128], 6), absolute=0.0),
         Case("halves between two codes", tie_arguments, absolute=0.0),
         Case("a row of zeros", zero_row_arguments, absolute=0.0),
         Case("extreme inputs", extreme_arguments, absolute=0.0),

@@ -208,6 +208,7 @@ MXFP4_SCALE = Exercise(
             exact=True,
         ),
         Case("largest value just above 6 times a power of two", just_above_arguments, absolute=0.0, exact=True),
+        Case("one block", lambda: block_arguments(417, [5.5]), absolute=0.0, exact=True),
         Case("a block of zeros", zero_block_arguments, absolute=0.0, exact=True),
         Case("extreme inputs", extreme_arguments, absolute=0.0, exact=True),
     ),

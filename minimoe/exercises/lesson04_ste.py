@@ -154,6 +154,7 @@ STRAIGHT_THROUGH = Exercise(
     cases=(
         Case("first shape", lambda: value_arguments(421, [0.02, 0.5, 3.0], 5), gradient=True),
         Case("other sizes", lambda: value_arguments(422, [0.3, 0.01], 7), gradient=True),
+        Case("one row", lambda: value_arguments(423, [0.05], 5), gradient=True),
         Case("halves between two codes", tie_arguments, absolute=0.0),
         Case("extreme inputs", extreme_arguments, absolute=0.0),
     ),

@@ -212,6 +212,7 @@ ON_POLICY = Exercise(
             absolute=3e-7,  # a gradient that cancels is 0 but for rounding, which no largest value measures
         ),
         Case("a row with nothing written", lambda: rollout_arguments(522, 6, 5, [6, 2, 3], [0, 1, 2]), gradient=True),
+        Case("one word written in all", lambda: rollout_arguments(526, 6, 5, [6, 2, 3], [0, 1, 0])),
         Case("nothing written at all", lambda: rollout_arguments(524, 6, 5, [6, 2, 1], [0, 0, 0])),
         Case("extreme inputs", extreme_arguments, gradient=True, absolute=LARGE),
         Case("other sizes", lambda: rollout_arguments(525, 5, 7, [1, 2], [4, 2]), gradient=True),
