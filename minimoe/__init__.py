@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from minimoe.hub.pretrained import load_pretrained
     from minimoe.inference.generate import generate
     from minimoe.model.transformer import MoETransformer
+    from minimoe.moe.layer import MoELayer
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ _HOME = {
     "ModelConfig": "minimoe.config",
     "MoEConfig": "minimoe.config",
     "UserError": "minimoe.errors",
+    "MoELayer": "minimoe.moe.layer",
     "MoETransformer": "minimoe.model.transformer",
     "generate": "minimoe.inference.generate",
     "load_pretrained": "minimoe.hub.pretrained",
@@ -52,6 +54,7 @@ __all__ = [
     "GroupedQueryConfig",
     "LayerConfig",
     "MoEConfig",
+    "MoELayer",
     "MoETransformer",
     "ModelConfig",
     "UserError",

@@ -416,7 +416,8 @@ def test_the_sequence_loss_of_a_step_is_by_row(logits):
         probs = jax.nn.sigmoid(jnp.asarray(x))
         experts = select_topk(probs, jnp.zeros(E), 2)
         rest = {"weights": combine_weights(probs, experts), "logits": jnp.asarray(x), "load": jnp.zeros(E)}
-        records.append(Routing(experts=experts, probs=probs, dropped=jnp.zeros(()), **rest))
+        used = jnp.ones(experts.shape, bool)
+        records.append(Routing(experts=experts, used=used, probs=probs, dropped=jnp.zeros(()), **rest))
         rows = np.repeat([0, 1, 2], 4)
         wanted.append(oracles.sequence_balance_loss(np.asarray(probs), experts, rows, where.reshape(-1)))
     np.testing.assert_allclose(sequence_loss(tuple(records), jnp.asarray(where)), np.mean(wanted), rtol=1e-5)

@@ -428,11 +428,11 @@ def test_dropped_assignments_count_nothing(case):
 
 
 def test_padding_takes_no_slot():
-    """Weight 0 marks it: forty real tokens find all slots free behind sixty of padding."""
+    """``used`` marks it: ninety real tokens find all slots free behind sixty of padding."""
     (x, experts, weights, gate_up, down), _ = problem("one_expert_in_every_token")
-    padded = weights.at[:60].set(0.0)
+    padded, used = weights.at[:60].set(0.0), jnp.ones(weights.shape, bool).at[:60].set(False)
     run = jax.jit(functools.partial(capacity_dispatch, capacity=90))
-    y, alone = run(x, experts, padded, gate_up, down), run(x[60:], experts[60:], weights[60:], gate_up, down)
+    y, alone = run(x, experts, padded, gate_up, down, used=used), run(x[60:], experts[60:], weights[60:], gate_up, down)
     np.testing.assert_allclose(y[60:], alone, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(alone, by_definition("one_expert_in_every_token")[60:], rtol=1e-4, atol=1e-5)
     assert (np.asarray(y[:60]) == 0).all()

@@ -94,6 +94,7 @@ def test_records_are_shaped_and_typed_as_documented(x):
     assert shapes == {
         "experts": ((T, K), "int32"),
         "weights": ((T, K), "float32"),
+        "used": ((T, K), "bool"),
         "probs": ((T, E), "float32"),
         "logits": ((T, E), "float32"),
         "load": ((E,), "float32"),

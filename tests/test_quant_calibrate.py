@@ -48,8 +48,8 @@ def run(model, tokens):
 
 
 @nnx.jit
-def see(recorder, x, experts, weights):
-    return recorder(x, experts, weights, dispatch="loop")
+def see(recorder, x, experts, weights, used):
+    return recorder(x, experts, weights, dispatch="loop", used=used)
 
 
 def test_experts_record_the_rows_routed_to_them(moe_config):
@@ -60,7 +60,8 @@ def test_experts_record_the_rows_routed_to_them(moe_config):
     weights = np.where(np.arange(2 * T)[:, None] == 3, 0.0, np.linspace(0.1, 0.9, 2 * T * K).reshape(-1, K))
     weights = weights.astype(np.float32)  # token 3 is padding; nobody uses the last expert
     for half in (slice(0, T), slice(T, None)):
-        y = see(recorder, x[half], jnp.asarray(experts[half]), jnp.asarray(weights[half]))
+        used = jnp.asarray(weights[half] != 0)
+        y = see(recorder, x[half], jnp.asarray(experts[half]), jnp.asarray(weights[half]), used)
         want = inner(x[half], jnp.asarray(experts[half]), jnp.asarray(weights[half]), dispatch="loop")
         np.testing.assert_allclose(y, want, rtol=1e-6, atol=1e-7)
     gate_up = np.asarray(inner.gate_up_proj[...])

@@ -28,6 +28,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from minimoe.errors import UserError
+from minimoe.layers import as_mask
 
 _LOG_ZERO = -1e30  # exp of it is 0.0, and it may be subtracted from itself: -inf may not
 
@@ -300,7 +301,7 @@ def masked_mean(losses: Float[Array, "*batch"], where: Bool[Array, "*batch"] | N
       >>> print(masked_mean(jnp.array([1.0, 3.0, 0.0]), jnp.array([True, True, False])))
       2.0
     """
-    where = jnp.ones(losses.shape, bool) if where is None else where
+    where = as_mask(where, losses.shape, "masked_mean")
     return jnp.sum(losses, where=where) / jnp.maximum(where.sum(), 1).astype(losses.dtype)
 
 
@@ -337,7 +338,9 @@ def _log_probs(
 def _real(array: Float[Array, "*batch V"], where: Bool[Array, "*batch"] | None) -> Float[Array, "*batch V"]:
     """In float32, and 0 at positions left out, *before* anything is computed: a NaN there would reach the gradient."""
     array = array.astype(jnp.float32)
-    return array if where is None else jnp.where(where[..., None], array, 0.0)
+    if where is None:
+        return array
+    return jnp.where(as_mask(where, array.shape[:-1], "distillation loss")[..., None], array, 0.0)
 
 
 def _check_temperature(temperature: int | float) -> None:

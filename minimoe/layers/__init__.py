@@ -1,6 +1,10 @@
-"""Small parts that every other room uses: rotary positions, SwiGLU, initial weights. RMSNorm is `flax.nnx.RMSNorm`."""
+"""Small parts that every other room uses: rotary positions, SwiGLU, initial weights, masks.
+
+RMSNorm is `flax.nnx.RMSNorm`.
+"""
 
 from minimoe.layers.initializers import fan_in
+from minimoe.layers.masks import as_mask
 from minimoe.layers.residual import ADD, RESIDUALS, AddConfig, ResidualConfig
 from minimoe.layers.rope import apply_rope, rope_angles
 from minimoe.layers.swiglu import SwiGLU, swiglu
@@ -12,6 +16,7 @@ __all__ = [
     "ResidualConfig",
     "SwiGLU",
     "apply_rope",
+    "as_mask",
     "fan_in",
     "rope_angles",
     "swiglu",

@@ -30,6 +30,7 @@ class SwiGLU(nnx.Module):
       d_ff: F.
       dtype: of the matmuls; ``param_dtype``: of the stored matrices.
       out_scale: multiplies the initial standard deviation of the output matrix.
+      gate_up_init, down_init: initialisers in place of `fan_in`; what metadata they attach is kept.
       rngs: source of the initial weights.
     """
 
@@ -41,12 +42,14 @@ class SwiGLU(nnx.Module):
         dtype: str = "float32",
         param_dtype: str = "float32",
         out_scale: float = 1.0,
+        gate_up_init: nnx.initializers.Initializer | None = None,
+        down_init: nnx.initializers.Initializer | None = None,
         rngs: nnx.Rngs,
     ):
         kwargs: dict[str, Any] = {"use_bias": False, "rngs": rngs}
         kwargs |= {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
-        self.gate_up_proj = nnx.Linear(d_model, 2 * d_ff, kernel_init=fan_in(), **kwargs)
-        self.down_proj = nnx.Linear(d_ff, d_model, kernel_init=fan_in(out_scale), **kwargs)
+        self.gate_up_proj = nnx.Linear(d_model, 2 * d_ff, kernel_init=gate_up_init or fan_in(), **kwargs)
+        self.down_proj = nnx.Linear(d_ff, d_model, kernel_init=down_init or fan_in(out_scale), **kwargs)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return self.down_proj(swiglu(self.gate_up_proj(x)))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.attention import Cache, KVCache
 from minimoe.config import LayerConfig, ModelConfig
 from minimoe.errors import UserError
-from minimoe.layers import SwiGLU
+from minimoe.layers import SwiGLU, as_mask
 from minimoe.moe import MoELayer, Routing
 
 
@@ -159,6 +159,7 @@ class MoETransformer(nnx.Module):
           (1, 8, 128)
         """
         self._check_length(tokens.shape[1])
+        where = None if where is None else as_mask(where, tokens.shape, "MoETransformer")
         output, _ = self._run(tokens, [None] * len(self.layers), where=where, rngs=rngs)
         return output
 

@@ -20,9 +20,18 @@ from minimoe.moe.measures import (
     max_violation,
     straggler_factor,
 )
-from minimoe.moe.pairs import one_hot_experts, used_experts, weights_by_expert
+from minimoe.moe.pairs import one_hot_experts, row_shares, used_experts, weights_by_expert
 from minimoe.moe.ragged import ragged_dispatch
-from minimoe.moe.routing import AFFINITIES, HashTable, Router, RouterBias, Routing, combine_weights, expert_load
+from minimoe.moe.routing import (
+    AFFINITIES,
+    HashTable,
+    Router,
+    RouterBias,
+    Routing,
+    combine_weights,
+    expert_load,
+    normalized_weights,
+)
 from minimoe.moe.selectors import (
     SELECTORS,
     Selector,
@@ -69,8 +78,10 @@ __all__ = [
     "max_violation",
     "mutual_information",
     "noisy_logits",
+    "normalized_weights",
     "one_hot_experts",
     "ragged_dispatch",
+    "row_shares",
     "select_expert_choice",
     "select_group_limited",
     "select_hash",

@@ -1,4 +1,6 @@
-"""What a dispatch computes in vain. Axes: T tokens, D width, F expert width, E experts, K per token, C slots."""
+"""FLOPs of a dispatch: how many it executes, and how many are useful.
+
+Axes: T tokens, D width, F expert width, E experts, K per token, C slots."""
 
 from __future__ import annotations
 

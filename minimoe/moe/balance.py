@@ -1,8 +1,8 @@
 """Balancing: the losses and the loss-free bias. Axes: T tokens, E experts, K experts per token.
 
-One quantity, many conventions. Ours is ``E / (T*K) * sum_e load[e] * mean_t p[t, e]`` for each layer, with rows of p
-made to sum to 1, then a mean over layers: 1.0 when balanced for any K, E/K when K experts take everything. Call it B.
-With a softmax, on the same choices and weight 1:
+The load-balance loss has many conventions. Ours is ``E / (T*K) * sum_e load[e] * mean_t p[t, e]`` for each layer, with
+rows of p made to sum to 1, then a mean over layers: 1.0 when balanced for any K, E/K when K experts take everything.
+Call it B. With a softmax, on the same choices and weight 1:
 
 =====================================  ===========================================  ======================
 convention                             its value                                    when balanced
@@ -16,8 +16,10 @@ DeepSeek-V3, eq. 17-20                 the same, rows normalised: sigmoid scores
 MegaBlocks                             mean over layers of B                        1
 =====================================  ===========================================  ======================
 
-Pooling layers, as Transformers does, lets opposite imbalances of two layers cancel. A weight from a paper carries
-over once multiplied by the balanced value. The tests hold each row against a few lines of NumPy.
+Transformers pools all layers, so opposite imbalances of two layers cancel. To use the loss weight of a paper here,
+multiply it by that convention's value when balanced. The tests compute each row with a few lines of NumPy.
+
+Padding (``where=False``) reaches neither the value nor the gradient of any of them, whatever stands there.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minimoe.moe.pairs import one_hot_experts, weights_by_expert
+from minimoe.layers import as_mask
+from minimoe.moe.pairs import one_hot_experts, row_shares, weights_by_expert
 from minimoe.moe.routing import expert_load
 
 
@@ -65,15 +68,16 @@ def load_balance_loss(
             f"probs has {probs.shape[0]} tokens but experts has {experts.shape[0]}; pass one row per token to both"
         )
     num_experts, top_k = probs.shape[1], experts.shape[1]
-    where = jnp.ones(probs.shape[0], bool) if where is None else where
+    where = as_mask(where, probs.shape[:1], "load_balance_loss")
     load = expert_load(experts, num_experts, where)  # [E], counts
-    mass = jnp.sum(_normalized(probs), axis=0, where=where[:, None])  # [E]
+    mass = row_shares(_real(probs, where)).sum(axis=0)  # [E]
     tokens = jnp.maximum(where.sum(), 1).astype(jnp.float32)
     return num_experts * jnp.dot(load, mass) / (top_k * tokens**2)
 
 
-def _normalized(probs: Float[Array, "T E"]) -> Float[Array, "T E"]:
-    return probs / (probs.sum(axis=-1, keepdims=True) + 1e-20)
+def _real(values: Float[Array, "T E"], where: Bool[Array, "T"]) -> Float[Array, "T E"]:
+    """Zeros in the rows of padding, so that whatever stands there reaches neither the value nor a gradient."""
+    return jnp.where(where[:, None], values, 0.0)
 
 
 def sequence_balance_loss(
@@ -86,8 +90,8 @@ def sequence_balance_loss(
 ) -> Float[Array, ""]:
     """`load_balance_loss` of every sequence by itself, then the mean over sequences with any real token.
 
-    Stricter than balance over the batch: each single text must use all experts alike, which stands against
-    specialisation. DeepSeek gives it a weight of 1e-4, as a guard against extremes.
+    It is stricter than balance over the batch: every single text must use all experts equally. That works against
+    experts that specialise in a kind of text. DeepSeek gives it a small weight, 1e-4, to prevent extremes only.
 
     Args:
       probs, experts: as for `load_balance_loss`. The paper counts the top-K of the affinities without the bias; pass
@@ -108,13 +112,13 @@ def sequence_balance_loss(
       DeepSeek-AI, `DeepSeek-V3 <https://arxiv.org/abs/2412.19437>`_, eq. 17-20.
     """
     num_experts, top_k = probs.shape[1], experts.shape[1]
-    where = jnp.ones(probs.shape[0], bool) if where is None else where
+    where = as_mask(where, probs.shape[:1], "sequence_balance_loss")
     taken = one_hot_experts(experts, num_experts).sum(axis=1)  # [T, E]
 
     def by_segment(values: Float[Array, "T _"]) -> Float[Array, "S _"]:
         return jax.ops.segment_sum(jnp.where(where[:, None], values, 0.0), segments, num_segments)
 
-    load, mass = by_segment(taken.astype(jnp.float32)), by_segment(_normalized(probs))  # [S, E]
+    load, mass = by_segment(taken.astype(jnp.float32)), by_segment(row_shares(_real(probs, where)))  # [S, E]
     tokens = by_segment(jnp.ones((probs.shape[0], 1)))[:, 0]  # [S]
     losses = num_experts * (load * mass).sum(axis=-1) / (top_k * jnp.maximum(tokens, 1.0) ** 2)
     return losses.sum() / jnp.maximum((tokens > 0).sum(), 1).astype(jnp.float32)
@@ -126,8 +130,8 @@ def global_balance_loss(
     """`load_balance_loss` with a load counted elsewhere: over micro-batches, devices, or the last few steps.
 
     ``E * sum_e share[e] * mean_t p[t, e]`` with ``share = load / sum(load)``, so K need not be known. The mean over
-    micro-batches of equal size is the loss of the whole batch, since it is linear in p. A micro-batch may then be as
-    one-sided as its text, so long as the whole is not.
+    micro-batches of equal size is the loss of the whole batch, since it is linear in p. A micro-batch may then use few
+    experts, as long as the whole batch uses all.
 
     Args:
       probs: affinities of this micro-batch. They alone carry gradient.
@@ -144,10 +148,10 @@ def global_balance_loss(
     References:
       Qiu et al., `Demons in the Detail <https://arxiv.org/abs/2501.11873>`_ (the global-batch loss of Qwen).
     """
-    where = jnp.ones(probs.shape[0], bool) if where is None else where
+    where = as_mask(where, probs.shape[:1], "global_balance_loss")
     load = jax.lax.stop_gradient(load)
     share = load / jnp.maximum(load.sum(), 1.0)
-    mass = jnp.sum(_normalized(probs), axis=0, where=where[:, None])
+    mass = row_shares(_real(probs, where)).sum(axis=0)
     return probs.shape[1] * jnp.dot(share, mass) / jnp.maximum(where.sum(), 1).astype(jnp.float32)
 
 
@@ -160,14 +164,19 @@ def importance_loss(
 ) -> Float[Array, ""]:
     """Squared coefficient of variation of the importance, the sum of combine weights of each expert.
 
-    0.0 when even. It balances weight, not work: one expert with many small weights looks as important as one with a
-    few large ones, which is why the paper adds a second loss for the load.
+    0.0 when even. It balances weights, not work: an expert with many small weights counts as much as one with a few
+    large ones. The paper therefore adds a second loss, for the load.
+
+    Args:
+      weights: combine weights.
+      experts: ids, all different within a row.
+      num_experts: E.
+      where: True for real tokens.
 
     References:
       Shazeer et al., `Outrageously Large Neural Networks <https://arxiv.org/abs/1701.06538>`_, eq. 6-7.
     """
-    if where is not None:
-        weights = jnp.where(where[:, None], weights, 0.0)
+    weights = _real(weights, as_mask(where, weights.shape[:1], "importance_loss"))
     importance = weights_by_expert(experts, weights, num_experts).sum(axis=0)  # [E]
     mean = importance.mean()
     return jnp.where(mean > 0, importance.var() / jnp.where(mean > 0, mean, 1.0) ** 2, 0.0)
@@ -176,14 +185,18 @@ def importance_loss(
 def z_loss(logits: Float[Array, "T E"], *, where: Bool[Array, "T"] | None = None) -> Float[Array, ""]:
     """Mean over tokens of ``logsumexp(logits)**2``: keeps router logits small; it does not balance.
 
+    Args:
+      logits: router logits.
+      where: True for real tokens.
+
     Returns:
       A float32 scalar; ``log(E)**2`` when all logits are 0, and 0.0 if no token is selected.
 
     References:
       Zoph et al., `ST-MoE <https://arxiv.org/abs/2202.08906>`_, eq. 5.
     """
-    where = jnp.ones(logits.shape[0], bool) if where is None else where
-    squared = jax.nn.logsumexp(logits, axis=-1) ** 2
+    where = as_mask(where, logits.shape[:1], "z_loss")
+    squared = jax.nn.logsumexp(_real(logits, where), axis=-1) ** 2
     return jnp.sum(squared, where=where) / jnp.maximum(where.sum(), 1).astype(jnp.float32)
 
 

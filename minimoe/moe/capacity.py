@@ -2,9 +2,9 @@
 
 Axes: T tokens, D model width, K experts per token, E experts, F expert hidden width (F2 = 2*F), C slots per expert.
 
-Fixed shapes were the point: on hardware that wants every array size at compile time, ``[E, C, D]`` is one batched
-matmul. The price is paid twice: popular experts drop tokens and unpopular ones multiply zeros. Dropping also makes a
-token's output depend on the rest of the batch. See `minimoe.moe.dropless` for the way without either.
+The shapes are fixed at compile time: the experts are one batched matmul over ``[E, C, D]``. This has two costs. Popular
+experts drop tokens, and unpopular experts multiply zeros. Dropping also makes a token's output depend on the rest of
+the batch. `minimoe.moe.dropless` drops nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def expert_capacity(tokens: int, config: MoEConfig) -> int:
 def drop_rate(load: Float[Array, "E"], capacity: int) -> Float[Array, ""]:
     """Share of the assignments in ``load`` that find no slot; 0 when nothing is assigned.
 
-    It needs no plan: an expert drops what exceeds C, whichever tokens that hits.
+    The load alone decides it: an expert drops as many assignments as exceed C.
 
     Example:
       >>> print(drop_rate(jnp.array([6.0, 2.0, 2.0, 0.0]), 4))
@@ -54,7 +54,7 @@ def drop_rate(load: Float[Array, "E"], capacity: int) -> Float[Array, ""]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CapacityPlan:
-    """Who sits where.
+    """Which assignment has which slot.
 
     Attributes:
       slot: place of each assignment in the flattened ``[E*C]`` slots, ``[T, K]``; E*C for those without one.
@@ -68,19 +68,20 @@ class CapacityPlan:
 
 
 def make_capacity_plan(
-    experts: Int[Array, "T K"], used: Bool[Array, "T K"], num_experts: int, capacity: int
+    experts: Int[Array, "T K"], used: Bool[Array, "T K"] | None, num_experts: int, capacity: int
 ) -> CapacityPlan:
     """Fills slots in GShard's order: first choices of all tokens, then second choices, ...; earlier tokens first.
 
-    So a token's second choice is dropped before anybody's first. It also means that a later token can push out an
-    earlier one: in a causal model, dropping looks into the future.
+    So a second choice is dropped before any first choice. The first choice of a later token can therefore take the slot
+    of an earlier token's second choice: in a causal model, dropping then depends on the future.
 
     Args:
       experts: ids, different ones in each row.
-      used: assignments that ask for a slot at all.
+      used: assignments that ask for a slot at all; all of them if None.
       num_experts: E. capacity: C.
     """
     tokens, top_k = experts.shape
+    used = jnp.ones(experts.shape, bool) if used is None else used
     check_countable("capacity", T__K_assignments=tokens * top_k, E__C_slots=num_experts * capacity)
     flat = experts.T.reshape(-1)  # [K*T], choice by choice
     asks = one_hot_experts(flat, num_experts) & used.T.reshape(-1)[:, None]
@@ -103,21 +104,23 @@ def capacity_dispatch(
     down: Float[Array, "E F D"],
     *,
     capacity: int | None = None,
+    used: Bool[Array, "T K"] | None = None,
 ) -> Float[Array, "T D"]:
     """C slots per expert in one batched matmul; assignments beyond them contribute nothing.
 
-    An assignment of weight 0 takes no slot, so neither padding nor the unused pairs of expert choice crowd others
-    out. Shapes as in `minimoe.moe.dispatch`.
+    Neither padding nor the pairs that expert choice leaves out crowd others out: ``used`` is False for them. Shapes as
+    in `minimoe.moe.dispatch`.
 
     Args:
       capacity: C; None is room for all, ``C = T``.
+      used: which pairs ask for a slot; all of them if None. The value of a weight has no say in it.
 
     References:
       Lepikhin et al., `GShard <https://arxiv.org/abs/2006.16668>`_, algorithm 1 (its random dropping of second
       choices is left out).
     """
-    num_experts, tokens = gate_up.shape[0], x.shape[0]
-    plan = make_capacity_plan(experts, weights != 0, num_experts, tokens if capacity is None else capacity)
+    num_experts, capacity = gate_up.shape[0], x.shape[0] if capacity is None else capacity
+    plan = make_capacity_plan(experts, used, num_experts, capacity)
     rows = x.at[plan.token].get(mode="fill", fill_value=0)  # [E, C, D], zeros in empty slots
     act = swiglu(jnp.einsum("ecd,edf->ecf", rows, gate_up))
     out = jnp.einsum("ecf,efd->ecd", act, down).reshape(-1, x.shape[1])  # [E*C, D]

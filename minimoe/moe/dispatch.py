@@ -1,14 +1,19 @@
-"""Dispatch: carrying tokens to their experts and back. One signature, one answer, several speeds.
+"""Dispatch: takes tokens to their experts and their outputs back. Five ways with one signature and one answer.
 
 Axes: T tokens, D model width, K experts per token, E experts, F expert hidden width (F2 = 2*F).
 
 Every dispatch computes ``y[t] = sum_k weights[t, k] * FFN[experts[t, k]](x[t])`` from
 
     x [T, D], experts [T, K] int32 in 0..E-1, all different within a row, weights [T, K], gate_up [E, D, 2F],
-    down [E, F, D] and capacity, the slots per expert: only `capacity_dispatch` looks at it
+    down [E, F, D], capacity, the slots per expert, and used [T, K], True for pairs that count (None: all do)
 
-and returns ``y [T, D]``. K may be E, with weights of 0 for pairs that were not chosen: that is how expert choice comes
-in, and the capacity dispatch, whose slots it fills exactly, is the one that does not multiply for those zeros.
+and returns ``y [T, D]``. A pair that is not used must have a weight of 0: it belongs to padding, or to an expert that
+did not choose the token (under expert choice K is E). Only `capacity_dispatch` looks at ``capacity`` and ``used``.
+There, a pair that is not used takes no slot. A used pair takes one even when its weight is 0, so that the weight still
+gets its gradient.
+
+What one token contains changes no other token's output or gradient, NaN and infinity included. (Under ``capacity`` a
+token can still take another one's slot.)
 
 ===========  ==========================================================================================================
 ``loop``     the definition: expert by expert, each on all tokens
@@ -18,7 +23,7 @@ in, and the capacity dispatch, whose slots it fills exactly, is the one that doe
 ``dropless`` sorted by expert, batched where even and looped where not: exact and fast (`minimoe.moe.dropless`)
 ===========  ==========================================================================================================
 
-`minimoe.moe.accounting` counts what each of them computes in vain.
+`minimoe.moe.accounting` counts the work of each, and how much of it is useful.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import MoEConfig
 from minimoe.layers import swiglu
@@ -47,9 +52,10 @@ def loop_dispatch(
     down: Float[Array, "E F D"],
     *,
     capacity: int | None = None,
+    used: Bool[Array, "T K"] | None = None,
 ) -> Float[Array, "T D"]:
     """Expert by expert, each on all tokens, kept where it was chosen: E/K times the useful work. The oracle."""
-    del capacity
+    del capacity, used
     y = jnp.zeros_like(x)
     for expert in range(gate_up.shape[0]):
         weight = jnp.where(experts == expert, weights, 0.0).sum(axis=-1).astype(x.dtype)  # [T]
@@ -65,12 +71,13 @@ def dense_dispatch(
     down: Float[Array, "E F D"],
     *,
     capacity: int | None = None,
+    used: Bool[Array, "T K"] | None = None,
 ) -> Float[Array, "T D"]:
     """All experts on all tokens in three einsums, weighted by a ``[T, E]`` matrix that is mostly 0.
 
-    E/K times the useful work and ``T*E*2F`` activations, yet hard to beat for a few wide-awake experts.
+    It does E/K times the useful work and holds ``T*E*2F`` activations. For few experts it is still among the fastest.
     """
-    del capacity
+    del capacity, used
     weight = weights_by_expert(experts, weights, gate_up.shape[0]).astype(x.dtype)  # [T, E]
     hidden = swiglu(jnp.einsum("td,edf->tef", x, gate_up))  # [T, E, F]
     return jnp.einsum("tef,efd->td", hidden * weight[:, :, None], down)

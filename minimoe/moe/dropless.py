@@ -24,7 +24,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.layers import swiglu
 from minimoe.moe.indices import check_countable, sort_by_expert
@@ -224,12 +224,13 @@ def dropless_dispatch(
     down: Float[Array, "E F D"],
     *,
     capacity: int | None = None,
+    used: Bool[Array, "T K"] | None = None,
 ) -> Float[Array, "T D"]:
     """Exact at any load: `few_tokens` for up to `FEW_ASSIGNMENTS`, else the batched part plus the overflow loop.
 
     The choice depends on shapes only. Shapes as in `minimoe.moe.dispatch`.
     """
-    del capacity
+    del capacity, used
     if not experts.size:
         return jnp.zeros_like(x)
     if experts.size <= FEW_ASSIGNMENTS:

@@ -16,18 +16,23 @@ def max_violation(load: Float[Array, "*B E"]) -> Float[Array, "*B"]:
 
 def load_cv(load: Float[Array, "*B E"]) -> Float[Array, "*B"]:
     """Coefficient of variation of the load: standard deviation over mean; 0 when even."""
-    mean = load.mean(axis=-1)
-    return jnp.where(mean > 0, load.std(axis=-1) / jnp.where(mean > 0, mean, 1.0), 0.0)
+    mean, variance = load.mean(axis=-1), load.var(axis=-1)
+    spread = jnp.sqrt(jnp.where(variance > 0, variance, 1.0))  # the root of 0 has no slope
+    return jnp.where(variance > 0, spread / jnp.where(mean > 0, mean, 1.0), 0.0)
 
 
 def load_entropy(load: Float[Array, "*B E"]) -> Float[Array, "*B"]:
-    """Entropy of the load over ``log E``: 1 when even, 0 when one expert takes everything; 1 for a single expert."""
+    """Entropy of the load over ``log E``: 1 when even, 0 when one expert takes everything or nothing was counted.
+
+    A single expert is even by itself: 1.
+    """
     num_experts = load.shape[-1]
     if num_experts == 1:
         return jnp.ones(load.shape[:-1], load.dtype)
-    share = load / jnp.maximum(load.sum(axis=-1, keepdims=True), 1.0)
+    total = load.sum(axis=-1, keepdims=True)
+    share = load / jnp.where(total > 0, total, 1.0)
     terms = jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1.0)), 0.0)
-    return -terms.sum(axis=-1) / jnp.log(float(num_experts))
+    return jnp.abs(terms.sum(axis=-1)) / jnp.log(float(num_experts))  # no term is above 0; abs turns -0.0 into 0.0
 
 
 def dead_experts(load: Float[Array, "*B E"]) -> Float[Array, "*B"]:
@@ -38,8 +43,8 @@ def dead_experts(load: Float[Array, "*B E"]) -> Float[Array, "*B"]:
 def straggler_factor(load: Float[Array, "*B E"], num_devices: int) -> Float[Array, "*B"]:
     """Load of the busiest device over the mean, with experts in contiguous blocks over devices: 1 when even.
 
-    All devices wait for the slowest, so a step of expert parallelism takes this many times its balanced time. Never
-    worse than with an expert per device, where it is MaxVio + 1.
+    All devices wait for the slowest one, so a step of expert parallelism takes this many times its balanced time. With
+    one expert a device it is MaxVio + 1; with more experts a device it is never larger.
 
     Raises:
       UserError: if the devices do not divide the experts evenly.
@@ -55,9 +60,9 @@ def straggler_factor(load: Float[Array, "*B E"], num_devices: int) -> Float[Arra
 
 
 def global_max_violation(loads: Float[Array, "steps E"]) -> Float[Array, ""]:
-    """MaxVio of the summed counts; the mean over steps of `max_violation` is the batch figure beside it.
+    """MaxVio of the counts summed over steps; compare it with the mean over steps of `max_violation`.
 
-    Batches that lean different ways cancel, so it is never above the batch figure when batches are of equal size.
+    Batches that prefer different experts cancel in the sum. With batches of equal size it is never above that mean.
 
     Example:
       >>> loads = jnp.array([[4.0, 0.0], [0.0, 4.0]])

@@ -1,4 +1,4 @@
-"""Pairs of a token and an expert: from chosen ids to tables with a column an expert.
+"""Pairs of a token and an expert: from chosen ids to tables with a column an expert, and rows made to sum to 1.
 
 Axes: T tokens, K experts per token, E experts.
 """
@@ -39,3 +39,24 @@ def weights_by_expert(
 ) -> Float[Array, "T E"]:
     """The combine weight of each token and expert; 0 where the token did not choose the expert."""
     return jnp.where(one_hot_experts(experts, num_experts), weights[:, :, None], 0.0).sum(axis=1)
+
+
+def row_shares(values: Float[Array, "T N"]) -> Float[Array, "T N"]:
+    """Each row divided by its sum. A row whose largest entry is below 1e-30 counts as zeros and is not divided.
+
+    The row is first divided by its largest entry. Without that, the derivative of the quotient holds ``1 / sum**2``,
+    which overflows in float32 once the sum is below 1e-19, and the gradient is NaN.
+
+    Args:
+      values: not negative.
+
+    Example:
+      >>> print(row_shares(jnp.array([[1.0, 3.0], [1e-25, 3e-25], [0.0, 0.0]])))
+      [[0.25 0.75]
+       [0.25 0.75]
+       [0.   0.  ]]
+    """
+    largest = jax.lax.stop_gradient(values.max(axis=-1, keepdims=True))
+    vanished = largest < 1e-30
+    scaled = values / jnp.where(vanished, 1.0, largest)
+    return scaled / jnp.where(vanished, 1.0, scaled.sum(axis=-1, keepdims=True))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.layers import swiglu
 from minimoe.moe.indices import check_countable
@@ -21,14 +21,15 @@ def ragged_dispatch(
     down: Float[Array, "E F D"],
     *,
     capacity: int | None = None,
+    used: Bool[Array, "T K"] | None = None,
 ) -> Float[Array, "T D"]:
     """Exact at any load, in five lines around `jax.lax.ragged_dot`.
 
     What to reach for on accelerators, where the grouped matmul is a kernel. On CPUs it runs every group over all A
-    rows: E times the useful work (see `minimoe.moe.accounting`). Shapes as in `minimoe.moe.dispatch`; ``capacity`` is
-    not used.
+    rows: E times the useful work (see `minimoe.moe.accounting`). Shapes as in `minimoe.moe.dispatch`; ``capacity`` and
+    ``used`` are not read.
     """
-    del capacity
+    del capacity, used
     if not experts.size:
         return jnp.zeros_like(x)
     check_countable("ragged", T__K_assignments=experts.size)

@@ -5,7 +5,7 @@
 ``group_limited``     the same within the best groups of experts: few machines per token (DeepSeek-V3)
 ``noisy_topk``        top-k of logits with learned noise while training (Shazeer et al. 2017)
 ``hash``              a frozen table by token id: nothing to balance, nothing to learn (Roller et al. 2021)
-``expert_choice``     each expert takes the tokens it likes best: perfect balance, but it reads the future
+``expert_choice``     each expert takes the tokens it scores highest: even load, but it depends on later tokens
 ====================  ==============================================================================================
 
 Ties go to the lower id. No selector passes gradient: what a choice is worth (the combine weight) comes from the
@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import MoEConfig
 from minimoe.errors import UserError
+from minimoe.layers import as_mask
 from minimoe.moe.capacity import expert_capacity
 from minimoe.moe.pairs import one_hot_experts
 
@@ -77,7 +78,7 @@ def select_group_limited(
 
 
 def noisy_logits(logits: Float[Array, "T E"], noise: Float[Array, "T E"], key: Array) -> Float[Array, "T E"]:
-    """``logits + normal * softplus(noise)``: the router explores, by an amount it learns for each token and expert.
+    """``logits + normal * softplus(noise)``: random choices, with a spread learned for each token and expert.
 
     Selection and combine weights both come from the noisy logits, as in the paper; so does the gradient of ``noise``.
 
@@ -94,9 +95,9 @@ def noisy_logits(logits: Float[Array, "T E"], noise: Float[Array, "T E"], key: A
 def make_hash_table(key: Array, vocab_size: int, num_experts: int, top_k: int) -> Int[Array, "V K"]:
     """K different experts for each token id, drawn once; every expert gets the same number of ids, give or take one.
 
-    Random permutations of the experts are laid end to end and cut into rows of K. A row that crosses a seam would risk
-    a repeated expert, so each permutation is repeated until its end falls on a row's end. Even in ids is not even in
-    tokens: the expert that owns a frequent id is busier.
+    Random permutations of the experts are laid end to end and cut into rows of K. A row with parts of two permutations
+    could hold an expert twice, so each permutation is repeated until its end is the end of a row. Experts own equally
+    many ids, but not equally many tokens: the expert of a frequent id is busier.
 
     References:
       Roller et al., `Hash Layers <https://arxiv.org/abs/2106.04426>`_; DeepSeek-V4 section 2.1 uses such a table in
@@ -141,6 +142,7 @@ def select_expert_choice(
     """
     scores = jax.lax.stop_gradient(probs).T  # [E, T]
     if where is not None:
+        where = as_mask(where, probs.shape[:1], "select_expert_choice")
         scores = jnp.where(where[None, :], scores, -jnp.inf)
     _, picks = jax.lax.top_k(scores, capacity)  # [E, C]
     row = jnp.arange(scores.shape[0], dtype=picks.dtype)[:, None]

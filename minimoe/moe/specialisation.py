@@ -1,4 +1,4 @@
-"""How much an expert tells about the text it is given. Axes: N kinds of text (domains), E experts."""
+"""How much the choice of an expert tells about the kind of text. Axes: N kinds of text (domains), E experts."""
 
 from __future__ import annotations
 

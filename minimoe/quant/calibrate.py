@@ -19,9 +19,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.errors import UserError
-from minimoe.layers import swiglu
+from minimoe.layers import as_mask, swiglu
 from minimoe.model import MoETransformer
-from minimoe.moe import Experts
+from minimoe.moe import Experts, used_experts
 from minimoe.quant.models import replace_module
 
 
@@ -95,6 +95,7 @@ def summary(
       >>> float(rows), absmax.tolist(), moment.tolist()
       (1.0, [1.0, 2.0], [[1.0, -2.0], [-2.0, 4.0]])
     """
+    where = as_mask(where, x.shape[:1], "summary")
     kept = jnp.where(where[:, None], x, 0.0).astype(jnp.float32)
     moment = jnp.matmul(kept.T, kept, precision=jax.lax.Precision.HIGHEST)
     return where.sum().astype(jnp.float32), jnp.abs(kept).max(axis=0), moment
@@ -116,7 +117,7 @@ class RecordingLinear(nnx.Module):
 class RecordingExperts(nnx.Module):
     """`Experts` that keep count of the rows routed to each, and of what each would make of all tokens.
 
-    An assignment of weight 0 (padding, pairs that expert choice left out) is not counted. Tokens that
+    An assignment that is not used (padding, pairs that expert choice left out) is not counted. Tokens that
     ``dispatch="capacity"`` would drop are.
     """
 
@@ -134,11 +135,11 @@ class RecordingExperts(nnx.Module):
         *,
         dispatch: str,
         capacity: int | None = None,
+        used: Bool[Array, "T K"] | None = None,
     ) -> Float[Array, "T D"]:
         x = x.astype(jnp.dtype(self.inner.dtype))
         kernels = self.inner.gate_up_proj[...].astype(x.dtype)
-        ids = jnp.arange(kernels.shape[0], dtype=experts.dtype)
-        routed = ((experts[:, :, None] == ids[None, None, :]) & (weights != 0)[:, :, None]).any(axis=1)  # [T, E]
+        routed = used_experts(experts, kernels.shape[0], used)  # [T, E]
         everyone = jnp.ones(x.shape[0], bool)
 
         def of_one(kernel_and_where):
@@ -151,7 +152,7 @@ class RecordingExperts(nnx.Module):
         self.gate_up_pooled.add(*summary(x, everyone))
         self.down.add(*down)
         self.down_pooled.add(*down_pooled)
-        return self.inner(x, experts, weights, dispatch=dispatch, capacity=capacity)
+        return self.inner(x, experts, weights, dispatch=dispatch, capacity=capacity, used=used)
 
 
 def recording_twin(model: MoETransformer) -> MoETransformer:

@@ -33,7 +33,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.layers import swiglu
 from minimoe.model import MoETransformer
@@ -149,13 +149,14 @@ class Fp8Experts(nnx.Module):
         *,
         dispatch: str,
         capacity: int | None = None,
+        used: Bool[Array, "T K"] | None = None,
     ) -> Float[Array, "T D"]:
         """``y[t] = sum_k weights[t, k] * FFN[experts[t, k]](x[t])``; ``dispatch="capacity"`` drops what has no slot."""
         dtype = jnp.dtype(self.dtype)
         gate_up, down = self.gate_up_proj[...].astype(dtype), self.down_proj[...].astype(dtype)
         num_experts = gate_up.shape[0]
         if dispatch == "capacity" and capacity is not None:
-            plan = make_capacity_plan(experts, weights != 0, num_experts, capacity)
+            plan = make_capacity_plan(experts, used, num_experts, capacity)
             weights = jnp.where(plan.kept, weights, 0.0)
         multiply = functools.partial(fp8_matmul, quantizer=self.quantizer)
         hidden = jax.vmap(multiply, in_axes=(None, 0))(x.astype(dtype), gate_up)  # [E, T, 2F]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.layers import swiglu
 from minimoe.moe import DISPATCHERS
@@ -102,6 +102,7 @@ class QuantExperts(nnx.Module):
         *,
         dispatch: str,
         capacity: int | None = None,
+        used: Bool[Array, "T K"] | None = None,
     ) -> Float[Array, "T D"]:
         """As `minimoe.moe.Experts`.
 
@@ -117,11 +118,11 @@ class QuantExperts(nnx.Module):
         if self.activations is not None:
             if dispatch == "capacity":
                 slots = x.shape[0] if capacity is None else capacity
-                plan = make_capacity_plan(experts, weights != 0, self.gate_up.shape[0], slots)
+                plan = make_capacity_plan(experts, used, self.gate_up.shape[0], slots)
                 weights = jnp.where(plan.kept, weights, 0.0)
             return by_blocks(x, experts, weights, self._many(), self.gate_up.shape[0])
         gate_up, down = (jnp.swapaxes(w.dequantize(x.dtype), 1, 2) for w in (self.gate_up, self.down))
-        return DISPATCHERS[dispatch](x, experts, weights, gate_up, down, capacity=capacity)
+        return DISPATCHERS[dispatch](x, experts, weights, gate_up, down, capacity=capacity, used=used)
 
     def _expert(self, rows: Float[Array, "R D"], expert: Int[Array, ""]) -> Float[Array, "R D"]:
         """One expert's SwiGLU of some rows, from its codes."""

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from minimoe.errors import UserError
+from minimoe.layers import as_mask
 from minimoe.model import MoETransformer
 from minimoe.moe import Routing, used_experts
 from minimoe.quant.tensor import QTensor
@@ -124,7 +125,7 @@ def routing_changes(
             "routing_changes compares routers layer by layer, and these models have (layers, experts) "
             f"{shapes[0]} and {shapes[1]}; give two sparse models of one configuration"
         )
-    counted = jnp.ones(tokens.size, bool) if where is None else where.reshape(-1)
+    counted = as_mask(where, tokens.shape, "routing_changes").reshape(-1)
     # The models read every token: to them where=False is padding, which gets no experts, and what is not counted here
     # may be context of what is.
     ours, theirs = _forward(reference, tokens), _forward(other, tokens)
@@ -139,5 +140,5 @@ def _forward(model: MoETransformer, tokens: Int[Array, "B L"]) -> tuple[Routing,
 
 
 def _chosen(routing: Routing, counted: Bool[Array, "T"]) -> Bool[Array, "T E"]:
-    """Which experts each counted token uses: chosen, with a weight that is not 0 (expert choice)."""
-    return used_experts(routing.experts, routing.probs.shape[1], routing.weights != 0) & counted[:, None]
+    """Which experts each counted token uses: chosen by the router, or by the expert itself."""
+    return used_experts(routing.experts, routing.probs.shape[1], routing.used) & counted[:, None]

@@ -41,6 +41,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int8, Integer, Shaped
 
 from minimoe.errors import UserError
+from minimoe.layers import as_mask
 from minimoe.quant.formats import (
     Format,
     e8m0_decode,
@@ -184,6 +185,7 @@ def quantize(
     """
     if x.ndim == 0:
         raise UserError("x is a scalar; quantize needs at least one axis, so pass x[None]")
+    where = None if where is None else as_mask(where, x.shape, "quantize")
     if scale is not None:
         _check_given(scale, zero_point, spec, x.shape)
     q, broken = _quantize(x, scale, zero_point, tensor_scale, where, spec)

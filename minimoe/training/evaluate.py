@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.config import ModelConfig
 from minimoe.data import Document, Tokenizer, windows
 from minimoe.errors import UserError
+from minimoe.layers import as_mask
 from minimoe.moe import Routing, expert_load
 
 TOKENS_PER_BATCH = 4096
@@ -67,6 +68,7 @@ def eval_step(
     model: Scorer, tokens: Int[Array, "B L"], targets: Int[Array, "B L"], where: Bool[Array, "B L"]
 ) -> tuple[Float[Array, "B"], Float[Array, "B layers E"]]:
     """Nats of the scored targets of each row, and each row's load by layer."""
+    where = as_mask(where, tokens.shape, "eval_step")
     logits, routing = model(tokens)
     chosen = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
     nats = jnp.sum(jax.nn.logsumexp(logits, axis=-1) - chosen, axis=-1, where=where)
@@ -77,11 +79,12 @@ def eval_step(
 
 def _row_load(routing: Routing, where: Bool[Array, "B L"]) -> Float[Array, "B E"]:
     experts, num_experts = routing.experts, routing.probs.shape[-1]
-    used = jnp.ones(experts.shape, bool)
-    if experts.shape[1] == num_experts:  # expert choice lists all experts and gives those not used a weight of 0
-        used = routing.weights != 0
-    by_row = [array.reshape(*where.shape, -1) for array in (experts, used)]  # [B, L, K]
-    return jax.vmap(lambda ids, used, real: expert_load(ids, num_experts, real, used=used))(*by_row, where)
+    by_row = [array.reshape(*where.shape, -1) for array in (experts, routing.used)]  # [B, L, K]
+
+    def load_of(ids, used, real):
+        return expert_load(ids, num_experts, real, used=used)
+
+    return jax.vmap(load_of)(*by_row, where)
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import ModelConfig
+from minimoe.layers import as_mask
 from minimoe.model import MoETransformer
 from minimoe.moe import SELECTORS, MoELayer, Routing, bias_update, load_balance_loss, sequence_balance_loss, z_loss
 from minimoe.training.optim import bias_rate
@@ -42,6 +43,7 @@ class StepMetrics:
 
 def lm_loss(logits: Float[Array, "B L V"], targets: Int[Array, "B L"], where: Bool[Array, "B L"]) -> Float[Array, ""]:
     """Mean cross-entropy over real targets, nats per token; 0 if there are none."""
+    where = as_mask(where, targets.shape, "lm_loss")
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return jnp.sum(losses, where=where) / jnp.maximum(where.sum(), 1).astype(losses.dtype)
 
