@@ -8,16 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minimoe import console
-from minimoe.console import Bar, counter, print_json, start, write_out
+from minimoe.console import Bar, print_json, start, write_out
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
-    from minimoe.data import Document, Tokenizer
-    from minimoe.model import MoETransformer
     from minimoe.quant.report import SizeReport
-    from minimoe.training import Evaluation
 
-ROUTED_WINDOWS = 32  # of validation text, on which the routers' choices are compared
 SIZES_FILE = "sizes.png"
 
 
@@ -37,6 +33,7 @@ def quantize(
     """
     from minimoe.data.evaluation import PROTOCOLS
     from minimoe.hub import check_destination, load, provenance_of, resolve, resolve_with_tokenizer, save
+    from minimoe.quant.comparison import compare_models
     from minimoe.quant.models import get_recipe, quantize_model, size_report
 
     get_recipe(recipe)
@@ -62,7 +59,10 @@ def quantize(
     report |= {"bits_per_value": round(after.bits_per_value, 4)}
     report |= {"bits_per_byte": None, "routing_changes": None}
     if evaluate and tokenizer is not None:
-        report |= measure(model, quantized, tokenizer, protocol)
+        with Bar("evaluate", 1) as bar:
+            report |= compare_models(
+                model, quantized, tokenizer, protocol, lambda which, n, of: bar.update(n, which, of)
+            )
     draw(before, after, recipe, out)
     if json:
         print_json(report)
@@ -81,47 +81,6 @@ def sizes(before: SizeReport, after: SizeReport, out: Path) -> dict[str, int]:
         "tensor_file": (out / TENSOR_FILE).stat().st_size,
         "folder": sum((out / name).stat().st_size for name in FILES if (out / name).exists()),
     }
-
-
-def measure(model: MoETransformer, quantized: MoETransformer, tokenizer: Tokenizer, protocol: str) -> dict[str, Any]:
-    """Bits per byte of both models, by domain, and the share of expert choices that differ."""
-    from minimoe.data import documents, evaluation_documents
-
-    scored = evaluation_documents(documents(split="val"), protocol)
-    first, second = (score(m, scored, tokenizer, title) for m, title in ((model, "before"), (quantized, "after")))
-    quality = {
-        "protocol": protocol,
-        "before": first.to_record(),
-        "after": second.to_record(),
-        "relative_change": {name: after / first.per_domain[name] - 1 for name, after in second.per_domain.items()},
-        "relative_change_of_mean": second.bits_per_byte / first.bits_per_byte - 1,
-    }
-    changes = None if model.config.moe is None else compare_routing(model, quantized, scored, tokenizer)
-    return {"bits_per_byte": quality, "routing_changes": changes}
-
-
-def score(model: MoETransformer, scored: list[Document], tokenizer: Tokenizer, title: str) -> Evaluation:
-    """Bits per byte, with a progress bar."""
-    from minimoe.training import evaluate as run_evaluation
-
-    with Bar(f"evaluate {title}", 1) as bar:
-        return run_evaluation(model, scored, tokenizer, progress=counter(bar))
-
-
-def compare_routing(
-    model: MoETransformer, quantized: MoETransformer, scored: list[Document], tokenizer: Tokenizer
-) -> float:
-    """`minimoe.quant.routing_changes` on windows spread evenly over the text."""
-    import jax.numpy as jnp
-    import numpy as np
-
-    from minimoe.data import windows
-    from minimoe.quant.report import routing_changes
-
-    cut = windows(scored, tokenizer, model.config.context_length)
-    chosen = np.unique(np.linspace(0, len(cut.tokens) - 1, ROUTED_WINDOWS).astype(int))
-    tokens, where = (jnp.asarray(array[chosen]) for array in (cut.tokens, cut.where))
-    return routing_changes(model, quantized, tokens, where=where)
 
 
 def draw(before: SizeReport, after: SizeReport, recipe: str, out: Path) -> None:

@@ -6,6 +6,7 @@ In reading order: `formats`, `specs` (who shares a scale), `tensor` (arrays), `m
 """
 
 from minimoe.quant.calibrate import Calibration, InputStatistics, collect
+from minimoe.quant.comparison import compare_models
 from minimoe.quant.dequantize import dequantize_model, is_quantized
 from minimoe.quant.formats import (
     FORMATS,
@@ -101,6 +102,7 @@ __all__ = [
     "cache_bytes_per_token",
     "choose_scale",
     "collect",
+    "compare_models",
     "dequantize_model",
     "e8m0_decode",
     "e8m0_encode",
