@@ -194,7 +194,7 @@ def test_contestants_take_turns():
 
 def test_the_benchmark_model_has_21_million_parameters():
     from minimoe.bench.mixtral import not_mixtral
-    from minimoe.bench.sizes import MIXTRAL_21M
+    from minimoe.bench.models import MIXTRAL_21M
     from minimoe.cost import count_params
 
     assert count_params(MIXTRAL_21M).total == 21_130_496
@@ -203,7 +203,7 @@ def test_the_benchmark_model_has_21_million_parameters():
 
 def test_what_mixtral_cannot_express_is_said(tiny_config):
     from minimoe.bench.mixtral import not_mixtral
-    from minimoe.bench.sizes import MIXTRAL_21M
+    from minimoe.bench.models import MIXTRAL_21M
 
     assert "dense" in (not_mixtral(MIXTRAL_21M.dense_equivalent()) or "")
     assert "shared" in (not_mixtral(tiny_config) or "")

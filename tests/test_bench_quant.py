@@ -72,8 +72,8 @@ def test_table_says_that_weights_are_random(bench):
 
 def test_what_is_measured_by_default():
     """The large model takes more than a gigabyte in float32; small's matmuls are its own."""
+    from minimoe.bench.models import RANDOM_300M
     from minimoe.bench.quant import default_shapes
-    from minimoe.bench.sizes import RANDOM_300M
     from minimoe.cost import count_params
 
     assert 4 * count_params(RANDOM_300M).total > 1.0e9

@@ -1,37 +1,19 @@
-"""What can be measured: shapes as text, the two models of the benchmarks, and the refusal of impossible sizes."""
+"""What can be measured: shapes as text, models by name, and the refusal of impossible sizes; JAX is not loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from minimoe.attention import GroupedQueryConfig
-from minimoe.config import PRESETS, ModelConfig, MoEConfig
 from minimoe.errors import UserError
+
+if TYPE_CHECKING:
+    from minimoe.config import ModelConfig
 
 MOE_AXES, ATTENTION_AXES, QUANT_AXES = "T,D,F,E,K", "B,L,N,M,H", "T,I,O"
 MOE_SHAPES = ["2048,256,512,16,2", "4096,256,256,32,4", "1024,512,1024,8,2"]
 ATTENTION_SHAPES = ["8,256,8,4,32"]
 DEFAULT_CONFIG, LARGE_CONFIG = "mixtral-21m", "random-300m"
-
-# The model of the training and decoding benchmarks, which Transformers has too: 21.1M parameters, 4.1M of them active.
-MIXTRAL_21M = ModelConfig(
-    vocab_size=2048,
-    d_model=256,
-    num_layers=6,
-    attention=GroupedQueryConfig(num_heads=8, num_kv_heads=4, head_dim=32),
-    context_length=256,
-    moe=MoEConfig(d_model=256, d_expert=256, num_experts=16, top_k=2),
-    tie_embeddings=False,
-)
-# More than a gigabyte in float32, most of it in experts: far more than any cache of a processor holds.
-RANDOM_300M = ModelConfig(
-    vocab_size=2048,
-    d_model=1024,
-    num_layers=3,
-    attention=GroupedQueryConfig(num_heads=16, num_kv_heads=8, head_dim=64),
-    context_length=64,
-    moe=MoEConfig(1024, 2048, num_experts=16, top_k=2, num_shared_experts=1, score="sigmoid"),
-)
 
 
 def parse_shape(text: str, axes: str) -> dict[str, int]:
@@ -48,6 +30,8 @@ def parse_shape(text: str, axes: str) -> dict[str, int]:
 
 def check_moe(sizes: dict[str, int], dispatches: Sequence[str], loads: Sequence[str], memory: str) -> None:
     """Refuses impossible sizes, unknown dispatches, loads and situations before anything runs."""
+    from minimoe.config import MoEConfig
+
     for name in dispatches:
         MoEConfig(sizes["D"], sizes["F"], sizes["E"], sizes["K"], dispatch=name)
     if sizes["E"] > sizes["D"]:
@@ -71,6 +55,9 @@ def check_fits(config: ModelConfig, tokens: int, what: str) -> None:
 
 def named_config(name: str) -> ModelConfig:
     """A preset, or one of the benchmarks' own: the Mixtral shape, the large one."""
+    from minimoe.bench.models import MIXTRAL_21M, RANDOM_300M
+    from minimoe.config import PRESETS, ModelConfig
+
     if name == DEFAULT_CONFIG:
         return MIXTRAL_21M
     if name == LARGE_CONFIG:
