@@ -50,7 +50,8 @@ def here(monkeypatch, tmp_path, teachers):
     for name in ("tiny", "nano"):
         monkeypatch.setitem(minimoe.config.PRESETS, name, TINY)
         monkeypatch.setitem(recipes.RECIPES, name, RECIPE)
-    monkeypatch.setattr("minimoe.data.documents", few_documents)
+    for module in ("minimoe.data", "minimoe.data.sources"):
+        monkeypatch.setattr(f"{module}.documents", few_documents)
     monkeypatch.setattr("minimoe.progress.GRADED", 1)
     monkeypatch.setattr("minimoe.training.mixing.VALIDATION_PROBLEMS", 5)
     for folder in teachers.iterdir():
