@@ -256,6 +256,13 @@ def open_file(folder: Path) -> TensorFile:
 def edit_config(folder: Path, change) -> None:
     values = json.loads((folder / "config.json").read_text())
     change(values)
+    (folder / "config.json").write_text(json.dumps(folders.sealed(values)))  # as if it had been saved so
+
+
+def edit_unsealed(folder: Path, **moe) -> None:
+    """As a person would, or a broken disk."""
+    values = json.loads((folder / "config.json").read_text())
+    values["model"]["moe"].update(moe)
     (folder / "config.json").write_text(json.dumps(values))
 
 
@@ -339,7 +346,19 @@ DAMAGE = {
     ),
     "gigantic model": (lambda f: edit_config(f, lambda v: v["model"].update(vocab_size=10**30)), "config.json"),
     "unknown key": (lambda f: edit_config(f, lambda v: v["model"].update(nose=1)), "unknown keys ['nose']"),
-    "another model": (lambda f: edit_config(f, lambda v: v["model"].update(num_layers=2)), "missing layers.1."),
+    "another model": (
+        lambda f: edit_config(f, lambda v: v["model"].update(num_layers=2)),
+        "does not fit the config.json beside it: 2 layers against 1",
+    ),
+    "more layers than anybody has time to build": (
+        lambda f: edit_config(f, lambda v: v["model"].update(num_layers=3000)),
+        "does not fit the config.json beside it: 3000 layers against 1",
+    ),
+    "more experts than the file has bytes": (
+        lambda f: edit_config(f, lambda v: v["model"]["moe"].update(num_experts=10**9)),
+        "parameters against room for",
+    ),
+    "a setting edited": (lambda f: edit_unsealed(f, top_k=3), "config.json was altered"),
     "other widths": (
         lambda f: edit_config(f, lambda v: v["model"]["attention"].update(num_heads=8)),
         "where the model config has {'weight': (",

@@ -12,13 +12,16 @@ import pytest
 from flax import nnx
 
 from minimoe import MoETransformer, UserError, generate
+from minimoe.model import check_trainable, copy_model
 from minimoe.moe import Experts
 from minimoe.quant.dequantize import dequantize_model, is_quantized
+from minimoe.quant.layers import QuantLinear
 from minimoe.quant.models import quantize_model, routing_changes, size_report
 from minimoe.quant.recipes import RECIPES, QuantRecipe, Rule, get_recipe
 from minimoe.quant.report import STORED
 from minimoe.quant.specs import FP8_TILE, INT4_GROUP32, INT8_CHANNEL, INT8_TOKEN, MXFP4, Spec
 from minimoe.quant.tensor import QTensor, quantize
+from minimoe.training import Recipe, make_optimizer, train_step
 
 TOKENS = jnp.asarray(
     np.random.default_rng(1).integers(19, size=(2, 13)), jnp.int32
@@ -250,3 +253,20 @@ def test_refusals(tiny_model, quantized):
     biased.layers[0].attention.q_proj = nnx.Linear(8, 16, rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match=r"layers\.0\.attention\.q_proj has a bias, .*use_bias=False"):
         quantize_model(biased, "int8")
+
+
+def test_training_a_quantized_model_is_refused(tiny_model, quantized):
+    """By the step at once, and by any gradient through rounded activations; weights that are rounded alone have one."""
+    recipe = Recipe(steps=2)
+    model = copy_model(quantized("mxfp4"))
+    optimizer = nnx.Optimizer(model, make_optimizer(recipe), wrt=nnx.Param)
+    with pytest.raises(UserError, match=r"\(layers\.0\.ffn\.experts holds codes\).* minimoe\.quant\.dequantize_model"):
+        train_step(model, optimizer, TOKENS, TOKENS, TOKENS >= 0, jax.random.key(0), recipe=recipe)
+    check_trainable(dequantize_model(quantized("mxfp4")))
+    matrix, x = jnp.ones((3, 4)), jnp.ones((2, 4))
+    for activations in (INT8_TOKEN, FP8_TILE):
+        layer = QuantLinear(quantize(matrix, INT8_CHANNEL), activations=activations)
+        with pytest.raises(UserError, match=r"rounding has no gradient; use minimoe\.quant\.dequantize_model"):
+            jax.grad(lambda x, layer=layer: layer(x).sum())(x)
+    layer = QuantLinear(quantize(matrix, INT8_CHANNEL))
+    np.testing.assert_allclose(jax.grad(lambda x: layer(x).sum())(x), 3.0)

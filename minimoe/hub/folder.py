@@ -1,6 +1,6 @@
 """A saved model: one folder that holds everything needed to run it, float or quantized.
 
-out/config.json         format, model config, how each quantized array is stored, sizes and checksums, provenance
+out/config.json         format, model config, how each quantized array is stored, provenance, sizes and checksums
     model.safetensors   codes, scales, zero points and float arrays, under the model's own names
     tokenizer.json      the tokenizer, if it needs a file
 
@@ -11,10 +11,9 @@ makes a float copy of the model: it builds the model without any array and then 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,18 @@ from typing import Any
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer, load_tokenizer
 from minimoe.errors import UserError
-from minimoe.files import check_folder, writing
-from minimoe.hub.names import abstract_model, fill, named_arrays
+from minimoe.files import check_folder
+from minimoe.hub.names import abstract_model, check_size, fill, named_arrays
 from minimoe.hub.quantized import Quantization, describe
+from minimoe.hub.swap import CONFIG_FILE, publish, saved_file, staging, state
 from minimoe.hub.tensorfile import REPAIR, FileRecord, TensorFile, write_tensors
 from minimoe.model import MoETransformer
 
 FORMAT = "minimoe-model-1"
 LAYOUTS = ("minimoe",)
-CONFIG_FILE, TENSOR_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
-FILES = (TENSOR_FILE, TOKENIZER_FILE, CONFIG_FILE)  # in the order they are put in place: the config vouches for others
-_STAGING = ".saving-"  # a folder inside the folder, where files wait until all are complete
+TENSOR_FILE, TOKENIZER_FILE = "model.safetensors", "tokenizer.json"
+FILES = (TENSOR_FILE, TOKENIZER_FILE, CONFIG_FILE)
+SEAL = "sha256"  # config.json's own
 
 
 def save(
@@ -45,8 +45,9 @@ def save(
 ) -> Path:
     """Writes a model, float or quantized, into a folder that `load` reads.
 
-    All or nothing: files are written aside and put in their places together when they are complete, config.json last.
-    An earlier save in the same folder is replaced; other files beside it stay.
+    All or nothing, at any instant: whoever reads the folder finds the model that was there before or the new one, also
+    after a kill or a power cut (see `minimoe.hub.swap`). An earlier save in the same folder is replaced; other files
+    beside it stay.
 
     Args:
       model: what `minimoe.quant.quantize_model` returned, or any `MoETransformer`.
@@ -59,8 +60,8 @@ def save(
       The folder.
 
     Raises:
-      UserError: if the folder holds something else or cannot be written, if the tokenizer has more ids than the model,
-        or for an unknown layout.
+      UserError: if the folder holds something else, cannot be written or is being written by another process; if the
+        tokenizer has more ids than the model; or for an unknown layout.
 
     Example:
       >>> import tempfile
@@ -79,19 +80,22 @@ def save(
     provenance = _plain(provenance or {})
     quantization = describe(model)
     check_destination(directory)
-    with writing(directory), _staged(directory) as aside:
-        record = write_tensors(aside / TENSOR_FILE, named_arrays(model))
+    with staging(directory) as aside:
+        files = {TENSOR_FILE: write_tensors(aside / TENSOR_FILE, named_arrays(model))}
         if tokenizer is not None and tokenizer.name != "byte":
-            tokenizer.save(aside / TOKENIZER_FILE)
+            (aside / TOKENIZER_FILE).write_text(tokenizer.to_json(), encoding="utf-8", newline="")
+            files[TOKENIZER_FILE] = FileRecord.of(aside / TOKENIZER_FILE)
         config = {
             "format": FORMAT,
             "model": model.config.to_dict(),
             "quantization": None if quantization is None else quantization.to_dict(),
             "tokenizer": None if tokenizer is None else _name(tokenizer),
-            "files": {TENSOR_FILE: record.to_dict()},
+            "files": {name: record.to_dict() for name, record in files.items()},
             "provenance": provenance,
         }
-        (aside / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        publish(directory, aside, sealed(config))
+        for name in set(FILES) - set(files) - {CONFIG_FILE}:  # the tokenizer of an earlier save
+            (directory / name).unlink(missing_ok=True)
     return directory
 
 
@@ -106,27 +110,41 @@ def load(directory: str | os.PathLike[str]) -> tuple[MoETransformer, Tokenizer |
         another version. The message names the file, what is wrong with it, and the repair.
     """
     directory = Path(directory)
+    while True:
+        before = state(directory)
+        try:
+            return _load(directory)
+        except UserError:
+            if state(directory) == before:
+                raise  # and else somebody has saved another model meanwhile
+
+
+def _load(directory: Path) -> tuple[MoETransformer, Tokenizer | None, ModelConfig]:
     values = read_config(directory)
     path = directory / CONFIG_FILE
     with _broken(path):
         config = ModelConfig.from_dict(values["model"])
-        quantization = None
-        if values["quantization"] is not None:
-            quantization = Quantization.from_dict(values["quantization"])
-        record = FileRecord(**values["files"][TENSOR_FILE])
+        records = {name: FileRecord(**record) for name, record in values["files"].items()}
+        record = records[TENSOR_FILE]
         named = values["tokenizer"]
         tokenizer_name = None if named is None else (named["name"], named["fingerprint"])
-        abstract = abstract_model(config, quantization)
-    tokenizer = _load_tokenizer(directory, config, tokenizer_name)
-    file = TensorFile(directory / TENSOR_FILE, record)
-    return fill(abstract, file), tokenizer, config
+    with TensorFile(saved_file(directory, TENSOR_FILE, record.sha256), record) as file:
+        check_size(config, file)
+        with _broken(path):
+            quantization = None
+            if values["quantization"] is not None:
+                quantization = Quantization.from_dict(values["quantization"])
+            abstract = abstract_model(config, quantization)
+        tokenizer_sha = records[TOKENIZER_FILE].sha256 if TOKENIZER_FILE in records else ""
+        tokenizer = _load_tokenizer(saved_file(directory, TOKENIZER_FILE, tokenizer_sha), config, tokenizer_name)
+        return fill(abstract, file), tokenizer, config
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The content of a saved folder's config.json, its format checked and nothing else.
+    """The content of a saved folder's config.json, its format and its own checksum checked and nothing else.
 
     Raises:
-      UserError: if it is missing, broken, or of another format.
+      UserError: if it is missing, broken, of another format, or altered.
     """
     path = directory / CONFIG_FILE
     if not directory.exists():
@@ -138,7 +156,24 @@ def read_config(directory: Path) -> dict[str, Any]:
         found = values["format"]
     if found != FORMAT:
         raise UserError(f"{path} has format {found!r}; this version reads {FORMAT!r}: save the model again with it")
+    if SEAL in values and values != sealed(values):
+        repair = f"copy the whole folder again, or delete its line {SEAL!r} if you meant to change it"
+        raise UserError(f"{path} was altered: its content is not what was saved; {repair}")
     return values
+
+
+def sealed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of config.json with the sha256 of itself, so that a changed setting is noticed.
+
+    The checksum is of the values, not of how they are spaced. Folders of earlier versions have none.
+
+    Example:
+      >>> sealed({"top_k": 2})["sha256"][:8], sealed({"top_k": 3})["sha256"][:8]
+      ('10da5fe9', '7a59d0ef')
+    """
+    values = {name: value for name, value in config.items() if name != SEAL}
+    content = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return values | {SEAL: hashlib.sha256(content.encode("utf-8")).hexdigest()}
 
 
 def check_destination(directory: Path) -> None:
@@ -160,30 +195,6 @@ def is_saved_folder(directory: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _staged(directory: Path) -> Iterator[Path]:
-    """A folder aside to write files into; they move into ``directory`` if the block succeeds, and vanish if not."""
-    made = [directory, *directory.parents][: sum(not p.exists() for p in (directory, *directory.parents))]
-    directory.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=directory, prefix=_STAGING))
-    try:
-        yield aside
-        written = [name for name in FILES if (aside / name).exists()]
-        for name in written:
-            os.chmod(aside / name, 0o644)
-            os.replace(aside / name, directory / name)
-        for name in set(FILES) - set(written):  # the tokenizer of an earlier save
-            (directory / name).unlink(missing_ok=True)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
-        raise
-    for left in directory.glob(f"{_STAGING}*"):  # ours, and those of saves that were killed
-        shutil.rmtree(left, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def _broken(path: Path) -> Iterator[None]:
     """Whatever a damaged ``path`` makes Python raise becomes one line that names the file."""
     try:
@@ -199,11 +210,10 @@ def _name(tokenizer: Tokenizer) -> dict[str, str]:
     return {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
 
 
-def _load_tokenizer(directory: Path, config: ModelConfig, named: tuple[str, str] | None) -> Tokenizer | None:
+def _load_tokenizer(path: Path, config: ModelConfig, named: tuple[str, str] | None) -> Tokenizer | None:
     if named is None:
         return None
     name, fingerprint = named
-    path = directory / TOKENIZER_FILE
     tokenizer = load_tokenizer("byte" if name == "byte" else path)
     if tokenizer.fingerprint != fingerprint:
         raise UserError(f"{path} was altered: its ids no longer mean what the model learned; {REPAIR}")

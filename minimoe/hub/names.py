@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from minimoe.config import ModelConfig
+from minimoe.cost import count_params
 from minimoe.errors import UserError
 from minimoe.hub.quantized import Quantization, install
 from minimoe.hub.tensorfile import REPAIR, TensorFile
@@ -55,6 +56,23 @@ def abstract_model(config: ModelConfig, quantization: Quantization | None = None
 
     state = jax.eval_shape(build)
     return graphdefs[-1], state
+
+
+def check_size(config: ModelConfig, file: TensorFile) -> None:
+    """Refuses a config that describes another model than the file holds, from counts alone: nothing is built.
+
+    A model of thousands of layers would take minutes to build, even without arrays.
+
+    Raises:
+      UserError: if the file has another number of layers, or is too small for the config's parameters.
+    """
+    layers = {name.split(".")[1] for name in file.header if name.startswith("layers.")}
+    what = f"{file.path} does not fit the config.json beside it"
+    if len(layers) != config.num_layers:
+        raise UserError(f"{what}: {config.num_layers} layers against {len(layers)}; {REPAIR}")
+    params, room = count_params(config).total, 2 * file.bytes  # four bits are the least that a value takes
+    if params > room:
+        raise UserError(f"{what}: {params:,} parameters against room for {room:,}; {REPAIR}")
 
 
 def fill(abstract: tuple[Any, Any], file: TensorFile) -> MoETransformer:

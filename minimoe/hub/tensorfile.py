@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,12 @@ class FileRecord:
         if type(self.bytes) is not int or type(self.sha256) is not str:
             raise UserError(f"bytes={self.bytes!r} and sha256={self.sha256!r} must be a number and a text; {REPAIR}")
 
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Of the file as it is now."""
+        with path.open("rb") as file:
+            return cls(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return dataclasses.asdict(self)
@@ -66,17 +73,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Any]) -> FileRecord:
     if strange:
         raise UserError(f"arrays of {', '.join(strange)} cannot be saved; cast them to one of {', '.join(_known())}")
     save_file(arrays, path, metadata={"format": "minimoe"})
-    return FileRecord(path.stat().st_size, file_sha256(path))
-
-
-def file_sha256(path: Path) -> str:
-    """Of the whole file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return FileRecord.of(path)
 
 
 class TensorFile:
     """A safetensors file that was checked when it was opened; nothing but its header is in memory.
+
+    It stays open until the end of its ``with``: what is read is what was checked, even if somebody saves meanwhile.
 
     Args:
       path: the file.
@@ -91,27 +94,46 @@ class TensorFile:
     """
 
     def __init__(self, path: Path, record: FileRecord):
-        self.path = path
-        if not path.is_file():
-            raise UserError(f"{path} is missing; {REPAIR}")
-        found = path.stat().st_size
+        self.path, self.bytes = path, record.bytes
+        try:
+            if not path.is_file():
+                raise UserError(f"{path} is missing; {REPAIR}")
+            self._file = path.open("rb")
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror or error}); {REPAIR}") from error
+        try:
+            self.header = self._check(record)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _check(self, record: FileRecord) -> dict[str, dict[str, Any]]:
+        """Size, content, then what the library thinks of the header; returns that."""
+        path, file = self.path, self._file
+        found = os.fstat(file.fileno()).st_size
         if found != record.bytes:
             what = "cut short" if found < record.bytes else "too long"
             raise UserError(f"{path} is {what}: {found:,} bytes where config.json says {record.bytes:,}; {REPAIR}")
         try:
-            altered = file_sha256(path) != record.sha256
+            altered = hashlib.file_digest(file, "sha256").hexdigest() != record.sha256
             with safe_open(path, framework="np"):
                 pass  # the library has now judged the header: its length, its JSON, and that the places fit the file
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is no readable safetensors file ({error}); {REPAIR}") from error
         if altered:
             raise UserError(f"{path} was altered: its sha256 is not the one in config.json; {REPAIR}")
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        self.header: dict[str, dict[str, Any]] = header
         self._start = 8 + length
+        return header
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
 
     def dtype(self, name: str) -> str:
         """Our name of an array's dtype, such as ``"float32"``."""
@@ -125,10 +147,8 @@ class TensorFile:
         """One array, copied out of the file."""
         entry = self.header[name]
         dtype, shape = DTYPES[entry["dtype"]], self.shape(name)
-        with self.path.open("rb") as file:
-            file.seek(self._start + entry["data_offsets"][0], os.SEEK_SET)
-            content = np.fromfile(file, dtype, count=int(np.prod(shape, dtype=np.int64)))
-        return content.reshape(shape)
+        self._file.seek(self._start + entry["data_offsets"][0])
+        return np.fromfile(self._file, dtype, count=math.prod(shape)).reshape(shape)
 
 
 def _known() -> list[str]:

@@ -1,5 +1,5 @@
 """The whole language model."""
 
-from minimoe.model.transformer import Block, ModelOutput, MoETransformer, copy_model
+from minimoe.model.transformer import Block, ModelOutput, MoETransformer, check_trainable, copy_model
 
-__all__ = ["Block", "MoETransformer", "ModelOutput", "copy_model"]
+__all__ = ["Block", "MoETransformer", "ModelOutput", "check_trainable", "copy_model"]

@@ -227,3 +227,18 @@ def copy_model(model: MoETransformer) -> MoETransformer:
     """
     graphdef, state = nnx.split(model)
     return nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
+
+
+def check_trainable(model: nnx.Module) -> None:
+    """Refuses a model that holds codes instead of weights: rounding has no gradient to learn from.
+
+    A module says so of itself, with ``holds_codes = True``.
+
+    Raises:
+      UserError: naming the first such module, and what to train instead.
+    """
+    for path, module in nnx.iter_modules(model):
+        if getattr(module, "holds_codes", False):
+            where = ".".join(map(str, path)) or "the model"
+            repair = "train the floats, minimoe.quant.dequantize_model(model), and quantize again"
+            raise UserError(f"the model is quantized ({where} holds codes), and codes have no gradient; {repair}")

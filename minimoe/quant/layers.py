@@ -20,7 +20,7 @@ from minimoe.layers import swiglu
 from minimoe.moe import DISPATCHERS
 from minimoe.moe.capacity import make_capacity_plan
 from minimoe.moe.dropless import FEW_ASSIGNMENTS, few_tokens
-from minimoe.quant.matmul import is_w8a8, multiply
+from minimoe.quant.matmul import is_w8a8, multiply, without_gradient
 from minimoe.quant.specs import Spec
 from minimoe.quant.tensor import QTensor, quantize, take_expert
 
@@ -41,6 +41,8 @@ class QuantLinear(nnx.Module):
       [[8. 8. 8. 8.]]
     """
 
+    holds_codes = True
+
     def __init__(self, weight: QTensor, *, activations: Spec | None = None, dtype: str = "float32"):
         self.weight = weight
         self.activations = activations
@@ -57,6 +59,8 @@ class QuantEmbed(nnx.Module):
       weight, dtype: as in `QuantLinear`.
       activations: for `attend`; a look-up has none.
     """
+
+    holds_codes = True
 
     def __init__(self, weight: QTensor, *, activations: Spec | None = None, dtype: str = "float32"):
         self.weight = weight
@@ -87,6 +91,8 @@ class QuantExperts(nnx.Module):
       activations: how the inputs of both matmuls are rounded.
       dtype: as in `QuantLinear`.
     """
+
+    holds_codes = True
 
     def __init__(self, gate_up: QTensor, down: QTensor, *, activations: Spec | None = None, dtype: str = "float32"):
         self.gate_up = gate_up
@@ -139,6 +145,7 @@ class QuantExperts(nnx.Module):
         gate_up, down = self.gate_up.dequantize(dtype), self.down.dequantize(dtype)
 
         def expert_of_floats(rows, expert):
+            rows = without_gradient(rows)
             hidden = quantize(rows, spec, check=False).dequantize(dtype) @ gate_up[expert].T
             return quantize(swiglu(hidden), spec, check=False).dequantize(dtype) @ down[expert].T
 

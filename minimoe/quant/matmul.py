@@ -97,12 +97,31 @@ def multiply(x: Float[Array, "*B I"], w: QTensor, activations: Spec | None = Non
     None leaves them alone (`qmatmul`); int8 by token meets int8 weights in `int8_matmul`. Other pairs are emulated:
     activations are rounded, turned back into floats and multiplied as such, which gives the numbers of the hardware
     that has these formats, up to how it adds them, and not its speed.
+
+    Raises:
+      UserError: for the gradient of a product with rounded activations.
     """
     if activations is None:
         return qmatmul(x, w)
+    x = without_gradient(x)
     if is_w8a8(w, activations):
         return int8_matmul(x, w)
     return qmatmul(quantize(x, activations, check=False).dequantize(x.dtype), w)
+
+
+@jax.custom_jvp
+def without_gradient(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """``x``; whoever asks for a gradient through it is told why there is none.
+
+    Rounded activations have the derivative 0 nearly everywhere, and JAX would quietly return it.
+    """
+    return x
+
+
+@without_gradient.defjvp
+def _refuse(primals, tangents):
+    repair = "use minimoe.quant.dequantize_model(model), or a recipe that rounds weights alone"
+    raise UserError(f"a quantized layer rounds its activations, and rounding has no gradient; {repair}")
 
 
 def is_w8a8(w: QTensor, activations: Spec) -> bool:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import ModelConfig
 from minimoe.layers import as_mask
-from minimoe.model import MoETransformer
+from minimoe.model import MoETransformer, check_trainable
 from minimoe.moe import SELECTORS, MoELayer, Routing, bias_update, load_balance_loss, sequence_balance_loss, z_loss
 from minimoe.training.optim import bias_rate
 from minimoe.training.recipe import Recipe
@@ -114,6 +114,7 @@ def train_step(
     pytree of arrays (tuples, dicts) that it needs at this step, say what a teacher thinks of the batch. Router losses
     are added to it.
     """
+    check_trainable(model)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     before = jax.tree.map(lambda array: array, nnx.state((model, optimizer)))  # a copy: the update writes in place
 
