@@ -12,6 +12,8 @@ from minimoe import load_pretrained
 from minimoe.data import DOMAINS, documents, evaluation_documents
 from minimoe.errors import UserError
 from minimoe.hub import card, recorded_quality, resolve, shipped
+from minimoe.hub.folder import read_config, sealed
+from minimoe.hub.pretrained import WEIGHTS
 from minimoe.training import evaluate
 
 
@@ -53,6 +55,12 @@ def test_a_card_agrees_with_itself_and_with_the_config(name):
     assert set(table) == set(DOMAINS)
     assert np.mean(list(table.values()), axis=0) == pytest.approx(mean, abs=1e-4)
     assert mean == [round(recorded[protocol], 4) for protocol in ("quick", "full")]
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_the_config_vouches_for_itself(name):
+    values = read_config(WEIGHTS / name)
+    assert values == sealed(values)
 
 
 def test_small_is_below_the_bar():

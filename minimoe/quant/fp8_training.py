@@ -36,7 +36,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.layers import swiglu
-from minimoe.model import MoETransformer
+from minimoe.model import MoETransformer, copy_model
 from minimoe.moe import MoELayer, weights_by_expert
 from minimoe.moe.capacity import make_capacity_plan
 from minimoe.quant.specs import FP8_BLOCK, FP8_TILE, Spec
@@ -181,8 +181,7 @@ def with_fp8_training(model: MoETransformer, quantizer: Quantizer = round_trip) 
       >>> twin.layers[0].attention.q_proj.kernel.shape, type(twin.layers[0].ffn.router) is type(model.layers[0].ffn.router)
       ((128, 128), True)
     """
-    graphdef, state = nnx.split(model)
-    twin = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
+    twin = copy_model(model)
 
     def linear(layer: nnx.Linear) -> Fp8Linear:
         return Fp8Linear(layer.kernel, dtype=jnp.dtype(layer.dtype).name, quantizer=quantizer)
@@ -192,7 +191,8 @@ def with_fp8_training(model: MoETransformer, quantizer: Quantizer = round_trip) 
             setattr(module, name, linear(getattr(module, name)))
 
     for block in twin.layers:
-        replace(block.attention, "q_proj", "k_proj", "v_proj", "o_proj")
+        attention: Any = block.attention
+        replace(attention, "q_proj", "k_proj", "v_proj", "o_proj")
         ffn: Any = block.ffn
         dense = ffn.shared if isinstance(block.ffn, MoELayer) else ffn
         if dense is not None:

@@ -7,6 +7,8 @@ nothing in exact arithmetic. The division costs nothing at run time: it goes int
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -91,7 +93,8 @@ def smooth(
 
 
 def _smooth_attention(block: Block, calibration: Calibration, name: str, alpha, power_of_two) -> None:
-    readers = [block.attention.q_proj.kernel, block.attention.k_proj.kernel, block.attention.v_proj.kernel]
+    attention: Any = block.attention
+    readers = [attention.q_proj.kernel, attention.k_proj.kernel, attention.v_proj.kernel]
     seen = calibration[f"{name}.attention.q_proj"].absmax  # all three read the same rows
     factors = smoothing_factors(seen, _row_max(readers), alpha, power_of_two=power_of_two)
     _fold(block.attention_norm, readers, factors)
