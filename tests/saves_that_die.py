@@ -18,12 +18,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from minimoe import ModelConfig, MoETransformer, UserError, hub
+from minimoe import GroupedQueryConfig, ModelConfig, MoETransformer, UserError, hub
 from minimoe.hub import folder as folders
 from minimoe.hub.names import named_arrays
 
 jax.config.update("jax_platforms", "cpu")
-TINY = ModelConfig(vocab_size=8, d_model=4, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, moe=None, d_ff=4)
+TINY = ModelConfig(vocab_size=8, d_model=4, num_layers=1, attention=GroupedQueryConfig(1, 1, 4), moe=None, d_ff=4)
 MODELS = {name: MoETransformer(TINY, rngs=nnx.Rngs(seed)) for name, seed in (("old", 0), ("new", 1))}
 ARRAYS = {id(m): {k: np.array(v) for k, v in named_arrays(m).items()} for m in MODELS.values()}
 folders.named_arrays = lambda model: ARRAYS[id(model)]

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
-from minimoe import ModelConfig, MoETransformer, UserError, hub
+from minimoe import GroupedQueryConfig, ModelConfig, MoETransformer, UserError, hub
 from minimoe.files import UNFINISHED, only_writer
 from minimoe.hub.folder import sealed
 from minimoe.hub.tensorfile import TensorFile
 
-TINY = ModelConfig(vocab_size=8, d_model=4, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, moe=None, d_ff=4)
+TINY = ModelConfig(vocab_size=8, d_model=4, num_layers=1, attention=GroupedQueryConfig(1, 1, 4), moe=None, d_ff=4)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_config_vouches_for_itself_however_it_is_spaced(models, tmp_path):
     assert values == sealed(values)
     (folder / "config.json").write_text(json.dumps(dict(reversed(values.items())), indent=4))
     hub.load(folder)
-    values["model"]["rope_theta"] = 2 * values["model"].get("rope_theta", 1.0)
+    values["model"]["context_length"] += 1
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=r"config.json was altered: .*copy the whole folder again, or delete its line"):
         hub.load(folder)
