@@ -110,12 +110,14 @@ def load(directory: str | os.PathLike[str]) -> tuple[MoETransformer, Tokenizer |
         another version. The message names the file, what is wrong with it, and the repair.
     """
     directory = Path(directory)
+    failed = 0
     while True:
         before = state(directory)
         try:
             return _load(directory)
         except UserError:
-            if state(directory) == before:
+            failed += 1
+            if failed > 1 and state(directory) == before:
                 raise  # and else somebody has saved another model meanwhile
 
 

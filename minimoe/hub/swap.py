@@ -74,13 +74,14 @@ def saved_file(directory: Path, name: str, sha256: str) -> Path:
     return staged if staged.exists() else directory / name
 
 
-def state(directory: Path) -> tuple[bytes | None, list[str]]:
-    """What changes when somebody saves: a reader that failed looks whether it is still the same."""
+def state(directory: Path) -> tuple[int, ...]:
+    """Changes when somebody saves, even the same model: a reader that failed looks whether it is still the same."""
     try:
-        content = (directory / CONFIG_FILE).read_bytes()
+        found = (directory / CONFIG_FILE).stat()
     except OSError:
-        content = None
-    return content, sorted(path.name for path in _named_files(directory) if path.exists())
+        return ()
+    waiting = sum(path.exists() for path in _named_files(directory))
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, waiting
 
 
 def _staged(directory: Path, name: str, sha256: str) -> Path:
