@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from minimoe import files, plots
 from minimoe.errors import UserError
-from minimoe.plots import records, style, text
+from minimoe.plots import coloured_text, records, style
 
 DOMAINS = ["shakespeare", "bible_en", "python"]
 Records = list[dict[str, Any]]
@@ -217,17 +217,17 @@ def test_each_token_has_the_colour_and_number_of_its_first_expert():
 
 
 def test_every_character_is_drawn_as_something_visible():
-    assert text.visible(" \t\r\n") == "·→←↵"
-    assert text.visible("e\u0301") == "é"
-    assert text.visible("\x00\u200b\u65e5\ud800") == "□□□□"
-    assert text.visible("") == "□"
+    assert coloured_text.visible(" \t\r\n") == "·→←↵"
+    assert coloured_text.visible("e\u0301") == "é"
+    assert coloured_text.visible("\x00\u200b\u65e5\ud800") == "□□□□"
+    assert coloured_text.visible("") == "□"
     hostile = [chr(code) for code in range(0, 0x3000, 61)]
     draw(plots.token_experts(hostile, np.zeros((len(hostile), 1), np.int32), "layer 0"))
 
 
 def test_wrapping_keeps_every_character_and_breaks_at_line_ends():
     shown = ["ab", "↵", "x" * 150, "↵c↵↵d", "e"]
-    pieces = text.wrap(shown, [0, 1, 2, 3, 4], columns=64)
+    pieces = coloured_text.wrap(shown, [0, 1, 2, 3, 4], columns=64)
     assert "".join(piece.text for piece in pieces) == "".join(shown)
     assert all(piece.column + len(piece.text) <= 64 for piece in pieces)
     after = [b.line > a.line for a, b in itertools.pairwise(pieces) if a.text.endswith("↵")]

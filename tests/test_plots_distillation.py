@@ -7,7 +7,7 @@ import pytest
 from drawing import draw
 
 from minimoe.errors import UserError
-from minimoe.plots import distillation, gaps
+from minimoe.plots import distillation, toward_teacher
 
 
 def texts_of(axes) -> list[str]:
@@ -91,7 +91,7 @@ def test_two_modes_of_a_flat_density():
     draw(distillation.two_modes(x, np.ones(5), {"a fit with a name that is too long to be moved anywhere": np.ones(5)}))
 
 
-# ---- gaps
+# ---- on the way to the teacher
 
 
 def test_gap_over_tokens_is_the_mean_and_range_of_the_seeds():
@@ -99,7 +99,7 @@ def test_gap_over_tokens_is_the_mean_and_range_of_the_seeds():
         "alone": [[(0, 4.0), (100, 2.0)], [(100, 3.0), (50, 3.0), (0, 4.0)]],
         "distilled": [[[0, 3.0], [100, 1.5]]],
     }
-    axes = draw(gaps.gap_over_tokens(curves, 1.0, "t")).axes[0]
+    axes = draw(toward_teacher.gap_over_tokens(curves, 1.0, "t")).axes[0]
     alone, distilled, teacher = axes.lines
     assert list(alone.get_xdata()) == [0, 50, 100]
     assert list(alone.get_ydata()) == [4.0, 3.0, 2.5]
@@ -107,11 +107,11 @@ def test_gap_over_tokens_is_the_mean_and_range_of_the_seeds():
     assert teacher.get_linestyle() == "--"
     assert len(axes.collections) == 1  # one seed has no range
     assert texts_of(axes) == ["alone  2.500", "distilled  1.500", "teacher  1.000"]
-    late = draw(gaps.gap_over_tokens(curves, 1, skip=0.75)).axes[0]
+    late = draw(toward_teacher.gap_over_tokens(curves, 1, skip=0.75)).axes[0]
     assert list(late.lines[0].get_xdata()) == [75, 100]
     for wrong in ({}, {"alone": []}, {"alone": [[]]}):
         with pytest.raises(UserError, match="must each hold a seed"):
-            gaps.gap_over_tokens(wrong, 1.0)
+            toward_teacher.gap_over_tokens(wrong, 1.0)
 
 
 def test_gap_closed_writes_shares_in_both_directions():
@@ -119,14 +119,14 @@ def test_gap_closed_writes_shares_in_both_directions():
         {"name": "a $", "mean": 1.75, "low": 1.7, "high": 1.8, "seconds": 60.4},
         {"name": "b", "mean": 2.05, "low": 2, "high": 2.1},
     ]
-    axes = draw(gaps.gap_closed(rows, 2.0, 1.5)).axes[0]
+    axes = draw(toward_teacher.gap_closed(rows, 2.0, 1.5)).axes[0]
     assert axes.get_xlabel() == "bits per byte (lower is better)"
     written = texts_of(axes)
     assert written[:2] == ["student alone 2.000", "teacher 1.500"]
     assert written[2:] == ["mean", "1.750", "2.050", "gap closed", "50%", "-10%", "time", "60 s", ""]
     assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[1.7, 1.8], [1.75]]
     higher = draw(
-        gaps.gap_closed([{"name": "a", "mean": 0.5, "low": 0.5, "high": 0.5}], 0, 1, "exact match", "t", True)
+        toward_teacher.gap_closed([{"name": "a", "mean": 0.5, "low": 0.5, "high": 0.5}], 0, 1, "exact match", "t", True)
     ).axes[0]
     assert higher.get_xlabel() == "exact match (higher is better)"
     assert texts_of(higher)[2:] == ["mean", "50.0%", "gap closed", "50%"]
@@ -136,19 +136,19 @@ def test_gap_closed_refuses_what_has_no_gap():
     row = {"name": "a", "mean": 1.0, "low": 1.0, "high": 1.0}
     for rows, teacher in (([], 1.0), ([row], 2.0)):
         with pytest.raises(UserError, match="give at least one row and two levels"):
-            gaps.gap_closed(rows, 2.0, teacher)
+            toward_teacher.gap_closed(rows, 2.0, teacher)
     with pytest.raises(UserError, match=r"row 0 \(a\) lacks \['low', 'high'\]"):
-        gaps.gap_closed([{"name": "a", "mean": 1.0}], 2.0, 1.0)
+        toward_teacher.gap_closed([{"name": "a", "mean": 1.0}], 2.0, 1.0)
 
 
 @pytest.mark.parametrize(("seconds", "written"), [(119, "119 s"), (120, "2 min"), (7200, "2.0 h"), (None, "")])
 def test_durations_read_well(seconds, written: str):
-    assert gaps._duration(seconds) == written
+    assert toward_teacher._duration(seconds) == written
 
 
 def test_exact_match_draws_means_and_ranges():
     shares = {"alone": {2: [0.2], 1: [0.4, 0.6]}, "distilled": {1: [0.9], 2: [], 3: [0.7]}}
-    axes = draw(gaps.exact_match_by_level(shares)).axes[0]
+    axes = draw(toward_teacher.exact_match_by_level(shares)).axes[0]
     alone, distilled = axes.lines
     assert list(alone.get_ydata()) == [0.5, 0.2]
     assert list(distilled.get_ydata()) == [0.9, 0.7]
@@ -156,16 +156,16 @@ def test_exact_match_draws_means_and_ranges():
     assert [segment[:, 1].tolist() for segment in axes.collections[0].get_segments()] == [[0.4, 0.6], [0.2, 0.2]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
     assert texts_of(axes) == ["alone", "distilled"]
-    draw(gaps.exact_match_by_level({"nothing solved": {1: [0, 0.0]}}))
+    draw(toward_teacher.exact_match_by_level({"nothing solved": {1: [0, 0.0]}}))
     for wrong in ({}, {"alone": {}}, {"alone": {1: []}}):
         with pytest.raises(UserError, match="are empty"):
-            gaps.exact_match_by_level(wrong)
+            toward_teacher.exact_match_by_level(wrong)
 
 
 def test_by_domain_joins_each_change_to_zero():
-    axes = draw(gaps.by_domain({"soft": {"plays": -0.02, "code": 0.01}, "on-policy": {"code": 0.0}})).axes[0]
+    axes = draw(toward_teacher.by_domain({"soft": {"plays": -0.02, "code": 0.01}, "on-policy": {"code": 0.0}})).axes[0]
     assert [list(line.get_xdata()) for line in axes.lines[:4]] == [[0, -0.02], [-0.02], [0, 0.01], [0.01]]
     assert texts_of(axes) == ["-2.0%", "+1.0%", "+0.0%", "soft", "on-policy"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["plays", "code"]
     with pytest.raises(UserError, match="hold no domain"):
-        gaps.by_domain({"soft": {}})
+        toward_teacher.by_domain({"soft": {}})

@@ -8,7 +8,7 @@ from drawing import draw
 from matplotlib.colors import to_hex
 
 from minimoe.errors import UserError
-from minimoe.plots import dispatch, scores, style
+from minimoe.plots import affinities, dispatch, style
 
 
 def texts_of(axes) -> list[str]:
@@ -21,37 +21,39 @@ def ticks_of(labels) -> list[str]:
 
 def test_score_functions_draw_values_and_slopes():
     at = np.linspace(-2.0, 2.0, 5)
-    left, right = draw(scores.score_functions(at, {"a $": at**2, "b": at + 2}, {"a $": 2 * at, "b": 0 * at + 1})).axes
+    left, right = draw(
+        affinities.score_functions(at, {"a $": at**2, "b": at + 2}, {"a $": 2 * at, "b": 0 * at + 1})
+    ).axes
     np.testing.assert_array_equal(left.lines[0].get_ydata(), at**2)
     np.testing.assert_array_equal(right.lines[1].get_ydata(), 1)
     assert ticks_of(left.get_legend().get_texts()) == ["a $", "b"]
     with pytest.raises(UserError, match="must have the same names"):
-        scores.score_functions(at, {"a": at}, {"b": at})
+        affinities.score_functions(at, {"a": at}, {"b": at})
 
 
 def test_choices_mark_cells_and_write_loads():
-    affinities = np.array([[0.9, 0.1, 0.0], [0.8, 0.2, 0.3]])
+    matrix = np.array([[0.9, 0.1, 0.0], [0.8, 0.2, 0.3]])
     first = np.array([[True, False, False], [True, False, False]])
     uneven = np.array([[True, True, False], [False, False, False]])
-    panels = draw(scores.choices(affinities, {"first": first, "uneven": uneven}, ["the", "$x"])).axes
+    panels = draw(affinities.choices(matrix, {"first": first, "uneven": uneven}, ["the", "$x"])).axes
     marks = [[(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines] for axes in panels]
     assert marks == [[(0, 0), (0, 1)], [(0, 0), (1, 0)]]
     assert [ticks_of(axes.get_xticklabels()) for axes in panels] == [["2", "0", "0"], ["1", "1", "0"]]
     assert [texts_of(axes) for axes in panels] == [[], ["2", "0"]]
     assert ticks_of(panels[0].get_yticklabels()) == ["the", "$x"]
     assert to_hex(panels[0].get_xticklabels()[0].get_color()).upper() == style.ALARM
-    draw(scores.choices(np.zeros((1, 1)), {"a": np.zeros((1, 1), bool)}, [""]))
+    draw(affinities.choices(np.zeros((1, 1)), {"a": np.zeros((1, 1), bool)}, [""]))
 
 
 @pytest.mark.parametrize(("chosen", "tokens"), [({}, ["a"]), ({"x": np.ones((1, 2), bool)}, ["a", "b"])])
 def test_impossible_choices_are_refused(chosen, tokens):
     with pytest.raises(UserError, match="for 1 rows"):
-        scores.choices(np.ones((1, 2)), chosen, tokens)
+        affinities.choices(np.ones((1, 2)), chosen, tokens)
 
 
 def test_the_board_shows_scores_choices_and_load():
     chosen = np.array([[True, False, True], [True, True, False]])
-    board = draw(scores.routing_board(np.array([0.5, 0.2, 0.4]), np.array([0.0, -0.7, 0.1]), chosen))
+    board = draw(affinities.routing_board(np.array([0.5, 0.2, 0.4]), np.array([0.0, -0.7, 0.1]), chosen))
     left, middle, right = board.axes
     affinity, score = ([bar.get_height() for bar in group] for group in left.containers)
     np.testing.assert_allclose(affinity, [0.5, 0.2, 0.4])

@@ -8,7 +8,7 @@ from drawing import draw
 from matplotlib.colors import to_hex
 
 from minimoe.errors import UserError
-from minimoe.plots import sparse, spread, style
+from minimoe.plots import seed_spread, sparse, style
 
 
 def texts_of(axes) -> list[str]:
@@ -118,11 +118,11 @@ def test_counts_are_written_short():
     ]
 
 
-# ---- spread
+# ---- seeds
 
 
 def test_seeds_show_each_one_and_the_mean():
-    axes = draw(spread.seeds({"sparse": [2.0, 2.2, 2.4], "dense": [2.5]})).axes[0]
+    axes = draw(seed_spread.seeds({"sparse": [2.0, 2.2, 2.4], "dense": [2.5]})).axes[0]
     assert list(axes.lines[1].get_xdata()) == [2.0, 2.2, 2.4]
     assert axes.lines[2].get_xdata()[0] == pytest.approx(2.2)
     assert texts_of(axes) == ["2.200 ± 0.200", "2.500, one seed"]
@@ -131,13 +131,13 @@ def test_seeds_show_each_one_and_the_mean():
 @pytest.mark.parametrize("results", [{}, {"a": []}])
 def test_seeds_of_nothing_are_refused(results):
     with pytest.raises(UserError, match="are empty"):
-        spread.seeds(results)
+        seed_spread.seeds(results)
 
 
 @pytest.mark.parametrize("x", ["tokens", "seconds"])
 def test_curves_show_mean_and_range(x: str):
     groups = {"a": [make_run(50, 3.0), make_run(40, 4.0)], "b": [make_run(1, 2.0)]}
-    axes = draw(spread.curves_with_spread(groups, x=x)).axes[0]
+    axes = draw(seed_spread.curves_with_spread(groups, x=x)).axes[0]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), 3.5)
     assert axes.lines[0].get_xdata()[-1] == 40 * (100 if x == "tokens" else 0.5)
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
@@ -146,12 +146,12 @@ def test_curves_show_mean_and_range(x: str):
 
 
 def test_curves_skip_the_start_openly():
-    axes = draw(spread.curves_with_spread({"a": [make_run(100, 3.0)]}, skip=0.5)).axes[0]
+    axes = draw(seed_spread.curves_with_spread({"a": [make_run(100, 3.0)]}, skip=0.5)).axes[0]
     assert axes.get_xlim()[0] == axes.lines[0].get_xdata()[0] == 5000
 
 
 def test_curves_name_what_is_wrong():
     with pytest.raises(UserError, match="x='steps' is not known"):
-        spread.curves_with_spread({"a": [make_run(2, 1.0)]}, x="steps")
+        seed_spread.curves_with_spread({"a": [make_run(2, 1.0)]}, x="steps")
     with pytest.raises(UserError, match=r"groups \['a'\] must each hold runs"):
-        spread.curves_with_spread({"a": [[]]})
+        seed_spread.curves_with_spread({"a": [[]]})
