@@ -18,6 +18,7 @@ from minimoe.moe.measures import (
     load_cv,
     load_entropy,
     max_violation,
+    stack_loads,
     straggler_factor,
 )
 from minimoe.moe.pairs import one_hot_experts, row_shares, used_experts, weights_by_expert
@@ -87,6 +88,7 @@ __all__ = [
     "select_hash",
     "select_topk",
     "sequence_balance_loss",
+    "stack_loads",
     "straggler_factor",
     "used_experts",
     "weights_by_expert",

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from minimoe.errors import UserError
+
+
+def stack_loads(loads: Sequence[Float[Array, "..."]]) -> Float[Array, "..."]:
+    """The loads of several layers as one array with a row a layer, the second to last axis.
+
+    Layers with fewer experts than the others have NaN in the place of those that they lack.
+
+    Example:
+      >>> print(stack_loads([jnp.array([1.0, 2.0]), jnp.array([3.0])]))
+      [[ 1.  2.]
+       [ 3. nan]]
+    """
+    most = max(load.shape[-1] for load in loads)
+    padded = []
+    for load in loads:
+        room = [(0, 0)] * (load.ndim - 1) + [(0, most - load.shape[-1])]
+        padded.append(jnp.pad(load, room, constant_values=jnp.nan))
+    return jnp.stack(padded, axis=-2)
 
 
 def max_violation(load: Float[Array, "*B E"]) -> Float[Array, "*B"]:

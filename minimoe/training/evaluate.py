@@ -20,7 +20,7 @@ from minimoe.config import ModelConfig
 from minimoe.data import Document, Tokenizer, windows
 from minimoe.errors import UserError
 from minimoe.layers import as_mask
-from minimoe.moe import Routing, expert_load
+from minimoe.moe import Routing, expert_load, stack_loads
 
 TOKENS_PER_BATCH = 4096
 
@@ -74,7 +74,7 @@ def eval_step(
     nats = jnp.sum(jax.nn.logsumexp(logits, axis=-1) - chosen, axis=-1, where=where)
     if not routing:
         return nats, jnp.zeros((tokens.shape[0], 0, 0))
-    return nats, jnp.stack([_row_load(r, where) for r in routing], axis=1)
+    return nats, stack_loads([_row_load(r, where) for r in routing])
 
 
 def _row_load(routing: Routing, where: Bool[Array, "B L"]) -> Float[Array, "B E"]:

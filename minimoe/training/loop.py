@@ -91,9 +91,14 @@ def step_record(metrics: StepMetrics, recipe: Recipe, step: int, tokens: int, se
         load = metrics.load
         record |= {"balance_loss": float(metrics.balance), "z_loss": float(metrics.z)}
         measures = {"max_violation": max_violation, "load_cv": load_cv, "load_entropy": load_entropy}
-        record |= {name: _rounded(measure(load)) for name, measure in measures.items()}
-        record |= {"dead_experts": _rounded(dead_experts(load)), "drop_rate": _rounded(metrics.dropped)}
+        record |= {name: _by_layer(measure, load) for name, measure in measures.items()}
+        record |= {"dead_experts": _by_layer(dead_experts, load), "drop_rate": _rounded(metrics.dropped)}
     return record
+
+
+def _by_layer(measure: Callable[[jax.Array], jax.Array], load: jax.Array) -> list[float]:
+    """One number a layer, of the experts that it has: `stack_loads` writes NaN for those it lacks."""
+    return [round(float(measure(row[~jnp.isnan(row)])), 4) for row in load]
 
 
 def _rounded(values: jax.Array) -> list[float]:

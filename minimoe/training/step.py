@@ -15,7 +15,16 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.config import ModelConfig
 from minimoe.layers import as_mask
 from minimoe.model import MoETransformer, check_trainable
-from minimoe.moe import SELECTORS, MoELayer, Routing, bias_update, load_balance_loss, sequence_balance_loss, z_loss
+from minimoe.moe import (
+    SELECTORS,
+    MoELayer,
+    Routing,
+    bias_update,
+    load_balance_loss,
+    sequence_balance_loss,
+    stack_loads,
+    z_loss,
+)
 from minimoe.training.optim import bias_rate
 from minimoe.training.recipe import Recipe
 
@@ -29,7 +38,7 @@ class StepMetrics:
       loss: cross-entropy, nats per token, or what the objective of the step gives.
       balance, z: the two router losses, mean over layers, unweighted.
       grad_norm: global norm before clipping. ok: whether loss and gradient were finite; if not, nothing was updated.
-      load: assignments ``[layers, E]`` (``[0, 0]`` for a dense model). dropped: share ``[layers]``.
+      load: assignments ``[sparse layers, E]``, see `stack_loads` (``[0, 0]`` for a dense model). dropped: share ``[layers]``.
     """
 
     loss: Float[Array, ""]
@@ -70,7 +79,7 @@ def sequence_loss(routing: tuple[Routing, ...], where: Bool[Array, "B L"]) -> Fl
 def noise_streams(config: ModelConfig, key: Array) -> nnx.Rngs | None:
     """The random streams a training step of this model draws from: ``dropout``, ``routing``; None if neither."""
     streams = {"dropout": key} if config.dropout else {}
-    if config.moe is not None and SELECTORS[config.moe.select].uses_noise:
+    if any(layer.moe and SELECTORS[layer.moe.select].uses_noise for layer in config.layer_counts):
         streams["routing"] = jax.random.fold_in(key, 1)
     return nnx.Rngs(**streams) if streams else None
 
@@ -139,6 +148,6 @@ def train_step(
         update_router_biases(model, routing, rate)
     after = nnx.state((model, optimizer))
     nnx.update((model, optimizer), jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, before))
-    load = jnp.stack([r.load for r in routing]) if routing else jnp.zeros((0, 0))
+    load = stack_loads([r.load for r in routing]) if routing else jnp.zeros((0, 0))
     dropped = jnp.stack([r.dropped for r in routing]) if routing else jnp.zeros(0)
     return StepMetrics(loss, balance, z, grad_norm, ok, load, dropped)
