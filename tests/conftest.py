@@ -49,6 +49,8 @@ LONG_FILES = (
     "test_cli_distill.py",
     "test_bench.py",
     "test_exercises.py",
+    "test_exercises_mutants.py",
+    "test_experiments.py",
     "test_training.py",
     "test_distill_offline.py",
     "test_docs.py",
