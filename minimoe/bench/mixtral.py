@@ -130,7 +130,7 @@ def mixtral_model(model: MoETransformer) -> Any:
     if model.config.tie_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     reference.load_state_dict(state, strict=True)
-    return reference.to(torch.float32)
+    return reference.float()
 
 
 def mixtral_block(layer: MoELayer) -> Any:

@@ -62,7 +62,9 @@ def measure(
     if reference is None:
         runs["grouped_mm"] = _transformers(layer, tokens[middle], dy)
     differences = _differences(runs, dispatches)
-    timed = {"dense_ffn": _dense(SwiGLU(d, k * f, rngs=nnx.Rngs(0)), tokens[middle], dy)}
+    timed: dict[str, Callable[[], object]] = {
+        "dense_ffn": _dense(SwiGLU(d, k * f, rngs=nnx.Rngs(0)), tokens[middle], dy)
+    }
     timed["matmuls"] = _matmuls(layer, shape)
     timed |= {"grouped_mm": runs["grouped_mm"]} if reference is None else {}
     for name in dispatches:
