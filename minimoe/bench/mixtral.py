@@ -118,7 +118,6 @@ def mixtral_names(config: ModelConfig) -> dict[str, tuple[str, bool]]:
 
 def mixtral_model(model: MoETransformer) -> Any:
     """``MixtralForCausalLM`` with a copy of the model's weights; missing or unexpected names are errors."""
-    import torch
     from transformers import MixtralForCausalLM
 
     use_all_cores()
