@@ -11,9 +11,11 @@ that finds the programs of the first, name a folder yourself: ``JAX_COMPILATION_
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -60,7 +62,7 @@ LONG_FILES = (
     "test_moe_layer.py",
     "test_moe_dispatch.py",
 )
-COMPILED_AT_ONCE = 600  # a program in memory costs 1 to 2 MB
+COMPILED_AT_ONCE = 400  # a program in memory costs 1 to 2 MB
 compiled = 0
 
 
@@ -81,10 +83,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """JAX never drops a compiled program by itself; without this each worker would end at 6 GB."""
     global compiled
-    if compiled > COMPILED_AT_ONCE:
+    file_ends = nextitem is None or nextitem.path != item.path
+    if compiled > (COMPILED_AT_ONCE / 4 if file_ends else COMPILED_AT_ONCE):
         compiled = 0
         jax.clear_caches()
         gc.collect()
+        if sys.platform == "linux":
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc; others give memory back by themselves
+            if trim is not None:
+                trim(0)
 
 
 def pytest_unconfigure() -> None:
