@@ -1,6 +1,6 @@
 """Attention: the arithmetic, the cache it may read from, and the kinds of attention."""
 
-from minimoe.attention.cache import Cache, KVCache
+from minimoe.attention.cache import Cache, KVCache, has_room
 from minimoe.attention.core import causal_attention, masked_attention
 from minimoe.attention.gqa import GroupedQueryAttention, GroupedQueryConfig
 from minimoe.attention.kinds import ATTENTIONS, AttentionConfig
@@ -13,5 +13,6 @@ __all__ = [
     "GroupedQueryConfig",
     "KVCache",
     "causal_attention",
+    "has_room",
     "masked_attention",
 ]

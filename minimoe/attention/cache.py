@@ -7,7 +7,9 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from minimoe.errors import UserError
 
 
 @runtime_checkable
@@ -17,6 +19,10 @@ class Cache(Protocol):
     @property
     def length(self) -> Int[Array, ""]:
         """Tokens held, a traced int32."""
+
+    @property
+    def size(self) -> int:
+        """S, tokens that it has room for."""
 
     def append(self, k: Float[Array, "B L M H"], v: Float[Array, "B L M H"]) -> Cache:
         """A cache that also holds L more tokens."""
@@ -32,7 +38,7 @@ class KVCache:
 
     Attributes:
       k, v: ``[B, S, M, H]``; keys already turned by their position.
-      length: tokens held so far, int32 scalar. The caller keeps it at most S.
+      length: tokens held so far, int32 scalar. Above S, what was appended last does not fit: see `has_room`.
     """
 
     k: Float[Array, "B S M H"]
@@ -44,6 +50,11 @@ class KVCache:
         """An empty cache with room for ``size`` tokens in each of ``batch`` sequences."""
         shape = (batch, size, kv_heads, head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+
+    @property
+    def size(self) -> int:
+        """S, tokens that it has room for."""
+        return self.k.shape[1]
 
     def append(self, k: Float[Array, "B L M H"], v: Float[Array, "B L M H"]) -> KVCache:
         """A cache with ``k`` and ``v`` written after the tokens it holds."""
@@ -57,3 +68,21 @@ class KVCache:
 
     def read(self) -> tuple[Float[Array, "B S M H"], Float[Array, "B S M H"]]:
         return self.k, self.v
+
+
+def has_room(cache: Cache, tokens: int) -> Bool[Array, ""]:
+    """Whether a cache can take so many more tokens.
+
+    Where its length is known, no is an error. Under `jax.jit` the caller must turn what it computes into NaN: writing
+    beyond the end would move back into what is held, and the answer would look like any other.
+
+    Raises:
+      UserError: naming what it holds, its size and what was to be added.
+    """
+    fits = cache.length + tokens <= cache.size
+    if not isinstance(fits, jax.core.Tracer) and not bool(fits):
+        raise UserError(
+            f"the cache holds {int(cache.length)} of {cache.size} tokens and cannot take {tokens} more; "
+            "give init_cache a larger size"
+        )
+    return jnp.asarray(fits)

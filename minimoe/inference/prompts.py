@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +12,23 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from minimoe import checks
 from minimoe.errors import UserError
-from minimoe.inference.generate import COLDEST
+from minimoe.inference.decoding import decode, for_decoding, sampling
+from minimoe.layers.token_ids import as_token_ids
 from minimoe.model import MoETransformer
 
 
 def continue_prompts(
     model: MoETransformer,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    max_new_tokens: Any,
     *,
-    stop_token: int,
-    temperature: int | float = 1.0,
+    stop_token: Any,
+    temperature: Any = 1.0,
     key: Array | None = None,
-    batch_size: int = 64,
-    size: int | None = None,
+    batch_size: Any = 64,
+    size: Any = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """Continues each prompt until ``stop_token``, by ``max_new_tokens`` tokens at most.
@@ -57,20 +60,23 @@ def continue_prompts(
       >>> all(1 <= len(tokens) <= 4 for tokens in new)
       True
     """
-    if not prompts:
+    new_tokens, batch_size = checks.whole("max_new_tokens", max_new_tokens), checks.whole("batch_size", batch_size)
+    stop = checks.whole("stop_token", stop_token, 0, model.config.vocab_size - 1, hint="use the end-of-text id")
+    how = sampling(temperature)
+    if not len(prompts):
         return []
-    longest = max(len(prompt) for prompt in prompts) + max_new_tokens
-    _check(model, prompts, max_new_tokens, temperature, longest)
-    size = longest if size is None else max(size, longest)
+    ids = _checked(model, prompts, new_tokens)
+    longest = max(map(len, ids)) + new_tokens
+    size = longest if size is None else max(checks.whole("size", size), longest)
     key = jax.random.key(0) if key is None else key
-    graphdef, state = nnx.split(model)
-    batch_size = min(batch_size, len(prompts))
+    graphdef, state = nnx.split(for_decoding(model))
+    batch_size = min(batch_size, len(ids))
     found: list[list[int]] = []
-    for start in range(0, len(prompts), batch_size):
-        chosen = list(prompts[start : start + batch_size])
+    for start in range(0, len(ids), batch_size):
+        chosen = ids[start : start + batch_size]
         filled = chosen + chosen[:1] * (batch_size - len(chosen))
         lengths = np.array([len(prompt) for prompt in filled], np.int32)
-        rows = np.full((batch_size, size), stop_token, np.int32)
+        rows = np.full((batch_size, size), stop, np.int32)
         for row, prompt in zip(rows, filled, strict=True):
             row[: len(prompt)] = prompt
         out = _continue(
@@ -78,61 +84,49 @@ def continue_prompts(
             state,
             jnp.asarray(rows),
             jnp.asarray(lengths),
-            jnp.int32(max_new_tokens),
+            jnp.int32(new_tokens),
             jax.random.fold_in(key, start),
-            jnp.float32(max(temperature, COLDEST) if temperature > 0 else 1.0),
-            greedy=temperature == 0,
-            stop_token=stop_token,
+            how,
+            stop_token=stop,
         )
         for row, length in zip(np.asarray(out)[: len(chosen)].tolist(), lengths.tolist(), strict=False):
-            new = row[length : length + max_new_tokens]
-            found.append(new[: new.index(stop_token) + 1] if stop_token in new else new)
+            new = row[length : length + new_tokens]
+            found.append(new[: new.index(stop) + 1] if stop in new else new)
         if progress is not None:
-            progress(len(found), len(prompts))
+            progress(len(found), len(ids))
     return found
 
 
-def _check(model, prompts, max_new_tokens, temperature, longest) -> None:
+def _checked(model: MoETransformer, prompts: Sequence[Sequence[int]], new: int) -> list[np.ndarray]:
+    """The prompts as arrays of ids; none is empty, and each has room for ``new`` tokens more."""
     limit, vocab = model.config.context_length, model.config.vocab_size
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens} must be a whole number of at least 1")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature={temperature} must be finite, not negative; 0 is greedy, 1 samples as trained")
-    if any(len(prompt) == 0 for prompt in prompts):
-        raise UserError("a prompt holds no token; begin it with the end-of-text token")
-    low, high = (edge(edge(prompt) for prompt in prompts) for edge in (min, max))
-    if low < 0 or high >= vocab:
-        raise UserError(f"token ids {low}..{high} are outside 0..{vocab - 1}; use the model's own tokenizer")
-    if longest > limit:
+    checked = [
+        np.asarray(as_token_ids(np.asarray(prompt), vocab, name=f"prompt {number}"))
+        for number, prompt in enumerate(prompts)
+    ]
+    for number, prompt in enumerate(checked):
+        if prompt.ndim != 1 or not prompt.size:
+            raise UserError(
+                f"prompt {number} has shape {prompt.shape}; give a list of ids, the end-of-text token at least"
+            )
+    longest = max(map(len, checked))
+    if longest + new > limit:
         raise UserError(
-            f"the longest prompt has {longest - max_new_tokens} tokens; with max_new_tokens={max_new_tokens} that is "
+            f"the longest prompt has {longest} tokens; with max_new_tokens={new} that is "
             f"above context_length={limit}; shorten the prompts or lower max_new_tokens"
         )
+    return checked
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "greedy", "stop_token"))
-def _continue(graphdef, state, rows, lengths, max_new_tokens, key, temperature, *, greedy, stop_token):
+@functools.partial(jax.jit, static_argnames=("graphdef", "stop_token"))
+def _continue(graphdef, state, rows, lengths, max_new_tokens, key, sampling, *, stop_token):
     """``rows [B, S]`` with everything below ``lengths [B]`` kept and the rest written."""
     model = nnx.merge(graphdef, state)
     batch, size = rows.shape
     ends = jnp.minimum(lengths + max_new_tokens, size)
+    none, cache = jnp.zeros(batch, bool), model.init_cache(batch, size)
 
-    def unfinished(carry):
-        step, _, done, _ = carry
-        return (step < size) & ~done.all()
+    def key_at(step):
+        return jax.random.fold_in(key, step)
 
-    def decode(carry):
-        step, rows, done, cache = carry
-        last = jax.lax.dynamic_slice_in_dim(rows, step - 1, 1, axis=1)
-        logits, _, cache = model.extend(last, cache)
-        if greedy:
-            new = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
-        else:
-            new = jax.random.categorical(jax.random.fold_in(key, step), logits[:, 0] / temperature).astype(jnp.int32)
-        given = jax.lax.dynamic_slice_in_dim(rows, step, 1, axis=1)[:, 0]
-        new = jnp.where((step < lengths) | done, given, new)  # rows are filled with the stop token
-        done = done | ((step >= lengths) & (new == stop_token)) | (step + 1 >= ends)
-        return step + 1, jax.lax.dynamic_update_slice_in_dim(rows, new[:, None], step, axis=1), done, cache
-
-    start = (jnp.int32(1), rows, jnp.zeros(batch, bool), model.init_cache(batch, size))
-    return jax.lax.while_loop(unfinished, decode, start)[1]
+    return decode(model, rows, cache, jnp.int32(1), ends, lengths, none, key_at, sampling, stop_token)

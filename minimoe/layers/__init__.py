@@ -1,10 +1,8 @@
-"""Small parts that every other room uses: rotary positions, SwiGLU, initial weights, masks.
-
-RMSNorm is `flax.nnx.RMSNorm`.
-"""
+"""Small parts that every other room uses: rotary positions, RMSNorm, SwiGLU, initial weights, masks."""
 
 from minimoe.layers.initializers import fan_in
 from minimoe.layers.masks import as_mask
+from minimoe.layers.norm import RMSNorm
 from minimoe.layers.residual import ADD, RESIDUALS, AddConfig, ResidualConfig
 from minimoe.layers.rope import apply_rope, rope_angles
 from minimoe.layers.swiglu import SwiGLU, swiglu
@@ -13,6 +11,7 @@ __all__ = [
     "ADD",
     "RESIDUALS",
     "AddConfig",
+    "RMSNorm",
     "ResidualConfig",
     "SwiGLU",
     "apply_rope",

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from minimoe.attention import Cache, KVCache
+from minimoe.attention import Cache, KVCache, has_room
 from minimoe.config import LayerConfig, ModelConfig
 from minimoe.errors import UserError
-from minimoe.layers import SwiGLU, as_mask
+from minimoe.layers import RMSNorm, SwiGLU, as_mask
+from minimoe.layers.token_ids import TokenIds, as_token_ids, known_ids
 from minimoe.moe import MoELayer, Routing
 
 
@@ -50,10 +51,10 @@ class Block(nnx.Module):
         dtypes: dict[str, Any] = {"dtype": config.dtype, "param_dtype": config.param_dtype}
         norm: dict[str, Any] = {"epsilon": config.norm_eps, "rngs": rngs} | _dtypes(config)
         assert layer.attention is not None  # the config resolves its layers
-        self.attention_norm = nnx.RMSNorm(config.d_model, **norm)
+        self.attention_norm = RMSNorm(config.d_model, **norm)
         self.attention = layer.attention.build(config.d_model, out_scale=out_scale, rngs=rngs, **dtypes)
         self.attention_residual = config.residual.build(config.d_model, rngs=rngs)
-        self.ffn_norm = nnx.RMSNorm(config.d_model, **norm)
+        self.ffn_norm = RMSNorm(config.d_model, **norm)
         if layer.moe is not None:
             self.ffn: MoELayer | SwiGLU = MoELayer(layer.moe, out_scale=out_scale, rngs=rngs)
         else:
@@ -115,7 +116,7 @@ class MoETransformer(nnx.Module):
         init = nnx.initializers.normal(0.02)
         self.embed = nnx.Embed(config.vocab_size, config.d_model, embedding_init=init, rngs=rngs, **dtypes)
         self.layers = nnx.List([Block(config, layer, rngs=rngs) for layer in config.layers])
-        self.norm = nnx.RMSNorm(config.d_model, epsilon=config.norm_eps, rngs=rngs, **dtypes)
+        self.norm = RMSNorm(config.d_model, epsilon=config.norm_eps, rngs=rngs, **dtypes)
         head = None
         if not config.tie_embeddings:
             head = nnx.Linear(config.d_model, config.vocab_size, use_bias=False, kernel_init=init, rngs=rngs, **dtypes)
@@ -138,8 +139,11 @@ class MoETransformer(nnx.Module):
         Returns:
           ``logits [B, L, V]`` float32 and one `Routing` a sparse layer (none for a dense model).
 
+        An id outside the vocabulary is an error; under `jax.jit`, where no value is known, all that depends on it is NaN.
+
         Raises:
-          UserError: if L is above ``config.context_length``.
+          UserError: for tokens of another shape or dtype, an id outside the vocabulary, or L above
+            ``config.context_length``.
         """
         output = self.forward(tokens, where=where, rngs=rngs)
         return output.logits, output.routing
@@ -158,7 +162,7 @@ class MoETransformer(nnx.Module):
           >>> model.forward(jnp.zeros((1, 8), jnp.int32)).hidden.shape
           (1, 8, 128)
         """
-        self._check_length(tokens.shape[1])
+        tokens = self._checked(tokens)
         where = None if where is None else as_mask(where, tokens.shape, "MoETransformer")
         output, _ = self._run(tokens, [None] * len(self.layers), where=where, rngs=rngs)
         return output
@@ -184,13 +188,23 @@ class MoETransformer(nnx.Module):
           last_only: compute the logits of the last position alone, ``[B, 1, V]``.
 
         Returns:
-          ``(logits, routing, cache)`` with the tokens appended to the cache.
+          ``(logits, routing, cache)`` with the tokens appended to the cache. Ids outside the vocabulary are treated as
+          in a plain call.
+
+        Raises:
+          UserError: if the cache has no room for them. Under `jax.jit`, where its length is not known, the logits are
+            NaN instead.
         """
+        tokens = self._checked(tokens)
         output, new = self._run(tokens, list(cache), last_only=last_only)
         return output.logits, output.routing, tuple(c for c in new if c is not None)
 
     def _run(self, tokens, caches, *, where=None, rngs=None, last_only=False) -> tuple[ModelOutput, list[Any]]:
-        x = self.config.residual.enter(self.embed(tokens))
+        tokens, known = known_ids(tokens, self.config.vocab_size)
+        if caches and caches[0] is not None:
+            known = known & has_room(caches[0], tokens.shape[1])
+        x = jnp.where(known[..., None], self.embed(tokens), jnp.nan)
+        x = self.config.residual.enter(x)
         routings, new_caches = [], []
         for layer, cache in zip(self.layers, caches, strict=True):
             x, routing, cache = layer(x, tokens, where=where, rngs=rngs, cache=cache)
@@ -205,6 +219,13 @@ class MoETransformer(nnx.Module):
         flat = x.reshape(-1, x.shape[-1])
         logits = self.embed.attend(flat) if self.head is None else self.head(flat)
         return logits.astype(jnp.float32).reshape(*x.shape[:2], -1)
+
+    def _checked(self, tokens: Any) -> Int[Array, "B L"]:
+        tokens = as_token_ids(tokens, self.config.vocab_size)
+        if tokens.ndim != 2:
+            raise UserError(f"tokens has shape {tuple(tokens.shape)}; give [B, L], one row a sequence")
+        self._check_length(tokens.shape[1])
+        return tokens
 
     def _check_length(self, length: int) -> None:
         limit = self.config.context_length

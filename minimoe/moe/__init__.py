@@ -11,6 +11,7 @@ from minimoe.moe.balance import (
 )
 from minimoe.moe.capacity import capacity_dispatch, drop_rate, expert_capacity
 from minimoe.moe.dispatch import DISPATCHERS, dense_dispatch, depends_on_batch, dropless_dispatch, loop_dispatch
+from minimoe.moe.independence import experts_choose, sparse_layers, without_drops
 from minimoe.moe.layer import Experts, MoELayer, with_dispatch
 from minimoe.moe.measures import (
     dead_experts,
@@ -68,6 +69,7 @@ __all__ = [
     "dropless_dispatch",
     "expert_capacity",
     "expert_load",
+    "experts_choose",
     "global_balance_loss",
     "global_max_violation",
     "importance_loss",
@@ -88,10 +90,12 @@ __all__ = [
     "select_hash",
     "select_topk",
     "sequence_balance_loss",
+    "sparse_layers",
     "stack_loads",
     "straggler_factor",
     "used_experts",
     "weights_by_expert",
     "with_dispatch",
+    "without_drops",
     "z_loss",
 ]

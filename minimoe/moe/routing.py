@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.config import MoEConfig
 from minimoe.errors import UserError
 from minimoe.layers import as_mask, fan_in
+from minimoe.layers.token_ids import TokenIds, as_token_ids, known_ids
 from minimoe.moe.pairs import one_hot_experts, row_shares
 from minimoe.moe.selectors import SELECTORS, make_hash_table, noisy_logits
 
@@ -192,7 +193,8 @@ class Router(nnx.Module):
 
         Args:
           x: ``[T, D]``.
-          tokens: token ids, which ``hash`` needs.
+          tokens: token ids, which ``hash`` needs. One outside the table is an error; under `jax.jit`, where no value is
+            known, its combine weights are NaN.
           where: True for real tokens.
           rngs: with a ``routing`` or default stream, switches the noise of ``noisy_topk`` on; None is deterministic.
         """
@@ -202,12 +204,17 @@ class Router(nnx.Module):
         probs = AFFINITIES[config.score](logits)
         table = None if self.table is None else self.table[...]
         selector = SELECTORS[config.select]
+        known = None
+        if tokens is not None and table is not None:
+            tokens, known = known_ids(as_token_ids(tokens, table.shape[0]), table.shape[0])
         experts, used = selector.choose(config, probs, self.bias[...], tokens=tokens, table=table, where=where)
         normalize = config.normalize_weights and not selector.lists_all_experts
         if normalize:
             weights = normalized_weights(logits, experts, config.score) * config.routed_scaling_factor
         else:
             weights = combine_weights(probs, experts, normalize=False, scale=config.routed_scaling_factor)
+        if known is not None:
+            weights = jnp.where(known[:, None], weights, jnp.nan)
         used = jnp.ones(experts.shape, bool) if used is None else used
         if where is not None:
             used = used & where[:, None]

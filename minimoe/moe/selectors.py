@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.config import MoEConfig
 from minimoe.errors import UserError
 from minimoe.layers import as_mask
+from minimoe.layers.token_ids import TokenIds, as_token_ids, known_ids
 from minimoe.moe.capacity import expert_capacity
 from minimoe.moe.pairs import one_hot_experts
 
@@ -113,8 +114,16 @@ def make_hash_table(key: Array, vocab_size: int, num_experts: int, top_k: int) -
 
 
 def select_hash(table: Int[Array, "V K"], tokens: Int[Array, "T"]) -> Int[Array, "T K"]:
-    """The rows of ``table`` at the token ids. Ids outside 0..V-1 are clipped silently: no error can leave a jit."""
-    return table.at[jnp.clip(tokens, 0, table.shape[0] - 1)].get(mode="promise_in_bounds")
+    """The rows of ``table`` at the token ids.
+
+    Under `jax.jit` no error can leave the program, and an id outside 0..V-1 gets the row of id 0; `Router` then makes its
+    combine weights NaN.
+
+    Raises:
+      UserError: for an id outside 0..V-1 whose value is known.
+    """
+    ids, _ = known_ids(as_token_ids(tokens, table.shape[0]), table.shape[0])
+    return table.at[ids].get(mode="promise_in_bounds")
 
 
 def select_expert_choice(

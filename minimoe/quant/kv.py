@@ -50,7 +50,7 @@ class QuantKVCache:
       k: codes of the last ``H - R`` dims of the keys, logically ``[B, S, M, H-R]``; None if R is H.
       k_plain: the first R dims of the keys, ``[B, S, M, R]`` bfloat16.
       v: codes of the values, logically ``[B, S, M, H]``.
-      length: tokens held so far, int32 scalar. The caller keeps it at most S.
+      length: tokens held so far, int32 scalar; `minimoe.attention.has_room` compares it with S.
       dtype: of what `read` returns, by name.
     """
 
@@ -59,6 +59,11 @@ class QuantKVCache:
     v: QTensor
     length: Int[Array, ""]
     dtype: str = dataclasses.field(metadata={"static": True})
+
+    @property
+    def size(self) -> int:
+        """S, tokens that it has room for."""
+        return self.k_plain.shape[1]
 
     def append(self, k: Float[Array, "B L M H"], v: Float[Array, "B L M H"]) -> QuantKVCache:
         """A cache with ``k`` and ``v`` quantized and written after the tokens it holds."""

@@ -20,7 +20,7 @@ from minimoe.config import ModelConfig
 from minimoe.data import Document, Tokenizer, windows
 from minimoe.errors import UserError
 from minimoe.layers import as_mask
-from minimoe.moe import Routing, expert_load, stack_loads
+from minimoe.moe import Routing, expert_load, experts_choose, stack_loads, without_drops
 
 TOKENS_PER_BATCH = 4096
 
@@ -63,12 +63,25 @@ class Evaluation:
         return record
 
 
-@nnx.jit
+@nnx.jit(static_argnames=("alone",))
 def eval_step(
-    model: Scorer, tokens: Int[Array, "B L"], targets: Int[Array, "B L"], where: Bool[Array, "B L"]
+    model: Scorer,
+    tokens: Int[Array, "B L"],
+    targets: Int[Array, "B L"],
+    where: Bool[Array, "B L"],
+    *,
+    alone: bool = False,
 ) -> tuple[Float[Array, "B"], Float[Array, "B layers E"]]:
-    """Nats of the scored targets of each row, and each row's load by layer."""
+    """Nats of the scored targets of each row, and each row's load by layer; ``alone``: each row is a batch of its own."""
     where = as_mask(where, tokens.shape, "eval_step")
+    if not alone:
+        return _score_rows(model, tokens, targets, where)
+    rows = (tokens[:, None], targets[:, None], where[:, None])
+    nats, load = jax.lax.map(lambda row: _score_rows(model, *row), rows)
+    return nats[:, 0], load[:, 0]
+
+
+def _score_rows(model, tokens, targets, where):
     logits, routing = model(tokens)
     chosen = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
     nats = jnp.sum(jax.nn.logsumexp(logits, axis=-1) - chosen, axis=-1, where=where)
@@ -96,6 +109,10 @@ def evaluate(
 ) -> Evaluation:
     """Bits per byte of whole documents: full windows of context, every byte counted once.
 
+    What a document scores depends on it and on the model alone, not on the documents beside it. So a model with
+    ``dispatch="capacity"`` is scored without dropping anything. Under ``select="expert_choice"`` each window is a batch of
+    its own; within it experts still choose among all tokens, the later ones included, and so the score flatters.
+
     Args:
       model: its context length is the window.
       documents: from `minimoe.data.evaluation_documents`, or any.
@@ -112,7 +129,7 @@ def evaluate(
         )
     cut = windows(documents, tokenizer, model.config.context_length)
     names, num_bytes = cut.domain_names, cut.domain_bytes
-    nats, load = _score(model, cut, progress)
+    nats, load = _score(without_drops(model), cut, progress)
     domain_of_row = np.asarray(cut.domains)
     bits = np.array([nats[domain_of_row == d].sum() for d in range(len(names))]) / math.log(2)
     load = np.stack([load[domain_of_row == d].sum(axis=0) for d in range(len(names))])
@@ -132,11 +149,12 @@ def _score(model, cut, progress) -> tuple[np.ndarray, np.ndarray]:
     count, length = cut.tokens.shape
     rows = max(1, min(count, TOKENS_PER_BATCH // length))
     nats, loads = [], []
+    alone = experts_choose(model)
     for start in range(0, count, rows):
         part = [array[start : start + rows] for array in (cut.tokens, cut.targets, cut.where)]
         missing = rows - len(part[0])
         padded = [np.pad(array, ((0, missing), (0, 0))) for array in part]  # the last batch: rows that score nothing
-        row_nats, row_load = eval_step(model, *map(jnp.asarray, padded))
+        row_nats, row_load = eval_step(model, *map(jnp.asarray, padded), alone=alone)
         nats.append(np.asarray(row_nats, np.float64)[: rows - missing])
         loads.append(np.asarray(row_load)[: rows - missing])
         if progress is not None:

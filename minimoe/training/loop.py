@@ -33,7 +33,7 @@ from minimoe.model import MoETransformer, copy_model
 from minimoe.moe import dead_experts, load_cv, load_entropy, max_violation
 from minimoe.training.checkpoint import METRICS_FILE, CheckpointFolder, RunConfig
 from minimoe.training.evaluate import Evaluation, evaluate
-from minimoe.training.optim import learning_rate, make_optimizer
+from minimoe.training.optim import learning_rate, optimizer_for
 from minimoe.training.recipe import Recipe
 from minimoe.training.step import Objective, StepMetrics, TransformParams, train_step
 
@@ -66,7 +66,7 @@ def init_training(run: RunConfig, prepare: Prepare | None = None) -> tuple[MoETr
     another model, which is copied."""
     model = init_model(run.model, run.recipe.seed)
     model = model if prepare is None else copy_model(prepare(model))  # a step deletes the arrays it is given
-    return model, nnx.Optimizer(model, make_optimizer(run.recipe), wrt=nnx.Param)
+    return model, optimizer_for(model, run.recipe)
 
 
 @nnx.jit(static_argnames=("config", "seed"))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from minimoe.training.recipe import Recipe
 
@@ -44,3 +47,51 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
             mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
         ),
     )
+
+
+class MastersState(NamedTuple):
+    """``inner``: of the wrapped optimiser. ``masters``: the parameters in float32."""
+
+    inner: Any
+    masters: Any
+
+
+def with_float32_masters(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """``inner`` for parameters that are stored in bfloat16: it works on float32 copies, its masters.
+
+    A bfloat16 number has 8 bits: a step of less than 1/256 of a weight is rounded to nothing, and a norm whose scale is 1
+    would never move. The masters take every step; the stored parameters are their rounded values.
+
+    References:
+      Micikevicius et al., `Mixed Precision Training <https://arxiv.org/abs/1710.03740>`_, section 3.1.
+    """
+
+    def widen(tree: Any) -> Any:
+        return jax.tree.map(lambda array: array.astype(jnp.float32), tree)
+
+    def init(params: Any) -> MastersState:
+        masters = widen(params)
+        return MastersState(inner.init(masters), masters)
+
+    def update(gradients: Any, state: MastersState, params: Any) -> tuple[Any, MastersState]:
+        steps, inner_state = inner.update(widen(gradients), state.inner, state.masters)
+        masters = optax.apply_updates(state.masters, steps)
+        # The sum of a parameter and this, in float32, is its master; storing it rounds it.
+        updates = jax.tree.map(lambda master, param: master - param.astype(jnp.float32), masters, params)
+        return updates, MastersState(inner_state, masters)
+
+    return optax.GradientTransformation(init, update)
+
+
+def optimizer_for(model: nnx.Module, recipe: Recipe) -> nnx.Optimizer:
+    """The recipe's optimiser of a model, with float32 masters if some parameter is stored in fewer than 32 bits."""
+    transform = make_optimizer(recipe)
+    params = jax.tree.leaves(nnx.state(model, nnx.Param))
+    if any(jnp.dtype(leaf.dtype).itemsize < 4 for leaf in params):
+        transform = _masters(recipe)
+    return nnx.Optimizer(model, transform, wrt=nnx.Param)
+
+
+@functools.cache
+def _masters(recipe: Recipe) -> optax.GradientTransformation:
+    return with_float32_masters(make_optimizer(recipe))
