@@ -108,10 +108,10 @@ def test_nucleus_reaches_p_and_not_more():
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be a whole number of at least 1"),
         ({"max_new_tokens": 21}, "prompt of 4 tokens .* max_new_tokens=21 .* context_length=24.* at most 20"),
-        ({"temperature": -0.5}, "temperature=-0.5 must be finite, not negative; 0 is greedy"),
+        ({"temperature": -0.5}, r"temperature=-0.5 must be a number in \[0, inf\); 0 is greedy"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"top_k": 0}, "top_k=0 must be a whole number of at least 1; leave it out"),
-        ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]; leave it out"),
+        ({"top_p": 0.0}, r"top_p=0.0 must be a number in \(0, 1\]; leave it out"),
         ({"top_p": 1.5}, "top_p=1.5"),
     ],
     ids=str,

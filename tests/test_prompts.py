@@ -64,7 +64,7 @@ def test_nothing_to_do(model):
     ("prompts", "options", "message"),
     [
         ([[0], []], {}, "holds no token"),
-        ([[0, 19]], {}, r"ids 0\.\.19 are outside 0\.\.18"),
+        ([[0, 19]], {}, r"prompt 0\[1\] is 19, outside the vocabulary 0\.\.18"),
         ([[0] * 20], {"max_new_tokens": 5}, "20 tokens; with max_new_tokens=5 that is above context_length=24"),
         ([[0]], {"max_new_tokens": 0}, "max_new_tokens=0"),
         ([[0]], {"temperature": -1.0}, "temperature=-1.0"),

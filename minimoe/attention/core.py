@@ -71,7 +71,7 @@ def _attend(
     batch, kv_heads, group, length, width = q.shape
     rows = q.reshape(batch, kv_heads, group * length, width)
     scores = jnp.einsum("bmqh,bmsh->bmqs", rows, k, preferred_element_type=jnp.float32) * width**-0.5
-    scores = scores.reshape(batch, kv_heads, group, length, -1)
+    scores = scores.reshape(batch, kv_heads, group, length, k.shape[2])
     weights = jax.nn.softmax(jnp.where(mask[None, None, None], scores, -jnp.inf), axis=-1).astype(v.dtype)
-    out = jnp.einsum("bmqs,bmsh->bmqh", weights.reshape(batch, kv_heads, group * length, -1), v)
+    out = jnp.einsum("bmqs,bmsh->bmqh", weights.reshape(batch, kv_heads, group * length, k.shape[2]), v)
     return out.reshape(q.shape)

@@ -15,13 +15,13 @@ from minimoe import checks
 from minimoe.attention import Cache, KVCache
 from minimoe.errors import UserError
 from minimoe.inference.decoding import check_stop_token, decode, for_decoding, sampling, write
-from minimoe.layers.token_ids import as_token_ids
+from minimoe.layers.token_ids import TokenIds, as_token_ids
 from minimoe.model import MoETransformer
 
 
 def generate(
     model: MoETransformer,
-    tokens: Any,
+    tokens: TokenIds,
     max_new_tokens: Any,
     *,
     temperature: Any = 1.0,
@@ -68,7 +68,7 @@ def generate(
     return _generate(graphdef, state, tokens, key, how, max_new_tokens=new, stop_token=stop_token, make_cache=cache)
 
 
-def _check_tokens(model: MoETransformer, tokens: Any, max_new_tokens: int) -> Int[Array, "B L"]:
+def _check_tokens(model: MoETransformer, tokens: TokenIds, max_new_tokens: int) -> Int[Array, "B L"]:
     limit, vocab = model.config.context_length, model.config.vocab_size
     tokens = as_token_ids(tokens, vocab)
     if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 1:

@@ -15,13 +15,13 @@ from jaxtyping import Array
 from minimoe import checks
 from minimoe.errors import UserError
 from minimoe.inference.decoding import decode, for_decoding, sampling
-from minimoe.layers.token_ids import as_token_ids
+from minimoe.layers.token_ids import TokenIds, as_token_ids
 from minimoe.model import MoETransformer
 
 
 def continue_prompts(
     model: MoETransformer,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[TokenIds],
     max_new_tokens: Any,
     *,
     stop_token: Any,
@@ -97,7 +97,7 @@ def continue_prompts(
     return found
 
 
-def _checked(model: MoETransformer, prompts: Sequence[Sequence[int]], new: int) -> list[np.ndarray]:
+def _checked(model: MoETransformer, prompts: Sequence[TokenIds], new: int) -> list[np.ndarray]:
     """The prompts as arrays of ids; none is empty, and each has room for ``new`` tokens more."""
     limit, vocab = model.config.context_length, model.config.vocab_size
     checked = [
@@ -106,9 +106,8 @@ def _checked(model: MoETransformer, prompts: Sequence[Sequence[int]], new: int) 
     ]
     for number, prompt in enumerate(checked):
         if prompt.ndim != 1 or not prompt.size:
-            raise UserError(
-                f"prompt {number} has shape {prompt.shape}; give a list of ids, the end-of-text token at least"
-            )
+            what = "holds no token" if not prompt.size else f"has shape {prompt.shape}, not that of a list of ids"
+            raise UserError(f"prompt {number} {what}; begin it with the end-of-text token")
     longest = max(map(len, checked))
     if longest + new > limit:
         raise UserError(

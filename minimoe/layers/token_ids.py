@@ -15,8 +15,10 @@ from jaxtyping import Array, Bool, Int
 
 from minimoe.errors import UserError
 
+TokenIds = Any  # what a caller may give: a JAX or NumPy array of any integer dtype, or nested lists of equal length
 
-def as_token_ids(tokens: Any, vocab_size: int, *, name: str = "tokens") -> Int[Array, "..."]:
+
+def as_token_ids(tokens: TokenIds, vocab_size: int, *, name: str = "tokens") -> Int[Array, "..."]:
     """Ids as int32, checked if their values are known.
 
     Args:

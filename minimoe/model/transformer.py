@@ -124,7 +124,7 @@ class MoETransformer(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "B L"],
+        tokens: TokenIds,
         *,
         where: Bool[Array, "B L"] | None = None,
         rngs: nnx.Rngs | None = None,
@@ -132,7 +132,7 @@ class MoETransformer(nnx.Module):
         """Scores the next token at every position.
 
         Args:
-          tokens: ids ``[B, L]`` int32, L at most ``config.context_length``.
+          tokens: ids ``[B, L]``, an array of any integer dtype or lists; L at most ``config.context_length``.
           where: True for real tokens; padding is not counted by the routers.
           rngs: with a ``dropout`` stream while training; None means evaluation, no dropout and no noise.
 
@@ -150,7 +150,7 @@ class MoETransformer(nnx.Module):
 
     def forward(
         self,
-        tokens: Int[Array, "B L"],
+        tokens: TokenIds,
         *,
         where: Bool[Array, "B L"] | None = None,
         rngs: nnx.Rngs | None = None,
@@ -178,7 +178,7 @@ class MoETransformer(nnx.Module):
         return tuple(kind.init_cache(batch, size, make, dtype) for kind in kinds if kind is not None)
 
     def extend(
-        self, tokens: Int[Array, "B L"], cache: tuple[Cache, ...], *, last_only: bool = False
+        self, tokens: TokenIds, cache: tuple[Cache, ...], *, last_only: bool = False
     ) -> tuple[Float[Array, "B _ V"], tuple[Routing, ...], tuple[Cache, ...]]:
         """Scores ``tokens`` as the continuation of what ``cache`` holds.
 
@@ -201,9 +201,9 @@ class MoETransformer(nnx.Module):
 
     def _run(self, tokens, caches, *, where=None, rngs=None, last_only=False) -> tuple[ModelOutput, list[Any]]:
         tokens, known = known_ids(tokens, self.config.vocab_size)
-        if caches and caches[0] is not None:
-            known = known & has_room(caches[0], tokens.shape[1])
-        x = jnp.where(known[..., None], self.embed(tokens), jnp.nan)
+        x = self.embed(tokens)
+        if caches[0] is not None:  # the cache, too, must not look whole: what it holds of this token is NaN
+            x = jnp.where((known & has_room(caches[0], tokens.shape[1]))[..., None], x, jnp.nan)
         x = self.config.residual.enter(x)
         routings, new_caches = [], []
         for layer, cache in zip(self.layers, caches, strict=True):
@@ -211,6 +211,8 @@ class MoETransformer(nnx.Module):
             routings.append(routing)
             new_caches.append(cache)
         x = self.config.residual.leave(x)
+        if caches[0] is None:  # NaN inside would reach earlier positions, since attention multiplies it by weights of 0
+            x = jnp.where((jnp.cumsum(~known, axis=1) == 0)[..., None], x, jnp.nan)
         x = self.norm(x[:, -1:] if last_only else x)
         return ModelOutput(self._logits(x), x, tuple(r for r in routings if r is not None)), new_caches
 
@@ -218,9 +220,9 @@ class MoETransformer(nnx.Module):
         """From ``[T, D]``: the gradient of the head is then one plain matmul, a twentieth faster."""
         flat = x.reshape(-1, x.shape[-1])
         logits = self.embed.attend(flat) if self.head is None else self.head(flat)
-        return logits.astype(jnp.float32).reshape(*x.shape[:2], -1)
+        return logits.astype(jnp.float32).reshape(*x.shape[:2], self.config.vocab_size)
 
-    def _checked(self, tokens: Any) -> Int[Array, "B L"]:
+    def _checked(self, tokens: TokenIds) -> Int[Array, "B L"]:
         tokens = as_token_ids(tokens, self.config.vocab_size)
         if tokens.ndim != 2:
             raise UserError(f"tokens has shape {tuple(tokens.shape)}; give [B, L], one row a sequence")

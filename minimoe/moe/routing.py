@@ -185,7 +185,7 @@ class Router(nnx.Module):
         self,
         x: Float[Array, "T D"],
         *,
-        tokens: Int[Array, "T"] | None = None,
+        tokens: TokenIds | None = None,
         where: Bool[Array, "T"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Routing:

@@ -113,7 +113,7 @@ def make_hash_table(key: Array, vocab_size: int, num_experts: int, top_k: int) -
     return jax.random.permutation(shuffle_key, table, axis=0).astype(jnp.int32)
 
 
-def select_hash(table: Int[Array, "V K"], tokens: Int[Array, "T"]) -> Int[Array, "T K"]:
+def select_hash(table: Int[Array, "V K"], tokens: TokenIds) -> Int[Array, "T K"]:
     """The rows of ``table`` at the token ids.
 
     Under `jax.jit` no error can leave the program, and an id outside 0..V-1 gets the row of id 0; `Router` then makes its
