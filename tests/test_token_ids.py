@@ -242,6 +242,6 @@ def test_parameters_in_bfloat16_take_every_step(tiny_config):
         scale = np.asarray(model.layers[0].attention_norm.scale[...], np.float32)
         assert (scale != before).mean() > 0.5  # steps of 0.001 would all be rounded to nothing
         assert {p.dtype.name for p in jax.tree.leaves(nnx.state(model, nnx.Param))} <= {stored, "float32"}
-    assert losses["float32"][0] - losses["float32"][-1] > 0.3
+    assert losses["float32"][0] - losses["float32"][-1] > 0.1
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], atol=0.05)
     assert dataclasses.is_dataclass(recipe)

@@ -118,7 +118,7 @@ class GroupedQueryAttention(nnx.Module):
             position = start + jnp.arange(x.shape[1], dtype=jnp.int32)
             mask = jnp.arange(k.shape[1], dtype=jnp.int32)[None, :] <= position[:, None]
             out = masked_attention(q, k.astype(q.dtype), v.astype(q.dtype), mask)
-        return self.o_proj(out.reshape(x.shape[0] * x.shape[1], out.shape[2])).reshape(x.shape), cache
+        return self.o_proj(out.reshape(x.shape[0] * x.shape[1], out.shape[2] * out.shape[3])).reshape(x.shape), cache
 
     def _project(self, x: Float[Array, "B L D"], start):
         """Queries, keys and values by head, the first two turned by their positions from ``start`` on."""

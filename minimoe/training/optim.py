@@ -67,7 +67,7 @@ def with_float32_masters(inner: optax.GradientTransformation) -> optax.GradientT
     """
 
     def widen(tree: Any) -> Any:
-        return jax.tree.map(lambda array: array.astype(jnp.float32), tree)
+        return jax.tree.map(lambda array: jnp.array(array, jnp.float32), tree)  # a copy: a step gives its arrays away
 
     def init(params: Any) -> MastersState:
         masters = widen(params)

@@ -139,7 +139,7 @@ def train_step(
         return total, (loss, balance, z, routing)
 
     (_, (loss, balance, z, routing)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    grad_norm = optax.tree.norm(grads)
+    grad_norm = optax.tree.norm(jax.tree.map(lambda array: array.astype(jnp.float32), grads))
     ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int counts and floats
         optimizer.update(model, grads)
