@@ -331,9 +331,12 @@ def test_hash_looks_at_ids_and_at_nothing_else(x):
         router(x)
 
 
-def test_ids_outside_the_table_are_clipped():
+def test_ids_outside_the_table_are_refused_where_they_are_known():
     table = jnp.array([[0, 1], [2, 3], [4, 5]])
-    np.testing.assert_array_equal(select_hash(table, jnp.array([-5, 0, 2, 99])), [[0, 1], [0, 1], [4, 5], [4, 5]])
+    with pytest.raises(UserError, match=r"tokens\[0\] is -5"):
+        select_hash(table, jnp.array([-5, 0, 2, 99]))
+    found = jax.jit(select_hash)(table, jnp.array([-5, 1, 2, 99]))  # the router makes the weights of 0 and 3 NaN
+    np.testing.assert_array_equal(found, [[0, 1], [2, 3], [4, 5], [0, 1]])
 
 
 def test_the_table_is_state_and_not_a_parameter():
