@@ -110,12 +110,12 @@ def _record(path: Path, results: list[Result]) -> Record:
 def table(record: Record) -> Table:
     """A record of `grade_file` as a line an exercise, one of `grade_folder` as a line a file."""
     if "files" in record:
-        rows = []
+        files: list[tuple[str, ...]] = []
         for file in record["files"]:
             passed = sum(entry["passed"] for entry in file["exercises"])
             state = file.get("error") or f"{passed} of {len(file['exercises'])} answers pass"
-            rows.append((file["file"], f"{file['points']}/{record['max_points']}", state))
-        return Table(("file", "points", "result"), tuple(rows))
+            files.append((file["file"], f"{file['points']}/{record['max_points']}", state))
+        return Table(("file", "points", "result"), tuple(files))
     rows = []
     for entry in record["exercises"]:
         verdict = "passed" if entry["passed"] else "not passed" if entry["attempted"] else "not written"

@@ -13,6 +13,6 @@ class RMSNorm(nnx.RMSNorm):
     Mean square, root and scale are computed in float32; the result has the ``dtype`` of the layer.
     """
 
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    def __call__(self, x: Float[Array, "... D"], mask: Array | None = None) -> Float[Array, "... D"]:
         with jax.numpy_dtype_promotion("standard"):
-            return super().__call__(x)
+            return super().__call__(x, mask)

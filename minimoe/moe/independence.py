@@ -8,17 +8,17 @@ tokens that they like best.
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flax import nnx
 
 from minimoe.moe.layer import MoELayer
 from minimoe.moe.selectors import SELECTORS
 
-Model = TypeVar("Model", bound=nnx.Module)
+Model = TypeVar("Model")
 
 
-def sparse_layers(model: nnx.Module) -> list[MoELayer]:
+def sparse_layers(model: Any) -> list[MoELayer]:
     """Every `MoELayer` of a model or of a module around one."""
     return [module for _, module in nnx.iter_modules(model) if isinstance(module, MoELayer)]
 
@@ -39,6 +39,6 @@ def without_drops(model: Model) -> Model:
     return twin
 
 
-def experts_choose(model: nnx.Module) -> bool:
+def experts_choose(model: Any) -> bool:
     """Whether some layer lets experts choose among the tokens of a batch: no dispatch makes tokens independent there."""
     return any(SELECTORS[layer.config.select].counts_slots for layer in sparse_layers(model))

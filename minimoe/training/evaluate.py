@@ -92,12 +92,12 @@ def _score_rows(model, tokens, targets, where):
 
 def _row_load(routing: Routing, where: Bool[Array, "B L"]) -> Float[Array, "B E"]:
     experts, num_experts = routing.experts, routing.probs.shape[-1]
-    by_row = [array.reshape(*where.shape, -1) for array in (experts, routing.used)]  # [B, L, K]
+    ids, used = (array.reshape(*where.shape, -1) for array in (experts, routing.used))  # [B, L, K]
 
     def load_of(ids, used, real):
         return expert_load(ids, num_experts, real, used=used)
 
-    return jax.vmap(load_of)(*by_row, where)
+    return jax.vmap(load_of)(ids, used, where)
 
 
 def evaluate(
