@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minimoe.console import Bar, counter, messages
-from minimoe.errors import UserError
 
 if TYPE_CHECKING:
     from minimoe.data import Document, Tokenizer, TrainingData
@@ -27,7 +26,7 @@ def train_with_bar(
     first: int = 0,
     out: Path | None = None,
     resume: bool = False,
-    **hooks: Any,
+    **training: Any,
 ) -> TrainResult:
     """`minimoe.training.train` with a progress bar that starts at step ``first``; ``hooks`` are passed on to it."""
     from minimoe.training import train as run_training
@@ -41,7 +40,7 @@ def train_with_bar(
             tokenizer,
             out=out,
             resume=resume,
-            **hooks,
+            **training,
             on_record=note.record,
             on_step=lambda step, metrics: bar.update(step, note.step(metrics)),
         )
@@ -69,7 +68,7 @@ class Note:
 def draw_curve(out: Path, result: TrainResult) -> None:
     """Writes the run's curve into its folder."""
     from minimoe.plots import save, training_curve
-    from minimoe.training.checkpoint import CURVE_FILE
+    from minimoe.training.run_folder import CURVE_FILE
 
     if any(record["kind"] == "train" for record in result.records):
         save(training_curve(result.records, title=out.resolve().name), out / CURVE_FILE)
@@ -85,50 +84,18 @@ def grade(model: MoETransformer, tokenizer: Tokenizer, form: str = "worked", num
         )
 
 
-# How often a run is looked at and saved: free to change on the way, since no weight depends on it.
-WATCHING = frozenset({"log_every", "eval_every", "checkpoint_every"})
-
-
 def check_resume(out: Path, run: RunConfig, resume: bool) -> int:
-    """The step to continue from.
+    """The step to continue from; says so.
 
     Raises:
-      UserError: if ``out`` holds a run and ``resume`` is off, or the run there is another one.
+      UserError: if ``out`` holds something else, or a run although ``resume`` is off, or another run.
     """
-    from minimoe.training.checkpoint import CONFIG_FILE, CheckpointFolder, read_run_config
+    from minimoe.training.checkpoint import CheckpointFolder
+    from minimoe.training.run_folder import check_folder
 
-    if not (out / CONFIG_FILE).is_file():
-        if resume:
-            messages.print(f"no checkpoint in {out} yet: starting at step 0")
-        return 0
+    check_folder(out, run, resume=resume)
     if not resume:
-        raise UserError(f"--out {out} already holds a run; add --resume to continue it or name another folder")
-    there = read_run_config(out).to_dict()
-    here = run.to_dict()
-    for part in ("model", "recipe", "data"):
-        for name in here[part] | there[part]:
-            value, was = here[part].get(name), there[part].get(name)
-            if name not in WATCHING and value != was:
-                raise UserError(
-                    f"--resume: {part} {name}={value!r}, but the run in {out} was started with {name}={was!r}; "
-                    f"use the same or name another folder"
-                )
-    steps = CheckpointFolder(out).steps()
-    step = steps[-1] if steps else 0
-    messages.print(f"resuming at step {step}" if steps else f"no checkpoint in {out} yet: starting at step 0")
+        return 0
+    step = max(CheckpointFolder(out).steps(), default=0)
+    messages.print(f"resuming at step {step}" if step else f"no checkpoint in {out} yet: starting at step 0")
     return step
-
-
-def prepare_run(out: Path, run: RunConfig, tokenizer: Tokenizer) -> int:
-    """Makes ``out`` ready for a run that is begun or continued there; the step to continue from.
-
-    Raises:
-      UserError: if ``out`` holds something else, or another run.
-    """
-    from minimoe.training.checkpoint import prepare_folder, write_run_config
-
-    prepare_folder(out)
-    first = check_resume(out, run, resume=True)
-    if not first:
-        write_run_config(out, run, tokenizer)
-    return first

@@ -13,7 +13,6 @@ import minimoe.config
 from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer
 from minimoe.cli import app
 from minimoe.data import ByteTokenizer, load_tokenizer
-from minimoe.distill import model_fingerprint
 from minimoe.distill import offline as distill_module
 from minimoe.distill.teacher_text import Written, written
 from minimoe.errors import UserError
@@ -30,11 +29,13 @@ from minimoe.experiments import (
 from minimoe.experiments.scores import solved
 from minimoe.experiments.workplace import Workplace
 from minimoe.hub import load, save
+from minimoe.model import model_fingerprint
 from minimoe.quant import dequantize_model, is_quantized, quantize_model
 from minimoe.training import Recipe, load_checkpoint
 from minimoe.training import recipe as recipes
-from minimoe.training.checkpoint import CheckpointFolder, read_run_config
+from minimoe.training.checkpoint import CheckpointFolder
 from minimoe.training.mixing import mixed_data
+from minimoe.training.run_folder import read_run_config
 
 TINY = ModelConfig(
     vocab_size=2048, d_model=8, num_layers=1,
@@ -99,8 +100,9 @@ def test_tasks_and_own_text(capsys, tmp_path):
     assert set(values["tasks"]["exact_match"]) == set("12345")
     student, _, run = load_checkpoint(tmp_path / "new")
     assert student.config == TINY.dense_equivalent()
-    assert run.data["distillation"]["divergence"] == "hinton"
-    assert (run.data["name"], run.data["tasks"], run.data["student"]) == ("minimoe-corpus", 0.5, "tiny")
+    assert (run.method["name"], run.method["recipe"]["divergence"]) == ("distillation", "hinton")
+    assert (run.data["name"], run.data["tasks"]) == ("minimoe-corpus", 0.5)
+    assert "start" not in run.fingerprints
 
 
 def test_a_cache_serves_the_next_student_and_a_run_resumes(capsys, tmp_path):
@@ -115,9 +117,9 @@ def test_a_cache_serves_the_next_student_and_a_run_resumes(capsys, tmp_path):
     assert (resumed["loss"], resumed["bits_per_byte"]) == (first["loss"], first["bits_per_byte"])
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.safetensors")} == stamps
     assert app.run(["distill", *arguments[:-1], "0.5", "--resume"]) == 2
-    assert "distillation=" in capsys.readouterr().err
+    assert "method recipe.alpha=0.5" in capsys.readouterr().err
     assert app.run(["train", "--config", "tiny", "--out", "new", "--resume"]) == 2, "plain training is another run"
-    assert "distillation=None" in capsys.readouterr().err
+    assert "method name='language-model'" in capsys.readouterr().err
 
 
 def test_training_with_problems_and_without_a_teacher(capsys, tmp_path):
@@ -172,12 +174,13 @@ def test_trained_students_of_the_package(capsys, monkeypatch, tmp_path):
         monkeypatch.setattr(f"{module}.shipped", lambda: models)
     models = dict.fromkeys(("tiny", "pupil"), lambda: load(tmp_path / "int8"))
     fresh = run_json(capsys, *start("--alpha", "1", "--steps", "1"))
-    assert read_run_config(tmp_path / "new").data["student"] == "tiny"
+    assert "start" not in read_run_config(tmp_path / "new").fingerprints
     for arguments in (["--student", "tiny", "--trained"], ["--student", "pupil"]):
         shutil.rmtree("new")
         values = run_json(capsys, *start(*arguments, "--alpha", "1", "--steps", "1"))
         assert values["loss"] < fresh["loss"] / 5, "it begins from what the teacher was rounded to"
-        assert read_run_config(tmp_path / "new").data["student"] == model_fingerprint(dequantize_model(load("int8")[0]))
+        begun = read_run_config(tmp_path / "new").fingerprints["start"]
+        assert begun == model_fingerprint(dequantize_model(load("int8")[0]))
     assert app.run(["distill", *start("--student", "int8", "--trained"), "--out", "other"]) == 2
     assert "no model of the package (tiny, pupil)" in capsys.readouterr().err
 
@@ -293,14 +296,14 @@ def test_several_teachers_judge_their_domains_and_a_resumed_run_must_have_the_sa
     values = run_json(capsys, *arguments, "--tasks", "0.5")
     assert values["teacher"] == "teacher, reasoning=int8"
     assert {is_quantized(model) for model in asked} == {False, True}
-    data = read_run_config(tmp_path / "new").data
+    taught = read_run_config(tmp_path / "new").method["teacher"]
     models = {name: load(tmp_path / name)[0] for name in ("teacher", "int8")}
-    assert data["teacher"] == {"": model_fingerprint(models["teacher"]), "reasoning": model_fingerprint(models["int8"])}
+    assert taught == {"": model_fingerprint(models["teacher"]), "reasoning": model_fingerprint(models["int8"])}
     shutil.rmtree(tmp_path / "new" / "checkpoints" / "3")
     again = run_json(capsys, *arguments, "--tasks", "0.5", "--resume")
     assert again["loss"] == values["loss"]
     assert app.run(["distill", *arguments[2:], "--teacher", "austen=teacher", "--tasks", "0.5", "--resume"]) == 2
-    assert "data teacher=" in capsys.readouterr().err
+    assert "method teacher." in capsys.readouterr().err
 
 
 def test_a_folder_may_have_an_equals_sign_in_its_name(capsys, tmp_path):

@@ -14,7 +14,8 @@ from minimoe.data import load_tokenizer
 from minimoe.hub import load, save
 from minimoe.quant.models import quantize_model, size_report
 from minimoe.training import Recipe, RunConfig, make_optimizer
-from minimoe.training.checkpoint import CheckpointFolder, write_run_config
+from minimoe.training.checkpoint import CheckpointFolder
+from minimoe.training.run_folder import write_run_config
 
 TINY = ModelConfig(
     vocab_size=2048, d_model=16, num_layers=1,

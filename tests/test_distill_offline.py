@@ -14,19 +14,18 @@ from oracles import softmax
 from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer, UserError
 from minimoe.data import ByteTokenizer, Document, training_data
 from minimoe.distill import (
+    Distillation,
     DistillObjective,
     DistillRecipe,
     Targets,
     cache_teacher,
     distill,
-    distill_hooks,
     load_cache,
     sample_documents,
     top_k_targets,
 )
-from minimoe.quant import qat_transform, quantize_model
-from minimoe.training import Recipe, RunConfig, init_training, train, train_step
-from minimoe.training.checkpoint import prepare_folder, write_run_config
+from minimoe.quant import QuantizationAware, quantize_model
+from minimoe.training import Method, ModelOutput, Recipe, RunConfig, StepChanges, init_training, train, train_step
 
 TOKENIZER = ByteTokenizer()
 MOE = MoEConfig(d_model=8, d_expert=6, num_experts=4, top_k=2, num_shared_experts=1, score="sigmoid", dispatch="dense")
@@ -68,6 +67,11 @@ def teacher() -> MoETransformer:
 
 def learn(teacher, recipe=KD, run=None, **kwargs):
     return distill(run or run_config(), recipe, teacher, DATA, VALIDATION, TOKENIZER, **kwargs)
+
+
+def changes_of(teacher, recipe=KD, run=None, **settings) -> StepChanges:
+    """What a step does differently; the model itself is not looked at."""
+    return Distillation(recipe, teacher, **settings).changes(run or run_config(), None, DATA, TOKENIZER)
 
 
 def losses(result) -> list[float]:
@@ -129,7 +133,9 @@ def test_objective_is_the_mixture_by_hand(name, temperature, alpha, top_k):
     if top_k is not None:
         answers = tuple(jax.tree.leaves(top_k_targets(answers, top_k, temperature)))
     extra = Targets(answers, jnp.asarray(ROWS), jnp.array(False), jnp.asarray(WHERE))
-    found = DistillObjective(recipe)(jnp.asarray(LOGITS), jnp.asarray(LABELS), jnp.asarray(WHERE), extra)
+    found = DistillObjective(recipe)(
+        ModelOutput(jnp.asarray(LOGITS), ()), jnp.asarray(LABELS), jnp.asarray(WHERE), extra
+    )
     hard, soft = by_hand(name, temperature, top_k)
     np.testing.assert_allclose(found, (1 - alpha) * hard + alpha * soft, rtol=1e-5)
 
@@ -137,7 +143,7 @@ def test_objective_is_the_mixture_by_hand(name, temperature, alpha, top_k):
 def test_nothing_is_lost_where_nothing_is_real():
     nowhere = jnp.zeros((2, 3), bool)
     extra = Targets(jnp.asarray(TEACHER_LOGITS), jnp.asarray(ROWS), jnp.array(False), nowhere)
-    found = DistillObjective(KD)(jnp.asarray(LOGITS), jnp.asarray(LABELS), nowhere, extra)
+    found = DistillObjective(KD)(ModelOutput(jnp.asarray(LOGITS), ()), jnp.asarray(LABELS), nowhere, extra)
     assert float(found) == 0.0
 
 
@@ -173,12 +179,12 @@ def test_a_copy_has_nothing_to_learn_from_its_teacher():
     run = run_config(router_bias_rate=0.0)
     model, optimizer = init_training(run)
     recipe = DistillRecipe(alpha=1.0)
-    hooks = distill_hooks(run, recipe, nnx.clone(model), DATA, TOKENIZER)
+    changes = changes_of(nnx.clone(model), recipe, run)
     batch = DATA.batch(0, 0, RECIPE.batch_size, 12)
     parts = [jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.where)]
-    extra = hooks["extra_for"](0, batch)
+    extra = changes.extra_for(0, batch)
     metrics = train_step(
-        model, optimizer, *parts, jax.random.key(0), recipe=run.recipe, objective=hooks["objective"], extra=extra
+        model, optimizer, *parts, jax.random.key(0), recipe=run.recipe, objective=changes.objective, extra=extra
     )
     assert abs(float(metrics.loss)) < 1e-7
     assert float(metrics.grad_norm) < 1e-6
@@ -187,10 +193,15 @@ def test_a_copy_has_nothing_to_learn_from_its_teacher():
 def test_alpha_zero_is_plain_training_bit_for_bit(teacher):
     plain = train(run_config(), DATA, VALIDATION, TOKENIZER)
     recipe = DistillRecipe(alpha=0.0)
-    assert distill_hooks(run_config(), recipe, teacher, DATA, TOKENIZER) == {}
-    extra_for = distill_hooks(run_config(), KD, teacher, DATA, TOKENIZER)["extra_for"]
-    objective = DistillObjective(recipe)
-    ignored = train(run_config(), DATA, VALIDATION, TOKENIZER, objective=objective, extra_for=extra_for)
+    assert changes_of(teacher, recipe) == StepChanges()
+
+    class Ignored(Method):
+        """The teacher is asked, and its answer has no weight."""
+
+        def changes(self, *args) -> StepChanges:
+            return StepChanges(DistillObjective(recipe), extra_for=changes_of(teacher).extra_for)
+
+    ignored = train(run_config(), DATA, VALIDATION, TOKENIZER, method=Ignored())
     for result in (learn(teacher, recipe), ignored):
         assert_same_bits(result.model, plain.model)
         assert losses(result) == losses(plain)
@@ -217,8 +228,6 @@ def test_a_killed_run_resumes_to_the_same_bits(live, teacher, tmp_path):
         if step == 3:
             raise Crash
 
-    prepare_folder(tmp_path / "run")
-    write_run_config(tmp_path / "run", run_config(), TOKENIZER)
     with pytest.raises(Crash):
         learn(teacher, out=tmp_path / "run", on_step=die)
     seen = []
@@ -226,6 +235,21 @@ def test_a_killed_run_resumes_to_the_same_bits(live, teacher, tmp_path):
     assert seen == [3, 4]
     assert_same_bits(result.model, live.model)
     assert losses(result) == losses(live)
+
+
+def test_a_resumed_run_must_have_the_same_teacher_and_settings(teacher, tmp_path):
+    out = tmp_path / "run"
+    learn(teacher, run=run_config(steps=1), out=out)
+    short = {"run": run_config(steps=1), "out": out, "resume": True}
+    with pytest.raises(UserError, match=r"method teacher='\w{12}\.\.\.', but the run in .*run was started with method"):
+        learn(make(SPARSE, 6), **short)
+    with pytest.raises(UserError, match=r"method recipe.alpha=0\.25, but .* method recipe.alpha=0\.5; use the same"):
+        learn(teacher, dataclasses.replace(KD, alpha=0.25), **short)
+    with pytest.raises(UserError, match=r"method weights.num=0\.25, but .* method weights.num=None"):
+        learn(teacher, weights={"num": 0.25}, **short)
+    with pytest.raises(UserError, match=r"method name='language-model', but .* method name='distillation'"):
+        train(short["run"], DATA, VALIDATION, TOKENIZER, out=out, resume=True)
+    assert learn(teacher, **short).step == 1
 
 
 def test_a_cache_of_every_word_is_the_live_teacher(live, teacher, tmp_path):
@@ -276,10 +300,10 @@ def test_a_teacher_that_does_not_fit_is_refused():
 
 def test_each_row_is_judged_by_the_teacher_of_its_domain(teacher):
     other, asked = make(DENSE, 6), []
-    hooks = distill_hooks(run_config(), KD, {"abc": teacher, "num": other}, DATA, TOKENIZER, weights={"num": 0.25})
+    changes = changes_of({"abc": teacher, "num": other}, weights={"num": 0.25})
     for step in range(6):
         batch = DATA.batch(0, step, 3, 12)
-        extra = hooks["extra_for"](step, batch)
+        extra = changes.extra_for(step, batch)
         asked += [set(batch.domains.tolist())]
         tokens = jnp.asarray(batch.tokens)
         want = [forward((teacher, other)[domain], tokens)[row] for row, domain in enumerate(batch.domains)]
@@ -297,15 +321,22 @@ def test_a_teacher_without_a_row_is_not_asked(teacher, monkeypatch):
 
     monkeypatch.setattr("minimoe.distill.offline.ask_teacher", ask)
     specialists = {"abc": teacher, "num": make(DENSE, 6)}
-    hooks = distill_hooks(run_config(), KD, specialists, DATA, TOKENIZER)
     batch = DATA.batch(0, 0, 3, 12)
-    guide = hooks["extra_for"].__self__
+    guide = changes_of(specialists).extra_for.__self__
     guide._ask(["num"] * 3, batch)
     assert [model is specialists["num"] for model in calls] == [True]
     calls.clear()
-    guide = distill_hooks(run_config(), KD, teacher, DATA, TOKENIZER)["extra_for"].__self__
+    guide = changes_of(teacher).extra_for.__self__
     guide._ask(["abc", "num", "abc"], batch)
     assert len(calls) == 1
+
+
+def test_the_teacher_of_all_other_domains_has_no_name(teacher):
+    other = make(DENSE, 6)
+    batch = DATA.batch(0, 0, 3, 12)
+    named = changes_of({"abc": teacher, "num": other}).extra_for(0, batch)
+    rest = changes_of({"abc": teacher, "": other}).extra_for(0, batch)
+    np.testing.assert_array_equal(named.teacher, rest.teacher)
 
 
 def test_teachers_that_are_missing_and_weights_that_make_no_sense(teacher):
@@ -320,33 +351,28 @@ def test_teachers_that_are_missing_and_weights_that_make_no_sense(teacher):
 # Who may learn from whom
 
 
-def rounded(student: MoETransformer):
-    return {"transform_params": qat_transform(student, "mxfp4")}
-
-
 @pytest.mark.parametrize(
-    ("teaching", "learning", "arguments"),
+    ("teaching", "learning", "method"),
     [
         (SPARSE, DENSE, None),
         (DENSE, SPARSE, None),
         (SPARSE, SMALLER, None),
-        (SPARSE, SPARSE, rounded),
+        (SPARSE, SPARSE, QuantizationAware("mxfp4")),
         ("int8", DENSE, None),
     ],
     ids=["sparse to dense", "dense to sparse", "sparse to smaller", "to quantized", "from quantized"],
 )
-def test_any_model_learns_from_any(teaching, learning, arguments):
+def test_any_model_learns_from_any(teaching, learning, method):
     run = run_config(learning, steps=2, learning_rate=0.02)
     model = quantize_model(make(SPARSE, 5), teaching) if isinstance(teaching, str) else make(teaching, 5)
-    more = arguments(MoETransformer(learning, rngs=nnx.Rngs(0))) if arguments else {}
-    first, second = losses(learn(model, DistillRecipe(alpha=1.0), run, **more))
+    first, second = losses(learn(model, DistillRecipe(alpha=1.0), run, method=method))
     assert 0 < second < first + 0.1
     assert np.isfinite([first, second]).all()
 
 
 def test_a_student_that_starts_from_given_weights(teacher):
     start = nnx.clone(teacher)
-    result = learn(teacher, DistillRecipe(alpha=1.0), run_config(steps=1), prepare=lambda fresh: start)
+    result = learn(teacher, DistillRecipe(alpha=1.0), run_config(steps=1), model=start)
     assert losses(result)[0] < 1e-6
     assert result.model is not start
     assert np.isfinite(start.norm.scale[...]).all(), "its arrays are still there"

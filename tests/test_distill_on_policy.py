@@ -16,6 +16,7 @@ from test_distill_offline import (
     VALIDATION,
     Crash,
     assert_same_bits,
+    changes_of,
     forward,
     losses,
     make,
@@ -24,10 +25,9 @@ from test_distill_offline import (
 
 from minimoe import UserError
 from minimoe.data import Document, problem
-from minimoe.distill import DistillRecipe, Rollouts, distill, distill_hooks, masked_mean, reverse_kl, task_prompts
+from minimoe.distill import DistillRecipe, Rollouts, distill, masked_mean, reverse_kl, task_prompts
 from minimoe.distill.on_policy import is_on_policy
-from minimoe.training import init_training
-from minimoe.training.checkpoint import prepare_folder, write_run_config
+from minimoe.training import ModelOutput, init_training
 
 PROMPTS = [Document("abc", "train", str(n), "abcdefgh"[:n]) for n in (1, 2, 4)] + [Document("sums", "train", "4", "0")]
 OWN = DistillRecipe(on_policy_fraction=1.0, max_new_tokens=6)
@@ -107,8 +107,6 @@ def test_steps_of_both_kinds_and_a_resumed_run_repeats_them(teacher, tmp_path):
         if step == 3:
             raise Crash
 
-    prepare_folder(tmp_path / "run")
-    write_run_config(tmp_path / "run", run, TOKENIZER)
     with pytest.raises(Crash):
         learn(teacher, recipe, run, out=tmp_path / "run", on_step=die)
     result = learn(teacher, recipe, run, out=tmp_path / "run", resume=True)
@@ -122,7 +120,7 @@ def test_the_prompt_counts_nothing_but_is_read():
     teacher, student = make(run.model, 5), make(run.model, 1)
     rollouts = Rollouts(PROMPTS, TOKENIZER, run, OWN, ("abc", "num", "sums"))
     want = distance_to(teacher, student, rollouts.batch(0, student))
-    result = learn(teacher, OWN, run, prepare=lambda fresh: student)
+    result = learn(teacher, OWN, run, model=student)
     np.testing.assert_allclose(losses(result), [want], rtol=1e-4)
 
 
@@ -130,37 +128,37 @@ def test_which_loss_a_step_lowers(teacher):
     """Offline steps: the mixture on the batch of the data. On-policy steps: reverse KL on what was written."""
     recipe = dataclasses.replace(OWN, on_policy_fraction=0.5, alpha=0.5)
     run, student = run_config(DENSE), make(DENSE, 1)
-    hooks = distill_hooks(run, recipe, teacher, DATA, TOKENIZER, prompts=PROMPTS)
+    changes = changes_of(teacher, recipe, run, prompts=PROMPTS)
     for step in range(4):
         own = is_on_policy(0, step, 0.5)
         offered = DATA.batch(0, step, 3, 12)
-        batch = hooks["batch_for"](step, offered, student)
+        batch = changes.batch_for(step, offered, student)
         assert (batch is offered) == (not own)
-        extra = hooks["extra_for"](step, batch)
+        extra = changes.extra_for(step, batch)
         assert bool(extra.on_policy) == own
         tokens, targets, where = (jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.where))
-        logits = forward(student, tokens)
-        found = hooks["objective"](logits, targets, where, extra)
+        output = ModelOutput(forward(student, tokens), ())
+        found = changes.objective(output, targets, where, extra)
         if own:
             want = distance_to(teacher, student, batch)
         else:
-            plain = distill_hooks(run, DistillRecipe(alpha=0.5), teacher, DATA, TOKENIZER)["objective"]
-            want = plain(logits, targets, where, extra)
+            plain = changes_of(teacher, DistillRecipe(alpha=0.5), run).objective
+            want = plain(output, targets, where, extra)
         np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
 def test_the_teacher_of_the_prompt_judges(teacher):
     other = make(DENSE, 6)
     teachers = {"abc": teacher, "num": teacher, "sums": other}
-    hooks = distill_hooks(run_config(DENSE), OWN, teachers, DATA, TOKENIZER, prompts=PROMPTS)
-    batch = hooks["batch_for"](1, DATA.batch(0, 1, 3, 12), make(DENSE, 1))
-    extra = hooks["extra_for"](1, batch)
+    changes = changes_of(teachers, OWN, run_config(DENSE), prompts=PROMPTS)
+    batch = changes.batch_for(1, DATA.batch(0, 1, 3, 12), make(DENSE, 1))
+    extra = changes.extra_for(1, batch)
     tokens = jnp.asarray(batch.tokens)
     np.testing.assert_allclose(extra.teacher[0], forward(other, tokens)[0], atol=1e-5)
     np.testing.assert_array_equal(extra.counted, batch.written)
     np.testing.assert_allclose(extra.teacher[1:], forward(teacher, tokens)[1:], atol=1e-5)
     with pytest.raises(UserError, match="no teacher for sums"):
-        distill_hooks(run_config(DENSE), OWN, {"abc": teacher, "num": other}, DATA, TOKENIZER, prompts=PROMPTS)
+        changes_of({"abc": teacher, "num": other}, OWN, run_config(DENSE), prompts=PROMPTS)
 
 
 def test_refusals(teacher):

@@ -13,7 +13,7 @@ from minimoe.errors import UserError
 from minimoe.experiments import EXPERIMENTS, MEASUREMENTS, Run, missing_runs, read_record, run_experiment
 from minimoe.experiments.workplace import Workplace, default_folder
 from minimoe.progress import check_resume
-from minimoe.training.checkpoint import read_run_config
+from minimoe.training.run_folder import read_run_config
 
 ROOT = Path(minimoe.__file__).parent
 

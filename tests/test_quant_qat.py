@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import jax
@@ -14,11 +15,22 @@ from minimoe import MoETransformer, UserError
 from minimoe.data import ByteTokenizer, Document, training_data
 from minimoe.experiments import Learning, fp8_training, qat_mxfp4
 from minimoe.experiments.workplace import Workplace
+from minimoe.quant.fp8_training import with_fp8_training
+from minimoe.quant.methods import Fp8Products, QuantizationAware
 from minimoe.quant.models import QuantRecipe, Rule, quantize_model
 from minimoe.quant.qat import fake_quantize, qat_transform
 from minimoe.quant.specs import FP8_BLOCK_UE8M0, INT8_CHANNEL, MXFP4, MXFP4_OCP, NVFP4, SPECS
 from minimoe.quant.tensor import quantize
-from minimoe.training import Recipe, RunConfig, lm_loss, make_optimizer, train, train_step
+from minimoe.training import (
+    Combined,
+    Recipe,
+    RunConfig,
+    init_training,
+    lm_loss,
+    make_optimizer,
+    train,
+    train_step,
+)
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(6, 70)).astype(np.float32))
@@ -135,27 +147,62 @@ def test_a_step_scores_the_rounded_weights_and_moves_the_exact_ones(tiny_config)
     assert 0 < np.abs(moved).max() < 2 * RECIPE.learning_rate * 1.5, "an update, not a jump to the next code"
 
 
-def test_training_rounds_from_the_given_step_on(tiny_config):
-    """Until then it is the plain run, bit for bit; the model that comes back holds exact weights."""
+@pytest.fixture(scope="module")
+def small(tiny_config):
+    """Run, data, validation and tokenizer of a training that takes a second."""
     tokenizer = ByteTokenizer()
     data = training_data([Document("abc", "train", "1", "abcdefgh" * 12)], tokenizer)
-    validation = [Document("abc", "val", "2", "abcdefgh")]
-    config = tiny_config.dense_equivalent().replace(vocab_size=257, context_length=8, num_layers=1)
-    run = RunConfig(config, RECIPE, {}, "byte")
-    calls = []
+    config = tiny_config.replace(vocab_size=257, context_length=8, num_layers=1)
+    return RunConfig(config, RECIPE, {}, "byte"), data, [Document("abc", "val", "2", "abcdefgh")], tokenizer
 
-    def halve(params):
-        calls.append(1)
-        return jax.tree.map(lambda p: p / 2, params)
 
-    plain = train(run, data, validation, tokenizer)
-    late = train(run, data, validation, tokenizer, transform_params=halve, transform_from=2)
-    losses = [[record["loss"] for record in result.records if record["kind"] == "train"] for result in (plain, late)]
-    assert losses[0][:2] == losses[1][:2]
-    assert losses[0][2] != losses[1][2]
-    assert len(calls) == 1, "traced once"
-    scale = late.model.norm.scale[...]
-    np.testing.assert_allclose(scale, jnp.ones_like(scale), atol=0.1)
+def losses(result) -> list[float]:
+    return [record["loss"] for record in result.records if record["kind"] == "train"]
+
+
+def by_hand(run, data, model, optimizer, transform=None) -> list[float]:
+    """The losses of a loop over `train_step` with nothing else around it."""
+    found = []
+    for step in range(run.recipe.steps):
+        batch = data.batch(run.recipe.seed, step, run.recipe.batch_size, run.model.context_length)
+        arrays = (jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.where))
+        key = jax.random.fold_in(jax.random.key(run.recipe.seed), step)
+        metrics = train_step(model, optimizer, *arrays, key, recipe=run.recipe, transform_params=transform)
+        found.append(float(metrics.loss))
+    return found
+
+
+def test_methods_take_the_steps_that_a_loop_by_hand_takes(small):
+    """Bit for bit: plain training, rounded weights, 8-bit products."""
+    run, data = small[:2]
+    plain = train(*small)
+    model, optimizer = init_training(run)
+    assert losses(plain) == by_hand(run, data, model, optimizer)
+    model, optimizer = init_training(run)
+    rounded = train(*small, method=QuantizationAware("mxfp4"))
+    assert losses(rounded) == by_hand(run, data, model, optimizer, qat_transform(model, "mxfp4"))
+    model = with_fp8_training(init_training(run)[0])
+    optimizer = nnx.Optimizer(model, make_optimizer(run.recipe), wrt=nnx.Param)
+    fp8 = train(*small, method=Fp8Products())
+    assert losses(fp8) == by_hand(run, data, model, optimizer)
+    assert len({tuple(losses(result)) for result in (plain, rounded, fp8)}) == 3
+
+
+def test_the_methods_are_stored_and_compared(small, tmp_path):
+    both = Combined(QuantizationAware("mxfp4"), Fp8Products())
+    train(*small, out=tmp_path, method=both)
+    written = json.loads((tmp_path / "config.json").read_text())["method"]
+    assert written == both.to_dict() == {
+        "name": "combined",
+        "methods": [{"name": "quantization-aware", "recipe": "mxfp4"}, {"name": "fp8-products"}],
+    }  # fmt: skip
+    for other in (None, QuantizationAware("int8"), Combined(QuantizationAware("int8"), Fp8Products())):
+        with pytest.raises(UserError, match="method "):
+            train(*small, out=tmp_path, method=other, resume=True)
+    with pytest.raises(
+        UserError, match=r"'quantization-aware' and 'quantization-aware' both change .* transform_params"
+    ):
+        train(*small, method=Combined(QuantizationAware("int8"), QuantizationAware("mxfp4")))
 
 
 def test_experiments_hand_their_methods_to_training(tiny_config, monkeypatch, tmp_path):
@@ -169,9 +216,9 @@ def test_experiments_hand_their_methods_to_training(tiny_config, monkeypatch, tm
 
     plain, qat = qat_mxfp4.runs({})[:2]
     assert (plain.changes, plain.settings["quantized"]) == (qat.changes, qat.settings["quantized"])
-    assert learning_of(plain) == (None, "small-hour/small", {})
+    assert learning_of(plain) == (None, "small-hour/small", None)
     assert learning_of(qat).model == "small-hour/small"
-    assert len(learning_of(qat).method["transform_params"].targets) == 2 * tiny_config.num_layers
+    assert learning_of(qat).method == QuantizationAware("mxfp4")
     float32, fp8 = fp8_training.runs({})[:2]
     assert float32.changes == fp8.changes
-    assert (float32.settings, list(learning_of(fp8).method)) == ({}, ["prepare"])
+    assert (float32.settings, learning_of(fp8).method) == ({}, Fp8Products())

@@ -22,6 +22,7 @@ from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer, 
 from minimoe.data import ByteTokenizer, Document, training_data
 from minimoe.moe import RouterBias
 from minimoe.training import (
+    Method,
     Recipe,
     RunConfig,
     evaluate,
@@ -34,7 +35,8 @@ from minimoe.training import (
     train,
     train_step,
 )
-from minimoe.training.checkpoint import CheckpointFolder, prepare_folder, read_run_config, write_run_config
+from minimoe.training.checkpoint import CheckpointFolder
+from minimoe.training.run_folder import prepare_folder, read_run_config, write_run_config
 
 TOKENIZER = ByteTokenizer()
 # The dense dispatch compiles fastest; the test that learns takes the default one.
@@ -70,13 +72,8 @@ def run_config(**changes) -> RunConfig:
     return RunConfig(MODEL, recipe, {"name": "test"}, "byte")
 
 
-def start(out: Path, run: RunConfig) -> None:
-    prepare_folder(out)
-    write_run_config(out, run, TOKENIZER)
-
-
-def go(out: Path | None, run: RunConfig | None = None, **kwargs):
-    return train(run or run_config(), DATA, VALIDATION, TOKENIZER, out=out, **kwargs)
+def go(out: Path | None, run: RunConfig | None = None, data=DATA, **kwargs):
+    return train(run or run_config(), data, VALIDATION, TOKENIZER, out=out, **kwargs)
 
 
 def batch(step: int) -> list[jax.Array]:
@@ -203,7 +200,6 @@ def test_learning_rate_rises_to_the_peak_and_falls_to_the_end():
 def unbroken(tmp_path_factory):
     """A run of six steps, its folder, and its last checkpoint."""
     out = tmp_path_factory.mktemp("runs") / "unbroken"
-    start(out, run_config())
     result = go(out)
     return out, result, saved_state(out)
 
@@ -251,7 +247,6 @@ def test_a_killed_run_resumes_to_the_same_bits(unbroken, tmp_path):
         if step == 5:
             raise Crash
 
-    start(tmp_path / "run", run_config())
     with pytest.raises(Crash):
         go(tmp_path / "run", on_step=die)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
@@ -270,7 +265,6 @@ def test_ctrl_c_saves_and_resumes_to_the_same_bits(unbroken, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     earlier = signal.getsignal(signal.SIGINT)
-    start(tmp_path / "run", run_config())
     result = go(tmp_path / "run", on_step=interrupt)
     assert (result.step, result.interrupted, result.evaluation) == (3, True, None)
     assert CheckpointFolder(tmp_path / "run").steps()[-1] == 3
@@ -290,7 +284,6 @@ def test_resuming_a_finished_run_evaluates_and_trains_no_more(unbroken, tmp_path
 
 
 def test_resume_without_a_checkpoint_starts_at_the_beginning(unbroken, tmp_path):
-    start(tmp_path / "run", run_config())
     result = go(tmp_path / "run", resume=True)
     assert without_times(result.records) == without_times(unbroken[1].records)
 
@@ -301,7 +294,6 @@ def test_without_a_folder_everything_is_in_memory(unbroken):
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_state(tmp_path):
     run = run_config(learning_rate=1e38)
-    start(tmp_path / "run", run)
     with pytest.raises(UserError, match=r"step \d is not finite \(loss=.*Lower --learning-rate") as caught:
         go(tmp_path / "run", run)
     failed = int(str(caught.value).split("step ")[1].split()[0])
@@ -311,7 +303,6 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_state(tmp_path):
 
 def test_what_divergence_saves_is_finite(tmp_path):
     run = run_config(learning_rate=1e38)
-    start(tmp_path / "run", run)
     with pytest.raises(UserError, match="is not finite"):
         go(tmp_path / "run", run)
     assert [name for name, value in saved_state(tmp_path / "run").items() if not np.isfinite(value).all()] == []
@@ -324,6 +315,100 @@ def test_a_tokenizer_with_more_ids_is_refused():
     model = MoETransformer(small.model, rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match="257 ids but the model knows 256"):
         evaluate(model, VALIDATION, TOKENIZER)
+
+
+# Who may continue a run
+
+
+def test_training_alone_leaves_a_folder_that_says_what_it_is(unbroken):
+    out, result, _ = unbroken
+    run = read_run_config(out)
+    assert run == result.run
+    assert run.method == {"name": "language-model"}
+    assert set(run.fingerprints) == {"data", "tokenizer"}
+    assert set(run.versions) == {"minimoe", "jax", "flax", "optax"}
+
+
+OTHERS = {
+    "recipe": ({"run": run_config(learning_rate=0.5)}, "recipe learning_rate=0.5, but .* recipe learning_rate=0.03"),
+    "model": (
+        {"run": RunConfig(MODEL.replace_moe(top_k=1), RECIPE, {"name": "test"}, "byte")},
+        "model moe.*top_k=1, but .* was started with model moe.*top_k=2",
+    ),
+    "data": ({"run": RunConfig(MODEL, RECIPE, {"name": "other"}, "byte")}, "data name='other', but .* name='test'"),
+    "tokens": ({"data": training_data(TRAINING[:1], TOKENIZER)}, "fingerprints data='"),
+    "weights": ({"model": MoETransformer(MODEL, rngs=nnx.Rngs(1))}, "fingerprints start='.*, but .* start=None"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_run_does_not_resume(name, unbroken):
+    arguments, message = OTHERS[name]
+    before = (unbroken[0] / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=message + ".*; use the same or name another folder"):
+        go(unbroken[0], resume=True, **arguments)
+    assert (unbroken[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_how_often_a_run_is_looked_at_may_change(unbroken, tmp_path):
+    out = Path(shutil.copytree(unbroken[0], tmp_path / "run"))
+    shutil.rmtree(out / "checkpoints" / "6")
+    assert go(out, run_config(log_every=1, checkpoint_every=1, eval_every=3), resume=True).step == 6
+
+
+def test_a_run_from_given_weights_resumes_with_them_or_without(tmp_path):
+    begin, other = (MoETransformer(MODEL, rngs=nnx.Rngs(seed)) for seed in (1, 2))
+    want = go(tmp_path / "run", model=begin)
+    for model in (begin, None):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+        assert_same_bits(flat(go(tmp_path / "run", resume=True, model=model).model), flat(want.model))
+    with pytest.raises(UserError, match="fingerprints start='"):
+        go(tmp_path / "run", resume=True, model=other)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match="fingerprints start=None, but"):
+        go(tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match="the run has num_layers=2, the model to begin from num_layers=1"):
+        go(None, model=MoETransformer(MODEL.replace(num_layers=1), rngs=nnx.Rngs(0)))
+
+
+def test_a_folder_with_a_run_is_not_begun_again(unbroken, tmp_path):
+    with pytest.raises(UserError, match="already holds a run; resume it"):
+        go(unbroken[0])
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.doc").write_text("years of work")
+    with pytest.raises(UserError, match="holds something that is not a training run"):
+        go(foreign)
+    assert [path.name for path in foreign.iterdir()] == ["thesis.doc"]
+
+
+def test_a_method_that_does_not_fit_leaves_nothing_behind(tmp_path):
+    class Refusing(Method):
+        def changes(self, *args):
+            raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        go(tmp_path / "run", method=Refusing())
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_of_earlier_versions_load_and_resume(unbroken, tmp_path):
+    """They know neither method nor fingerprints; distillation was described within the data."""
+    out = Path(shutil.copytree(unbroken[0], tmp_path / "run"))
+    shutil.rmtree(out / "checkpoints" / "6")
+    values = json.loads((out / "config.json").read_text())
+    del values["method"], values["fingerprints"]
+    (out / "config.json").write_text(json.dumps(values))
+    assert_same_bits(flat(go(out, resume=True).model), flat(unbroken[1].model))
+    assert_same_bits(flat(load_checkpoint(out)[0]), flat(unbroken[1].model))
+    values["data"] |= {"distillation": {"alpha": 0.9}, "teacher": "a" * 64, "student": "b" * 64}
+    (out / "config.json").write_text(json.dumps(values))
+    run = read_run_config(out)
+    assert run.data == {"name": "test"}
+    assert run.method == {"name": "distillation", "recipe": {"alpha": 0.9}, "teacher": "a" * 64}
+    assert run.fingerprints == {"start": "b" * 64}
+    with pytest.raises(UserError, match=r"method name='language-model', but .*='distillation'"):
+        go(out, resume=True)
 
 
 # Checkpoints that are not as they should be
@@ -357,7 +442,8 @@ def test_missing_foreign_and_empty_folders(tmp_path):
         prepare_folder(tmp_path)
     with pytest.raises(UserError, match=r"holiday.txt is a file; name a folder"):
         prepare_folder(tmp_path / "holiday.txt")
-    start(tmp_path / "new", run_config())
+    prepare_folder(tmp_path / "new")
+    write_run_config(tmp_path / "new", run_config(), TOKENIZER)
     with pytest.raises(UserError, match="holds no finished checkpoint yet; continue it with"):
         load_checkpoint(tmp_path / "new")
 

@@ -71,9 +71,8 @@ def distill(
     """
     from minimoe.data import choose_documents, describe_data
     from minimoe.data.tasks import DOMAIN
-    from minimoe.distill import DistillRecipe, distill_hooks, task_prompts
+    from minimoe.distill import Distillation, DistillRecipe, task_prompts
     from minimoe.progress import check_resume, draw_curve, grade, train_with_bar
-    from minimoe.training.checkpoint import prepare_folder, write_run_config
     from minimoe.training.mixing import mixed_data
     from minimoe.training.new_run import describe_run
 
@@ -95,27 +94,21 @@ def distill(
     domains = {one.domain for one in documents if one.split == "train"} | ({DOMAIN} if graded else set())
     teachers.check(domains)
     about: dict[str, Any] = dict(describe_data(text, documents)) if documents else {"name": "reasoning problems"}
-    about |= described(recipe, teachers, student if initial is None else initial) | {"tasks": tasks}
-    about |= {"sampled": sampled} if sampled else {}
+    about |= {"tasks": tasks} | ({"sampled": sampled} if sampled else {})
     run = dataclasses.replace(run, data=about)
-    prepare_folder(out)
     first = check_resume(out, run, resume)
-    if sampled and not first:  # what the teacher writes can be continued only in a folder that says which run it is
-        write_run_config(out, run, tokenizer)
     problems = solved_right(out, teachers.of(DOMAIN), tokenizer, sampled, seed) if sampled else None
     data, validation = mixed_data(documents, tokenizer, run, tasks, problems=problems)
     prompts = task_prompts(min(run.recipe.steps * run.recipe.batch_size, MOST_PROMPTS), seed=seed) if on_policy else []
     start(
         f"teacher: {teachers.description}; student {student}: {describe_run(run)}; {data.num_tokens:,} training tokens"
     )
-    guide = teachers.by_domain(domains)
+    guide: Any = teachers.by_domain()
     guide = guide if cache is None else fill_cache(cache, run, recipe, guide, data, tokenizer)
-    hooks = distill_hooks(run, recipe, guide, data, tokenizer, prompts=prompts)
-    if initial is not None:
-        hooks["prepare"] = lambda fresh: initial
-    if not first:
-        write_run_config(out, run, tokenizer)
-    result = train_with_bar("distill", run, data, validation, tokenizer, first=first, out=out, resume=resume, **hooks)
+    method = Distillation(recipe, guide, prompts)
+    result = train_with_bar(
+        "distill", run, data, validation, tokenizer, first=first, out=out, resume=resume, model=initial, method=method
+    )
     draw_curve(out, result)
     answers = grade(result.model, tokenizer) if graded and not result.interrupted else None
     return report(out, run, result, json, answers, {"teacher": ", ".join(teacher), "student": student})
@@ -177,14 +170,6 @@ def choose_student(
         )
     run = make_run("nano", changes, dense=config.moe is None, dropout=None, tokenizer=tokenizer, data={})
     return dataclasses.replace(run, model=config), dequantize_model(model)
-
-
-def described(recipe: DistillRecipe, teachers: Teachers, student: str | MoETransformer) -> dict[str, Any]:
-    """What a run's config says of who learns from whom, so that --resume refuses another teacher or student."""
-    from minimoe.distill import model_fingerprint
-
-    learner = student if isinstance(student, str) else model_fingerprint(student)
-    return {"distillation": recipe.to_dict(), "teacher": teachers.fingerprint(), "student": learner}
 
 
 def solved_right(out: Path, teacher: MoETransformer, tokenizer: Tokenizer, num: int, seed: int) -> list[Document]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minimoe.errors import UserError
 
@@ -62,19 +62,11 @@ class Teachers:
                 "for all the rest"
             )
 
-    def by_domain(self, domains: Collection[str]) -> Any:
-        """As `minimoe.distill.distill_hooks` takes them: one model, or one for each domain."""
-        models = list(self)
-        return models[0] if len(models) == 1 else {domain: self.of(domain) for domain in domains}
-
-    def fingerprint(self) -> Any:
-        """For the run's config, so that another teacher does not continue it."""
-        from minimoe.distill import model_fingerprint
-
-        if self.general is not None and not self.special:
-            return model_fingerprint(self.general)
-        rest = {} if self.general is None else {"": model_fingerprint(self.general)}
-        return rest | {domain: model_fingerprint(model) for domain, model in sorted(self.special.items())}
+    def by_domain(self) -> MoETransformer | dict[str, MoETransformer]:
+        """As `minimoe.distill.Distillation` takes them: one model, or one for each domain and ``""`` for the rest."""
+        if not self.special and self.general is not None:
+            return self.general
+        return self.special | ({} if self.general is None else {"": self.general})
 
 
 def load_teachers(named: list[str]) -> Teachers:

@@ -50,7 +50,6 @@ def train(
     from minimoe.data import choose_documents, describe_data, load_tokenizer
     from minimoe.progress import check_resume, draw_curve, grade, train_with_bar
     from minimoe.training import BALANCE_METHODS
-    from minimoe.training.checkpoint import prepare_folder, write_run_config
     from minimoe.training.mixing import mixed_data
     from minimoe.training.new_run import describe_run, make_run
 
@@ -66,12 +65,9 @@ def train(
     run = make_run(config, changes, dense=dense, dropout=dropout, tokenizer=tokens, data=about)
     if tasks:
         check_length(run, tokens)
-    prepare_folder(out)
     first = check_resume(out, run, resume)
     data, validation = mixed_data(documents, tokens, run, tasks)
     start(f"{config}{' (dense)' if dense else ''}: {describe_run(run)}; {data.num_tokens:,} training tokens")
-    if not first:
-        write_run_config(out, run, tokens)
     result = train_with_bar("train", run, data, validation, tokens, first=first, out=out, resume=resume)
     draw_curve(out, result)
     answers = grade(result.model, tokens) if tasks and not result.interrupted else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,6 +83,14 @@ class TrainingData:
     def num_tokens(self) -> int:
         """Tokens in all streams, one end of text a document included."""
         return sum(stream.size for stream in self.streams)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the domains' names and of every token: which data a run, or a teacher's cache, was made of."""
+        digest = hashlib.sha256(repr(self.domains).encode())
+        for stream in self.streams:
+            digest.update(hashlib.sha256(stream.tobytes()).digest())
+        return digest.hexdigest()
 
     def windows_per_epoch(self, length: int) -> int:
         """Windows in one epoch: the whole ones of each stream, and one padded window for a stream shorter than that."""

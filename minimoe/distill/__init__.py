@@ -10,7 +10,6 @@ from minimoe.distill.cached import (
     TeacherCache,
     TopK,
     load_cache,
-    model_fingerprint,
     top_k_targets,
     write_cache,
 )
@@ -25,15 +24,17 @@ from minimoe.distill.losses import (
     topk_kl,
 )
 from minimoe.distill.objective import DistillObjective, Targets
-from minimoe.distill.offline import cache_teacher, check_teacher, distill, distill_hooks, sample_documents
+from minimoe.distill.offline import Distillation, cache_teacher, check_teacher, distill, sample_documents
 from minimoe.distill.on_policy import Rollouts, task_prompts
 from minimoe.distill.recipe import DistillRecipe
+from minimoe.model import model_fingerprint
 
 __all__ = [
     "DIVERGENCES",
     "CacheHeader",
     "DistillObjective",
     "DistillRecipe",
+    "Distillation",
     "Rollouts",
     "Targets",
     "TeacherCache",
@@ -41,7 +42,6 @@ __all__ = [
     "cache_teacher",
     "check_teacher",
     "distill",
-    "distill_hooks",
     "forward_kl",
     "generalized_jsd",
     "hidden_state_matching",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from flax import nnx
 from jaxtyping import Array, Float, Integer
 
 from minimoe.checks import number_fields, whole_fields
@@ -80,28 +78,12 @@ def top_k_targets(logits: Float[Array, "*batch V"], k: int, temperature: int | f
     return TopK(values, ids, jax.nn.logsumexp(others, axis=-1))
 
 
-def model_fingerprint(model: nnx.Module) -> str:
-    """sha256 of every weight and bias with its name, dtype and shape: which teacher it was.
-
-    Example:
-      >>> first, again, other = (nnx.Linear(2, 2, rngs=nnx.Rngs(seed)) for seed in (0, 0, 1))
-      >>> model_fingerprint(first) == model_fingerprint(again), model_fingerprint(first) == model_fingerprint(other)
-      (True, False)
-    """
-    digest = hashlib.sha256()
-    for path, variable in sorted(nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.RngState))), key=lambda item: item[0]):
-        array = np.asarray(variable[...])
-        digest.update(repr((path, str(array.dtype), array.shape)).encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
 @dataclasses.dataclass(frozen=True)
 class CacheHeader:
     """What a cache is of. Two caches with equal headers hold the same numbers, up to the machine.
 
     Args:
-      teacher: `model_fingerprint`. tokenizer: its `fingerprint`. data: names the text, such as a corpus hash.
+      teacher: `minimoe.model.model_fingerprint`. tokenizer: its `fingerprint`. data: names the text, such as a corpus hash.
       vocab_size: V, at most 65,536: ids are stored in 16 bits. k: words kept, 1..V.
       seed, batch_size, length: of the training batches, whose step number is the key.
       temperature: at which the values were made.

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.distill.losses import DIVERGENCES, topk_kl
 from minimoe.distill.recipe import DistillRecipe
-from minimoe.training import lm_loss
+from minimoe.training import ModelOutput, lm_loss
 
 
 class Targets(NamedTuple):  # a dataclass would be checked on its way through nnx.jit, which empties its leaves
@@ -36,7 +36,7 @@ class Targets(NamedTuple):  # a dataclass would be checked on its way through nn
 
 @dataclasses.dataclass(frozen=True)
 class DistillObjective:
-    """``(logits, targets, where, extra) -> loss`` for one recipe, in nats per token. Equal recipes compare equal.
+    """``(output, targets, where, extra) -> loss`` for one recipe, in nats per token. Equal recipes compare equal.
 
     On text: ``(1 - alpha) * cross-entropy + alpha * divergence``, each a mean over real positions. On what the student
     wrote: the divergence alone. One compiled step serves both, since only the branch that is taken is run.
@@ -44,7 +44,7 @@ class DistillObjective:
     Example:
       >>> objective, logits = DistillObjective(DistillRecipe(alpha=1.0)), jnp.zeros((1, 2, 5))
       >>> extra = Targets(logits, jnp.ones(1), jnp.array(False), jnp.ones((1, 2), bool))
-      >>> print(objective(logits, jnp.zeros((1, 2), jnp.int32), extra.counted, extra))
+      >>> print(objective(ModelOutput(logits, ()), jnp.zeros((1, 2), jnp.int32), extra.counted, extra))
       0.0
     """
 
@@ -52,11 +52,12 @@ class DistillObjective:
 
     def __call__(
         self,
-        logits: Float[Array, "B L V"],
+        output: ModelOutput,
         targets: Int[Array, "B L"],
         where: Bool[Array, "B L"],
         extra: Targets,
     ) -> Float[Array, ""]:
+        logits = output.logits
         if not self.recipe.on_policy_fraction:
             return self._on_text(logits, targets, where, extra)
         return jax.lax.cond(extra.on_policy, self._on_own_text, self._on_text, logits, targets, where, extra)

@@ -1,7 +1,7 @@
 """Distillation as training: one teacher or several, asked as the student learns or beforehand.
 
-`distill` is `minimoe.training.train` with an objective that knows a teacher: checkpoints, resuming, evaluations, the
-guard against what is not finite and the hooks (quantization-aware training among them) are the same ones.
+`Distillation` is a method of `minimoe.training.train`, and `distill` is short for calling that with it. Checkpoints,
+resuming, evaluations and the guard against what is not finite are those of any training.
 
     live        the teacher reads each batch, no gradient, and all its logits are the target
     top-k       only its k best words and the mass of the others
@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,24 +24,72 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.data import Batch, Document, Tokenizer, TrainingData
-from minimoe.distill.cached import (
-    CacheHeader,
-    TeacherCache,
-    TopK,
-    load_cache,
-    model_fingerprint,
-    top_k_targets,
-    write_cache,
-)
+from minimoe.distill.cached import CacheHeader, TeacherCache, TopK, load_cache, top_k_targets, write_cache
 from minimoe.distill.objective import DistillObjective, Targets
 from minimoe.distill.on_policy import Rollout, Rollouts, is_on_policy
 from minimoe.distill.recipe import DistillRecipe
 from minimoe.errors import UserError
 from minimoe.inference import continue_prompts
-from minimoe.model import MoETransformer
-from minimoe.training import RunConfig, TrainResult, train
+from minimoe.model import MoETransformer, model_fingerprint
+from minimoe.training import Combined, Method, RunConfig, StepChanges, TrainResult, train
 
 Teacher: TypeAlias = MoETransformer | TeacherCache | Mapping[str, MoETransformer]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Distillation(Method):
+    """Training on text and on what a teacher thinks of it, as a method of `minimoe.training.train`.
+
+    Args:
+      recipe: how much the teacher counts, and by which measure.
+      teacher: a model with the student's vocabulary, sparse, dense or quantized; a cache of one; or several models,
+        such as specialists, by the name of the domain of the text that each judges. The name ``""`` stands for all
+        domains without a teacher of their own. Of several, those that have a row in the batch read all of it and the
+        rows of each are taken out after: shapes stay the same, so each is compiled once.
+      prompts: for on-policy steps, documents to be continued, such as `task_prompts`.
+      weights: of the rows of a domain in the divergence; 1 for those not named.
+
+    Example:
+      >>> teacher = MoETransformer(ModelConfig.preset("nano"), rngs=nnx.Rngs(0))
+      >>> values = Distillation(DistillRecipe(alpha=0.5), teacher).to_dict()
+      >>> values["recipe"]["alpha"], values["teacher"] == model_fingerprint(teacher)
+      (0.5, True)
+    """
+
+    name: ClassVar[str] = "distillation"
+    recipe: DistillRecipe
+    teacher: Teacher = dataclasses.field(repr=False)
+    prompts: Sequence[Document] = dataclasses.field(default=(), repr=False)
+    weights: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, and fingerprints of the teacher and the prompts."""
+        cached = isinstance(self.teacher, TeacherCache)
+        texts = hashlib.sha256(repr([(one.domain, one.text) for one in self.prompts]).encode())
+        return {
+            "name": self.name,
+            "recipe": self.recipe.to_dict(),
+            "teacher": _teacher_fingerprint(self.teacher),
+            "cached": cached,
+            "prompts": texts.hexdigest() if self.prompts else None,
+            "weights": dict(self.weights),
+        }
+
+    def changes(self, run: RunConfig, model: MoETransformer, data: TrainingData, tokenizer: Tokenizer) -> StepChanges:
+        """An objective that knows what the teacher says of each batch; nothing if no step needs a teacher."""
+        if not self.recipe.needs_teacher:
+            return StepChanges()
+        guide = _Guide(run, self.recipe, self.teacher, data, tokenizer, self.prompts, self.weights)
+        own_text = guide.batch_for if self.recipe.on_policy_fraction else None
+        return StepChanges(DistillObjective(self.recipe), batch_for=own_text, extra_for=guide.extra_for)
+
+
+def _teacher_fingerprint(teacher: Teacher) -> Any:
+    if isinstance(teacher, TeacherCache):
+        return teacher.header.teacher
+    if isinstance(teacher, Mapping):
+        return {domain: model_fingerprint(model) for domain, model in sorted(teacher.items())}
+    return model_fingerprint(teacher)
 
 
 def distill(
@@ -54,21 +102,17 @@ def distill(
     *,
     prompts: Sequence[Document] = (),
     weights: Mapping[str, int | float] | None = None,
+    method: Method | None = None,
     **training: Any,
 ) -> TrainResult:
-    """Trains a student on text and on what a teacher thinks of it.
+    """Trains a student on text and on what a teacher thinks of it: `minimoe.training.train` with `Distillation`.
 
     Args:
       run: the student's config and training recipe.
-      recipe: how much the teacher counts, and by which measure.
-      teacher: a model with the student's vocabulary, sparse, dense or quantized; a cache of one; or a model for each
-        domain of ``data`` by name, such as specialists. Of several, those that have a row in the batch read all of it
-        and the rows of each are taken out after: shapes stay the same, so each is compiled once.
+      recipe, teacher, prompts, weights: see `Distillation`.
       data, validation, tokenizer: as for `minimoe.training.train`.
-      prompts: for on-policy steps, documents to be continued, such as `task_prompts`.
-      weights: of the rows of a domain in the divergence; 1 for those not named.
-      training: the other arguments of `minimoe.training.train`: out, resume, prepare (say to start from a given model),
-        transform_params, on_record, on_step.
+      method: another method beside distillation, such as `minimoe.quant.QuantizationAware`.
+      training: the other arguments of `minimoe.training.train`: out, resume, model (to start from), on_record, on_step.
 
     Raises:
       UserError: if teacher and student do not fit, and as `minimoe.training.train`.
@@ -84,26 +128,9 @@ def distill(
       >>> distill(run, DistillRecipe(alpha=1.0), teacher, data, texts, ByteTokenizer()).step
       1
     """
-    hooks = distill_hooks(run, recipe, teacher, data, tokenizer, prompts=prompts, weights=weights)
-    return train(run, data, validation, tokenizer, **hooks, **training)
-
-
-def distill_hooks(
-    run: RunConfig,
-    recipe: DistillRecipe,
-    teacher: Teacher,
-    data: TrainingData,
-    tokenizer: Tokenizer,
-    *,
-    prompts: Sequence[Document] = (),
-    weights: Mapping[str, int | float] | None = None,
-) -> dict[str, Any]:
-    """The arguments of `minimoe.training.train` that turn it into `distill`; none if no step needs a teacher."""
-    if not recipe.needs_teacher:
-        return {}
-    guide = _Guide(run, recipe, teacher, data, tokenizer, prompts, weights)
-    hooks = {"objective": DistillObjective(recipe), "extra_for": guide.extra_for}
-    return hooks | ({"batch_for": guide.batch_for} if recipe.on_policy_fraction else {})
+    taught: Method = Distillation(recipe, teacher, prompts, weights or {})
+    taught = taught if method is None else Combined(taught, method)
+    return train(run, data, validation, tokenizer, method=taught, **training)
 
 
 @nnx.jit(static_argnames=("top_k", "temperature"))
@@ -121,7 +148,7 @@ def ask_teacher(
 
 
 class _Guide:
-    """What the teachers say of each batch: hooks of `minimoe.training.train`."""
+    """What the teachers say of each batch of one run."""
 
     def __init__(self, run, recipe, teacher, data, tokenizer, prompts, weights) -> None:
         self.run, self.recipe = run, recipe
@@ -131,7 +158,8 @@ class _Guide:
         if isinstance(teacher, TeacherCache):
             self.cache = _fitting_cache(teacher, run, recipe, data, tokenizer)
         elif isinstance(teacher, Mapping):
-            self.teachers = dict(teacher)
+            rest = dict.fromkeys(self.names, teacher[""]) if "" in teacher else {}
+            self.teachers = rest | {name: model for name, model in teacher.items() if name}
         else:
             self.teachers = dict.fromkeys(self.names, teacher)
         missing = [] if self.cache else [name for name in self.names if name not in self.teachers]
@@ -279,12 +307,9 @@ def _checked_weights(weights: Mapping[str, int | float], names: tuple[str, ...])
 
 def _cache_of(run: RunConfig, recipe: DistillRecipe, data: TrainingData, tokenizer: Tokenizer) -> dict[str, Any]:
     """What a header must say, but for the teacher."""
-    digest = hashlib.sha256(repr(data.domains).encode())
-    for stream in data.streams:
-        digest.update(hashlib.sha256(stream.tobytes()).digest())
     return {
         "tokenizer": tokenizer.fingerprint,
-        "data": digest.hexdigest(),
+        "data": data.fingerprint,
         "vocab_size": run.model.vocab_size,
         "k": recipe.top_k,
         "seed": run.recipe.seed,

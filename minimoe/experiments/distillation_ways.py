@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from minimoe.experiments.distillation import ALONE, SEEDS, STEPS, TEACHER
-from minimoe.experiments.run import Learning, Run, rounded_weights
+from minimoe.experiments.run import Learning, Run
 from minimoe.experiments.scores import rounded, solved
 from minimoe.experiments.students import (
     opinion_of_teachers,
@@ -27,7 +27,7 @@ from minimoe.experiments.students import (
 from minimoe.experiments.workplace import Workplace
 
 if TYPE_CHECKING:
-    from minimoe.training import RunConfig
+    from minimoe.training import Method, RunConfig
 
 LEARNS: dict[str, Any] = ALONE | {"teachers": [TEACHER]}
 READS: dict[str, Any] = LEARNS | {"text": "sampled", "form": "sampled"}
@@ -69,12 +69,17 @@ def study(
     quantized: str | None = None,
 ) -> Learning:
     """Text and problems, of the corpus and with true steps or as a teacher writes both, by the way of the run."""
+    from minimoe.quant.methods import QuantizationAware
+    from minimoe.training import Combined
+
     documents, problems = work.corpus, pool_of_problems(pool)
     if teachers and form == "sampled":
         documents = text_written_by(work, teachers[0], run.model.context_length)
         problems = solutions_of(work, teachers[0], pool).documents
     data = with_problems(work, run, documents, tasks, problems)
-    method = opinion_of_teachers(work, run, teachers, distill, pool, data) if teachers and distill else {}
+    methods: list[Method] = []
+    if teachers and distill:
+        methods.append(opinion_of_teachers(work, teachers, distill, pool, data))
     if qat is not None:
-        method |= rounded_weights(run, qat)
-    return Learning(data, method=method)
+        methods.append(QuantizationAware(qat))
+    return Learning(data, method=Combined(*methods) if methods else None)

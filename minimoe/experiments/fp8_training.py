@@ -28,6 +28,6 @@ def runs(done: Mapping[str, Any]) -> list[Run]:
 
 def multiply_in_8_bits(work: Workplace, run: RunConfig, *, fp8: bool) -> Learning:
     """The corpus, by a model whose products are emulated 8-bit ones. It is scored with them too."""
-    from minimoe.quant.fp8_training import with_fp8_training
+    from minimoe.quant.methods import Fp8Products
 
-    return read_corpus(work, run)._replace(method={"prepare": with_fp8_training})
+    return read_corpus(work, run)._replace(method=Fp8Products())

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from minimoe.experiments.run import Learning, Run, read_corpus, rounded_weights
+from minimoe.experiments.run import Learning, Run, read_corpus
 from minimoe.experiments.scores import rounded
 from minimoe.experiments.workplace import Workplace
 
@@ -34,5 +34,7 @@ def runs(done: Mapping[str, Any]) -> list[Run]:
 
 def go_on(work: Workplace, run: RunConfig, *, start: str, quantized: str, qat: str | None = None) -> Learning:
     """The corpus again, from the weights of a finished run, seen as ``qat`` rounds them."""
-    method = {} if qat is None else rounded_weights(run, qat)
+    from minimoe.quant.methods import QuantizationAware
+
+    method = None if qat is None else QuantizationAware(qat)
     return read_corpus(work, run)._replace(model=work.finished(start), method=method)

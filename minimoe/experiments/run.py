@@ -16,7 +16,7 @@ from minimoe.experiments.workplace import Workplace
 if TYPE_CHECKING:
     from minimoe.data import TrainingData
     from minimoe.model import MoETransformer
-    from minimoe.training import Evaluation, RunConfig, TrainResult
+    from minimoe.training import Evaluation, Method, RunConfig, TrainResult
 
 # What the record says of a run that does nothing special; `Run.settings` replaces some of it.
 PLAIN: dict[str, Any] = {
@@ -40,12 +40,12 @@ class Learning(NamedTuple):
     Attributes:
       data: training tokens.
       model: whose weights it begins from; None: fresh ones.
-      method: what its steps do differently, as further arguments of `minimoe.training.train`.
+      method: what its steps do differently; None: plain language-model training.
     """
 
     data: TrainingData
     model: MoETransformer | None = None
-    method: Mapping[str, Any] = {}
+    method: Method | None = None
 
 
 def read_corpus(work: Workplace, run: RunConfig) -> Learning:
@@ -53,17 +53,6 @@ def read_corpus(work: Workplace, run: RunConfig) -> Learning:
     from minimoe.data import training_data
 
     return Learning(training_data(work.corpus, work.tokenizer))
-
-
-def rounded_weights(run: RunConfig, recipe: str) -> dict[str, Any]:
-    """Steps see weights rounded by a quantization recipe, as arguments of `minimoe.training.train`."""
-    from flax import nnx
-
-    from minimoe import MoETransformer
-    from minimoe.quant.qat import qat_transform
-
-    shapes = nnx.eval_shape(lambda: MoETransformer(run.model, rngs=nnx.Rngs(0)))
-    return {"transform_params": qat_transform(shapes, recipe)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +101,13 @@ def train_run(run: Run, work: Workplace, out: Path) -> dict[str, Any] | None:
     Raises:
       UserError: if ``out`` holds another run, or a model that the run needs is not there yet.
     """
-    from minimoe.progress import draw_curve, prepare_run, train_with_bar
+    from minimoe.progress import check_resume, draw_curve, train_with_bar
     from minimoe.training.new_run import describe_run
 
     config = run.config(work)
     messages.print(f"{run.name}: {describe_run(config)}")
-    first = prepare_run(out, config, work.tokenizer)
+    first = check_resume(out, config, resume=True)
     learning = run.learn(work, config, **run.settings)
-    model = learning.model
-    begin: dict[str, Any] = {} if model is None else {"prepare": lambda fresh: model}
     result = train_with_bar(
         run.name,
         config,
@@ -130,8 +117,8 @@ def train_run(run: Run, work: Workplace, out: Path) -> dict[str, Any] | None:
         first=first,
         out=out,
         resume=True,
-        **begin,
-        **learning.method,
+        model=learning.model,
+        method=learning.method,
     )
     draw_curve(out, result)
     if result.interrupted:

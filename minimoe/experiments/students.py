@@ -12,6 +12,7 @@ from minimoe.experiments.workplace import Workplace
 
 if TYPE_CHECKING:
     from minimoe.data import Document, Tokenizer, TrainingData
+    from minimoe.distill import Distillation
     from minimoe.distill.teacher_text import Written
     from minimoe.model import MoETransformer
     from minimoe.training import RunConfig
@@ -102,21 +103,19 @@ def with_problems(
 
 def opinion_of_teachers(
     work: Workplace,
-    run: RunConfig,
     teachers: Sequence[str],
     distill: Mapping[str, Any],
     pool: int,
     data: TrainingData,
-) -> dict[str, Any]:
-    """Distillation from finished runs, as arguments of `minimoe.training.train`.
+) -> Distillation:
+    """Distillation from finished runs.
 
     Args:
-      run: of the student.
       teachers: one run for all the text, or ``domain=experiment/run`` for each domain.
       distill: arguments of `minimoe.distill.DistillRecipe`.
       pool: problems that the student answers in on-policy steps. data: whose domains need a teacher.
     """
-    from minimoe.distill import DistillRecipe, distill_hooks, task_prompts
+    from minimoe.distill import Distillation, DistillRecipe, task_prompts
 
     recipe = DistillRecipe(**distill)
     prompts = task_prompts(pool, seed=POOL_SEED) if recipe.on_policy_fraction else []
@@ -128,4 +127,4 @@ def opinion_of_teachers(
         guide = {domain: models[name] for domain, name in named.items() if domain in domains}
     else:
         guide = work.finished(teachers[0])
-    return distill_hooks(run, recipe, guide, data, work.tokenizer, prompts=prompts)
+    return Distillation(recipe, guide, prompts)

@@ -90,6 +90,7 @@ class Workplace:
 
 def checkpoints_in(folder: Path) -> list[int]:
     """Steps of the checkpoints of a training folder; none where there is no such folder."""
-    from minimoe.training.checkpoint import CONFIG_FILE, CheckpointFolder
+    from minimoe.training.checkpoint import CheckpointFolder
+    from minimoe.training.run_folder import CONFIG_FILE
 
     return CheckpointFolder(folder).steps() if (folder / CONFIG_FILE).is_file() else []

@@ -12,7 +12,8 @@ from minimoe.errors import UserError
 from minimoe.hub.folder import TENSOR_FILE, is_saved_folder, load, read_config
 from minimoe.hub.pretrained import shipped
 from minimoe.model import MoETransformer
-from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint, read_run_config
+from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
+from minimoe.training.run_folder import read_run_config
 
 
 def resolve(checkpoint: str | os.PathLike[str]) -> tuple[MoETransformer, Tokenizer | None, ModelConfig, str]:

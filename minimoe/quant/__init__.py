@@ -2,7 +2,7 @@
 
 In reading order: `formats`, `specs` (who shares a scale), `tensor` (arrays), `matmul`, `layers`, `recipes`, `models`
 (a whole model) and `dequantize` (the way back), `report` (sizes, changed routes); then training under rounding (`qat`,
-`fp8_training`), the cache (`kv`), and what calibration text buys (`calibrate`, `smooth`, `gptq`, `sensitivity`).
+`fp8_training`, `methods`), the cache (`kv`), and what calibration text buys (`calibrate`, `smooth`, `gptq`, `sensitivity`).
 """
 
 from minimoe.quant.calibrate import Calibration, InputStatistics, collect
@@ -24,6 +24,7 @@ from minimoe.quant.gptq import gptq, gptq_experts, gptq_model, output_error
 from minimoe.quant.kv import CACHES, CacheFactory, QuantKVCache, cache_bytes_per_token, kv_cache, through_cache
 from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
 from minimoe.quant.matmul import int8_matmul, multiply, qmatmul
+from minimoe.quant.methods import Fp8Products, QuantizationAware
 from minimoe.quant.models import quantize_model
 from minimoe.quant.qat import QatTransform, fake_quantize, qat_transform, straight_through
 from minimoe.quant.recipes import RECIPES, QuantRecipe, Rule, get_recipe
@@ -81,6 +82,7 @@ __all__ = [
     "Format",
     "Fp8Experts",
     "Fp8Linear",
+    "Fp8Products",
     "Granularity",
     "Group",
     "InputStatistics",
@@ -94,6 +96,7 @@ __all__ = [
     "QuantKVCache",
     "QuantLinear",
     "QuantRecipe",
+    "QuantizationAware",
     "Rule",
     "SizeReport",
     "SizeRow",

@@ -7,10 +7,10 @@ updates then add up in the float32 master weight until its rounded value moves o
 DeepSeek-V4 does this to its experts at the end of training: float32 master, rounded to FP4 in blocks of 32, taken back
 to FP8, which holds those values exactly, multiplied; the gradient of that matrix goes to the master as it is (technical
 report, section 5.2.1). Here the rounded weights are multiplied in float32, which are the same values; for products in
-FP8 too, give training `minimoe.quant.fp8_training.with_fp8_training` beside the transform.
+FP8 too, combine it with `minimoe.quant.Fp8Products`.
 
-Training takes it by injection: `qat_transform` makes the function that `minimoe.training.train` and `train_step` accept
-as ``transform_params``.
+Training takes it as a method, `minimoe.quant.QuantizationAware`. `qat_transform` makes the function that a single
+`minimoe.training.train_step` accepts as ``transform_params``.
 """
 
 from __future__ import annotations

@@ -36,10 +36,11 @@ def distilled_rung(
       ``teacher``: its name, and bits per byte as its card has them (quick protocol). ``steps``; and ``ways``, a row for
       each: bits per byte (quick protocol) and seconds of training and scoring.
     """
-    from minimoe.distill import DistillRecipe, distill_hooks
+    from minimoe.distill import Distillation, DistillRecipe
     from minimoe.hub import load_pretrained, recorded_quality
     from minimoe.progress import train_with_bar
     from minimoe.quant import dequantize_model
+    from minimoe.training import Method
 
     steps = FAST_STEPS if fast else STEPS
     changes: dict[str, Any] = {"steps": steps, "learning_rate": 1e-3, "warmup_steps": steps // 10}
@@ -47,13 +48,11 @@ def distilled_rung(
     onward = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, **changes))
     messages.print(f"teacher: the shipped model {TEACHER!r}, decoded")
     teacher = dequantize_model(load_pretrained(TEACHER)[0])
-    hooks = distill_hooks(onward, DistillRecipe(alpha=ALPHA), teacher, data, tokenizer)
-    kinds: dict[str, dict[str, Any]] = {"alone": {}, "taught": hooks}
+    kinds = {"alone": Method(), "taught": Distillation(DistillRecipe(alpha=ALPHA), teacher)}
     ways = []
-    for name, more in kinds.items():
+    for name, method in kinds.items():
         began = time.monotonic()
-        more["prepare"] = lambda fresh: model
-        result = train_with_bar(f"{name}, onward", onward, data, validation, tokenizer, **more)
+        result = train_with_bar(f"{name}, onward", onward, data, validation, tokenizer, model=model, method=method)
         if result.interrupted or result.evaluation is None:
             return None
         seconds = round(time.monotonic() - began, 1)

@@ -1,16 +1,7 @@
-"""A training folder: what is in it, written atomically, and read back with errors a person can act on.
-
-out/config.json       model, recipe, data, versions: everything a resumed run must agree with
-    tokenizer.json    the tokenizer, if it needs a file
-    checkpoints/N/    weights, optimiser and router biases after step N (Orbax)
-    metrics.jsonl     one JSON object a line, see `minimoe.training.loop`
-    curve.png         the run as a picture, drawn by the command line
-"""
+"""Checkpoints of a training run: saved whole or not at all, and read back with errors a person can act on."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,85 +10,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from minimoe import files
-from minimoe.config import ModelConfig
-from minimoe.data import Tokenizer, load_tokenizer
+from minimoe.data import Tokenizer
 from minimoe.errors import UserError
-from minimoe.files import write_atomically
 from minimoe.model import MoETransformer
-from minimoe.training.recipe import Recipe
+from minimoe.training.run_folder import STEPS_FOLDER, RunConfig, read_run_config, run_tokenizer
 
-CONFIG_FILE, TOKENIZER_FILE, METRICS_FILE, CURVE_FILE, STEPS_FOLDER = (
-    "config.json",
-    "tokenizer.json",
-    "metrics.jsonl",
-    "curve.png",
-    "checkpoints",
-)
 KEEP = 2  # checkpoints on disk: the last, and one before it
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides a run. ``data`` holds the corpus name or path and its hash; ``tokenizer`` its name."""
-
-    model: ModelConfig
-    recipe: Recipe
-    data: Mapping[str, Any]
-    tokenizer: str
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {
-            "format": "minimoe-training-1",
-            "model": self.model.to_dict(),
-            "recipe": self.recipe.to_dict(),
-            "data": dict(self.data),
-            "tokenizer": self.tokenizer,
-            "versions": dict(self.versions),
-        }
-
-
-def prepare_folder(out: Path) -> None:
-    """Makes ``out`` ready to be written: new, empty, or holding a training run already.
-
-    Raises:
-      UserError: if it is a file, cannot be written, or holds something else.
-    """
-    files.prepare_folder(out, lambda folder: (folder / CONFIG_FILE).is_file(), "a training run")
-
-
-def write_run_config(out: Path, run: RunConfig, tokenizer: Tokenizer) -> None:
-    """Writes ``config.json`` and, where the tokenizer needs one, its file."""
-    if tokenizer.name != "byte":
-        tokenizer.save(out / TOKENIZER_FILE)
-    write_atomically(out / CONFIG_FILE, json.dumps(run.to_dict(), indent=1) + "\n")
-
-
-def read_run_config(folder: Path) -> RunConfig:
-    """Reads ``config.json`` of a training folder.
-
-    Raises:
-      UserError: if the folder is missing, is not a training folder, or its config is broken.
-    """
-    path = folder / CONFIG_FILE
-    if not folder.exists():
-        raise UserError(f"checkpoint {folder} does not exist; train one with `minimoe train --out {folder}`")
-    if not path.is_file():
-        raise UserError(f"{folder} is not a training folder (no {CONFIG_FILE}); name one made by `minimoe train`")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["format"] != "minimoe-training-1":
-            raise UserError(f"format {values['format']!r} is not known; this version reads 'minimoe-training-1'")
-        model, recipe = ModelConfig.from_dict(values["model"]), Recipe.from_dict(values["recipe"])
-        return RunConfig(model, recipe, values["data"], values["tokenizer"], values.get("versions", {}))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is broken ({type(error).__name__}: {error}); restore the file or train again"
-        ) from error
 
 
 class CheckpointFolder:
@@ -198,8 +116,3 @@ def load_checkpoint(folder: Path | str) -> tuple[MoETransformer, Tokenizer, RunC
     finally:
         checkpoints.close()
     return model, run_tokenizer(folder, run), run
-
-
-def run_tokenizer(folder: Path, run: RunConfig) -> Tokenizer:
-    """The tokenizer that a training folder was made with."""
-    return load_tokenizer("byte" if run.tokenizer == "byte" else folder / TOKENIZER_FILE)

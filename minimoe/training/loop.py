@@ -4,7 +4,7 @@ The state after step n is a function of the run's config alone: the batch and th
 from (seed, step), so a resumed run repeats an unbroken one bit for bit on the same machine.
 
 ``metrics.jsonl`` has lines of two kinds. ``train``: step, tokens, seconds (cumulative), loss (nats per token, or what
-``objective`` gives), learning_rate, grad_norm, tokens_per_second, balance_loss, z_loss and, one number a layer,
+the method lowers), learning_rate, grad_norm, tokens_per_second, balance_loss, z_loss and, one number a layer,
 max_violation, load_cv, load_entropy, dead_experts, drop_rate. ``eval``: step, tokens, seconds, protocol,
 bits_per_byte, pooled_bits_per_byte, per_domain.
 """
@@ -25,23 +25,32 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from minimoe import files
 from minimoe.config import ModelConfig
-from minimoe.data import Batch, Document, Tokenizer, TrainingData, evaluation_documents
+from minimoe.data import Document, Tokenizer, TrainingData, evaluation_documents
 from minimoe.errors import UserError
 from minimoe.files import write_atomically
-from minimoe.model import MoETransformer, copy_model
+from minimoe.model import MoETransformer, copy_model, model_fingerprint
 from minimoe.moe import dead_experts, load_cv, load_entropy, max_violation
-from minimoe.training.checkpoint import METRICS_FILE, CheckpointFolder, RunConfig
+from minimoe.training.checkpoint import CheckpointFolder
 from minimoe.training.evaluate import Evaluation, evaluate
+from minimoe.training.method import Method, StepChanges
 from minimoe.training.optim import learning_rate, optimizer_for
 from minimoe.training.recipe import Recipe
-from minimoe.training.step import Objective, StepMetrics, TransformParams, train_step
+from minimoe.training.run_folder import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    PARTS,
+    RunConfig,
+    check_folder,
+    prepare_folder,
+    read_run_config,
+    write_run_config,
+)
+from minimoe.training.step import StepMetrics, train_step
 
 Record = dict[str, Any]
 Callback = Callable[[Record], None]
-Prepare = Callable[[MoETransformer], MoETransformer]
-BatchFor = Callable[[int, Batch, MoETransformer], Batch]
-ExtraFor = Callable[[int, Batch], Any]
 
 
 @dataclasses.dataclass
@@ -52,6 +61,7 @@ class TrainResult:
       model: after the last step done. records: the lines of metrics.jsonl. step: steps done.
       evaluation: of the last step by the quick protocol; None if interrupted before it.
       interrupted: whether Ctrl-C stopped the run; it can be resumed.
+      run: the run's config with its method and fingerprints, as it stands in config.json.
     """
 
     model: MoETransformer
@@ -59,13 +69,30 @@ class TrainResult:
     step: int
     evaluation: Evaluation | None
     interrupted: bool
+    run: RunConfig
 
 
-def init_training(run: RunConfig, prepare: Prepare | None = None) -> tuple[MoETransformer, nnx.Optimizer]:
-    """Fresh model and optimiser from the recipe's seed; ``prepare`` may put other modules into the model first, or give
-    another model, which is copied."""
-    model = init_model(run.model, run.recipe.seed)
-    model = model if prepare is None else copy_model(prepare(model))  # a step deletes the arrays it is given
+def init_training(
+    run: RunConfig, model: MoETransformer | None = None, method: Method | None = None
+) -> tuple[MoETransformer, nnx.Optimizer]:
+    """The model before its first step, and its optimiser.
+
+    Args:
+      run: its seed decides fresh weights. model: whose weights to begin from instead; it is copied.
+      method: may put other modules into the model.
+
+    Raises:
+      UserError: if ``model`` has another config than the run.
+    """
+    if model is not None and model.config != run.model:
+        ours, theirs = run.model.to_dict(), model.config.to_dict()
+        name = next(name for name in ours if ours[name] != theirs[name])
+        raise UserError(
+            f"the run has {name}={ours[name]!r}, the model to begin from {name}={theirs[name]!r}; "
+            "give the run the config of that model"
+        )
+    model = init_model(run.model, run.recipe.seed) if model is None else copy_model(model)  # a step deletes its arrays
+    model = (method or Method()).prepare_model(model)
     return model, optimizer_for(model, run.recipe)
 
 
@@ -111,14 +138,10 @@ def train(
     validation: list[Document],
     tokenizer: Tokenizer,
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     resume: bool = False,
-    prepare: Prepare | None = None,
-    transform_params: TransformParams | None = None,
-    transform_from: int = 0,
-    objective: Objective | None = None,
-    batch_for: BatchFor | None = None,
-    extra_for: ExtraFor | None = None,
+    model: MoETransformer | None = None,
+    method: Method | None = None,
     on_record: Callback = lambda record: None,
     on_step: Callable[[int, StepMetrics], None] = lambda step, metrics: None,
 ) -> TrainResult:
@@ -128,60 +151,77 @@ def train(
       run: model, recipe and where the data came from.
       data: training tokens. validation: documents of the quick protocol are picked from these; none: nothing is scored.
       tokenizer: must not have more ids than the model.
-      out: a folder prepared by `minimoe.training.checkpoint`; None keeps everything in memory.
-      resume: continue from the last checkpoint in ``out``, if there is one. ``run`` does not know of the next six
-        arguments: pass the same ones again.
-      prepare: turns the fresh model into the one to train, say with other modules in place of some. If parameters keep
-        their paths, checkpoints are those of the plain model.
-      transform_params: maps parameters to those the forward pass of a step uses, say rounded ones; see `train_step`.
-        Evaluations and checkpoints are of the parameters themselves.
-      transform_from: the transform is used from the step after this one on; before, parameters are used as they are.
-      objective: what a step lowers instead of the language-model loss; see `train_step`. Evaluations stay the same.
-      batch_for: from (step, its batch, the model so far) to the batch to train on, of the same shape. step counts from
-        0. Whatever it draws should depend on these alone, so that a resumed run draws it again.
-      extra_for: from (step, that batch) to what ``objective`` gets as ``extra``.
+      out: a folder that is new or empty, or holds this run. It gets all that `load_checkpoint` and a resumed run need.
+        None keeps everything in memory.
+      resume: continue from the last checkpoint in ``out``, if there is one.
+      model: to train on from, of the config ``run.model``; it is left as it is. None: fresh weights from the seed.
+      method: what the steps do differently from plain language-model training, see `minimoe.training.Method`.
+        Evaluations stay the same.
       on_record: called with each metrics line. on_step: called after every step, with what it measured.
 
     Raises:
-      UserError: if a loss is not finite (the last good state is saved first), or the tokenizer does not fit.
+      UserError: if ``out`` holds something else, or a run that differs from this one in model, recipe, data, method or
+        initial weights; if a loss is not finite (the last good state is saved first); if model, method or tokenizer do
+        not fit.
+
+    Example:
+      >>> from minimoe.data import ByteTokenizer, training_data
+      >>> config = ModelConfig.preset("nano").dense_equivalent().replace(vocab_size=257, num_layers=1, context_length=8)
+      >>> run = RunConfig(config, Recipe(steps=1, batch_size=2), {"name": "an example"}, "byte")
+      >>> texts = [Document("a", split, split, "to be or not to be") for split in ("train", "val")]
+      >>> train(run, training_data(texts, ByteTokenizer()), texts, ByteTokenizer()).step
+      1
     """
     if tokenizer.vocab_size > run.model.vocab_size:
         raise UserError(
             f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but vocab_size={run.model.vocab_size}; "
             f"raise vocab_size to {tokenizer.vocab_size}"
         )
-    session = _Session(run, tokenizer, out, on_record)
-    if session.checkpoints and session.checkpoints.steps() and not resume:
-        raise UserError(f"{out} already holds checkpoints; pass resume=True to continue or name another folder")
-
-    def step_arguments(step: int, batch: Batch) -> dict[str, Any]:
-        extra = None if extra_for is None else extra_for(step, batch)
-        transform = transform_params if step >= transform_from else None
-        return {"recipe": run.recipe, "transform_params": transform, "objective": objective, "extra": extra}
-
-    model, optimizer = init_training(run, prepare)
-    try:
-        first = session.restore(model, optimizer) if resume else 0
-        with _stop_flag() as stop:
-            return _run(session, model, optimizer, data, validation, first, stop, on_step, batch_for, step_arguments)
-    finally:
-        session.close()
+    method = method or Method()
+    out = None if out is None else Path(out)
+    if out is not None:
+        check_folder(out, run, resume=resume)
+    run = _described(run, method, data, tokenizer, model)
+    if model is None and resume and out is not None and CheckpointFolder(out).steps():
+        # The weights come from the checkpoint, so those that the run began from need not be given again.
+        run = dataclasses.replace(run, fingerprints=_started_from(out) | dict(run.fingerprints))
+    trained, optimizer = init_training(run, model, method)
+    changes = method.changes(run, trained, data, tokenizer)
+    with _open_session(run, tokenizer, out, resume, on_record) as session, _stop_flag() as stop:
+        first = session.restore(trained, optimizer) if resume else 0
+        return _run(session, trained, optimizer, data, validation, first, stop, on_step, changes)
 
 
-def _run(session, model, optimizer, data, validation, first, stop, on_step, batch_for, step_arguments) -> TrainResult:
+def _described(
+    run: RunConfig, method: Method, data: TrainingData, tokenizer: Tokenizer, model: MoETransformer | None
+) -> RunConfig:
+    """The run with its method, and with fingerprints of all that a config does not hold."""
+    fingerprints = {"data": data.fingerprint, "tokenizer": tokenizer.fingerprint}
+    fingerprints |= {} if model is None else {"start": model_fingerprint(model)}
+    return dataclasses.replace(run, method=method.to_dict(), fingerprints=fingerprints)
+
+
+def _started_from(out: Path) -> dict[str, str]:
+    known = read_run_config(out).fingerprints
+    return {"start": known["start"]} if "start" in known else {}
+
+
+def _run(session, model, optimizer, data, validation, first, stop, on_step, changes: StepChanges) -> TrainResult:
     run, recipe = session.run, session.run.recipe
     length = run.model.context_length
     per_step = recipe.batch_size * length
     key = jax.random.key(recipe.seed)
     documents = evaluation_documents(validation, "quick") if validation else []
+    static = {"recipe": recipe, "objective": changes.objective, "transform_params": changes.transform_params}
     evaluation = None
     step, window_start, window_step = first, time.monotonic(), first
     while step < recipe.steps and not stop.is_set():
         batch = data.batch(recipe.seed, step, recipe.batch_size, length)
-        batch = batch if batch_for is None else batch_for(step, batch, model)
+        batch = batch if changes.batch_for is None else changes.batch_for(step, batch, model)
         tokens, targets, where = (jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.where))
+        extra = None if changes.extra_for is None else changes.extra_for(step, batch)
         dropout_key = jax.random.fold_in(key, step)
-        metrics = train_step(model, optimizer, tokens, targets, where, dropout_key, **step_arguments(step, batch))
+        metrics = train_step(model, optimizer, tokens, targets, where, dropout_key, **static, extra=extra)
         if not bool(metrics.ok):
             session.save(step, model, optimizer)
             raise UserError(_not_finite(step, metrics, session.out))
@@ -203,7 +243,7 @@ def _run(session, model, optimizer, data, validation, first, stop, on_step, batc
     interrupted = step < recipe.steps
     if interrupted:
         session.save(step, model, optimizer)
-    return TrainResult(model, session.records, step, evaluation, interrupted)
+    return TrainResult(model, session.records, step, evaluation, interrupted, run)
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -214,6 +254,26 @@ def _not_finite(step: int, metrics: StepMetrics, out: Path | None) -> str:
     kept = f"the state after step {step} is kept in {out}" if out else "nothing after it was learned"
     values = f"loss={float(metrics.loss)}, gradient norm={float(metrics.grad_norm)}"
     return f"training stopped: step {step + 1} is not finite ({values}); {kept}. Lower --learning-rate and train again"
+
+
+@contextlib.contextmanager
+def _open_session(
+    run: RunConfig, tokenizer: Tokenizer, out: Path | None, resume: bool, on_record: Callback
+) -> Iterator[_Session]:
+    """The run's files, ready to be written by this process alone."""
+    if out is None:
+        yield _Session(run, tokenizer, None, on_record)
+        return
+    prepare_folder(out)
+    with files.only_writer(out):
+        check_folder(out, run, resume=resume, parts=PARTS)
+        if not (out / CONFIG_FILE).is_file():
+            write_run_config(out, run, tokenizer)
+        session = _Session(run, tokenizer, out, on_record)
+        try:
+            yield session
+        finally:
+            session.close()
 
 
 class _Session:

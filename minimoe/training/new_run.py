@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from minimoe.training.checkpoint import RunConfig
 from minimoe.training.recipe import Recipe
+from minimoe.training.run_folder import RunConfig
 
 
 def make_run(
     config: str, changes: dict[str, Any], *, dense: bool, dropout: float | None, tokenizer: Any, data: dict[str, Any]
 ) -> RunConfig:
     """Model and recipe of a preset with the options that were given."""
-    from importlib.metadata import version
-
-    from minimoe import ModelConfig, __version__
+    from minimoe import ModelConfig
 
     model = ModelConfig.preset(config)
     model = model.dense_equivalent() if dense else model
@@ -26,8 +24,7 @@ def make_run(
     recipe = Recipe.preset(config, **{name: value for name, value in changes.items() if value is not None})
     if dense:
         recipe = dataclasses.replace(recipe, router_bias_rate=0.0)
-    versions = {"minimoe": __version__} | {name: version(name) for name in ("jax", "flax", "optax")}
-    return RunConfig(model, recipe, data, tokenizer.name, versions)
+    return RunConfig(model, recipe, data, tokenizer.name)
 
 
 def describe_run(run: RunConfig) -> str:

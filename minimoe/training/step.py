@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,10 +91,17 @@ def update_router_biases(model: MoETransformer, routing: tuple[Routing, ...], ra
         ffn.router.bias[...] = bias_update(ffn.router.bias[...], record.load, rate)
 
 
+class ModelOutput(NamedTuple):
+    """What the objective of a step sees of the model: ``logits [B, L, V]``, and the routing record of each layer."""
+
+    logits: Float[Array, "B L V"]
+    routing: tuple[Routing, ...]
+
+
 # Maps the parameters to those that the forward pass uses; equal transforms should compare equal, like recipes.
 TransformParams = Callable[[nnx.State], nnx.State]
-# (logits, targets, where, extra) -> scalar: what a step lowers in place of `lm_loss`. Equal ones should compare equal.
-Objective = Callable[[Array, Array, Array, Any], Array]
+# (output, targets, where, extra) -> scalar: what a step lowers in place of `lm_loss`. Equal ones should compare equal.
+Objective = Callable[[ModelOutput, Array, Array, Any], Array]
 
 
 @nnx.jit(static_argnames=("recipe", "transform_params", "objective"), donate_argnames=("model", "optimizer"))
@@ -119,9 +126,9 @@ def train_step(
     With ``transform_params`` the loss is that of the transformed parameters, and its gradient goes through the
     transform to the parameters themselves: the way in for quantization-aware training.
 
-    With ``objective`` that is lowered instead of `lm_loss`: the way in for distillation. It is static; ``extra`` is the
-    pytree of arrays (tuples, dicts) that it needs at this step, say what a teacher thinks of the batch. Router losses
-    are added to it.
+    With ``objective(output, targets, where, extra)`` that is lowered instead of `lm_loss`: the way in for distillation.
+    It is static; ``extra`` is the pytree of arrays (tuples, dicts) that it needs at this step, say what a teacher thinks
+    of the batch. Router losses are added to it.
     """
     check_trainable(model)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
@@ -130,8 +137,9 @@ def train_step(
     def loss_fn(params):
         rngs = noise_streams(model.config, dropout_key)
         used = params if transform_params is None else transform_params(params)
-        logits, routing = nnx.merge(graphdef, used, rest)(tokens, where=where, rngs=rngs)
-        loss = lm_loss(logits, targets, where) if objective is None else objective(logits, targets, where, extra)
+        output = ModelOutput(*nnx.merge(graphdef, used, rest)(tokens, where=where, rngs=rngs))
+        routing = output.routing
+        loss = lm_loss(output.logits, targets, where) if objective is None else objective(output, targets, where, extra)
         balance, z = router_losses(routing, where.reshape(-1))
         total = loss + recipe.balance_weight * balance + recipe.z_weight * z
         if recipe.sequence_balance_weight:  # not logged, so not computed for nothing

@@ -292,7 +292,7 @@ def character(student, teacher):
 # %%
 def towards(divergence):
     way = distill.DistillRecipe(divergence=divergence, alpha=1.0)
-    return distill.distill(run, way, expert, text, [], tokenizer, prepare=lambda fresh: novice).model
+    return distill.distill(run, way, expert, text, [], tokenizer, model=novice).model
 
 
 characters = {"nano, untaught": character(novice, expert)}
