@@ -71,7 +71,9 @@ def learn(teacher, recipe=KD, run=None, **kwargs):
 
 def changes_of(teacher, recipe=KD, run=None, **settings) -> StepChanges:
     """What a step does differently; the model itself is not looked at."""
-    return Distillation(recipe, teacher, **settings).changes(run or run_config(), None, DATA, TOKENIZER)
+    run = run or run_config()
+    student = nnx.eval_shape(lambda: MoETransformer(run.model, rngs=nnx.Rngs(0)))
+    return Distillation(recipe, teacher, **settings).changes(run, student, DATA, TOKENIZER)
 
 
 def losses(result) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
@@ -30,7 +29,6 @@ from minimoe.training import (
     learning_rate,
     lm_loss,
     load_checkpoint,
-    make_optimizer,
     read_metrics,
     train,
     train_step,
@@ -57,14 +55,6 @@ TRAINING = [Document("abc", "train", "1", "abcdefgh" * 12), Document("num", "tra
 VALIDATION = [Document("abc", "val", "3", "abcdefghabcdefghabcdé"), Document("num", "val", "4", "0123456789")]
 DATA = training_data(TRAINING, TOKENIZER)
 TIMES = ("seconds", "tokens_per_second")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_optimizer_a_recipe():
-    """A compiled step knows its optimizer by identity, so equal recipes share one here and the step is compiled once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minimoe.training.loop.make_optimizer", functools.cache(make_optimizer))
-        yield
 
 
 def run_config(**changes) -> RunConfig:

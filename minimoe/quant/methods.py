@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from flax import nnx
+
 from minimoe.data import Tokenizer, TrainingData
 from minimoe.model import MoETransformer
 from minimoe.quant.fp8_training import with_fp8_training
@@ -35,8 +37,9 @@ class QuantizationAware(Method):
         return {"name": self.name, "recipe": self.recipe if isinstance(self.recipe, str) else repr(self.recipe)}
 
     def changes(self, run: RunConfig, model: MoETransformer, data: TrainingData, tokenizer: Tokenizer) -> StepChanges:
-        """The rounding of the parameters."""
-        return StepChanges(transform_params=qat_transform(model, self.recipe))
+        """The rounding of the parameters, which have the paths of the plain model whatever modules hold them."""
+        plain = nnx.eval_shape(lambda: MoETransformer(run.model, rngs=nnx.Rngs(0)))
+        return StepChanges(transform_params=qat_transform(plain, self.recipe))
 
 
 @dataclasses.dataclass(frozen=True)
