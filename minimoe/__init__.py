@@ -35,6 +35,7 @@ _HOME = {
 }
 _ROOMS = (
     "attention",
+    "bench",
     "cost",
     "data",
     "distill",
@@ -47,6 +48,7 @@ _ROOMS = (
     "moe",
     "plots",
     "quant",
+    "tour",
     "training",
 )
 
