@@ -115,6 +115,16 @@ class MoEConfig:
         """Share of this layer's experts that one token uses, shared ones included."""
         return (self.top_k + self.num_shared_experts) / (self.num_experts + self.num_shared_experts)
 
+    @property
+    def expert_params(self) -> int:
+        """Weights of one expert: three matrices D x F."""
+        return 3 * self.d_model * self.d_expert
+
+    @property
+    def router_params(self) -> int:
+        """Weights of the router, D x E; noisy top-k has a second matrix, for the size of its noise."""
+        return (2 if self.select == "noisy_topk" else 1) * self.d_model * self.num_experts
+
     def fine_grained(self, factor: int) -> MoEConfig:
         """Splits every expert into ``factor`` smaller ones and chooses ``factor`` times as many.
 

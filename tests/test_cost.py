@@ -12,7 +12,13 @@ import pytest
 from flax import nnx
 
 from minimoe import ModelConfig, MoETransformer
-from minimoe.cost import count_params, forward_flops_per_token, moe_layer_flops, training_flops_per_token
+from minimoe.cost import (
+    count_params,
+    forward_flops_per_token,
+    kv_bytes_per_token,
+    moe_layer_flops,
+    training_flops_per_token,
+)
 from minimoe.moe import RouterBias
 
 NANO = ModelConfig.preset("nano")
@@ -105,3 +111,12 @@ def test_layer_flops_are_linear_in_tokens_and_active_experts(moe_config):
     one = moe_layer_flops(moe_config, 1)
     assert one == 2 * 8 * 4 + 3 * (2 * 8 * 6 * 3)  # router; two routed and one shared expert of three matrices
     np.testing.assert_allclose(moe_layer_flops(moe_config, 100), 100 * one)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cache_bytes_are_those_of_the_arrays(tiny_config, dtype):
+    config = tiny_config.replace(dtype=dtype)
+    cache = MoETransformer(config, rngs=nnx.Rngs(0)).init_cache(3, 5)
+    held = sum(array.nbytes for layer in cache for array in (layer.k, layer.v))
+    assert kv_bytes_per_token(config) * 3 * 5 == held
+    assert kv_bytes_per_token(config, "bfloat16") * 3 * 5 == held // jnp.dtype(dtype).itemsize * 2

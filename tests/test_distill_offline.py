@@ -24,8 +24,9 @@ from minimoe.distill import (
     sample_documents,
     top_k_targets,
 )
+from minimoe.model import ModelOutput
 from minimoe.quant import QuantizationAware, quantize_model
-from minimoe.training import Method, ModelOutput, Recipe, RunConfig, StepChanges, init_training, train, train_step
+from minimoe.training import Method, Recipe, RunConfig, StepChanges, init_training, train, train_step
 
 TOKENIZER = ByteTokenizer()
 MOE = MoEConfig(d_model=8, d_expert=6, num_experts=4, top_k=2, num_shared_experts=1, score="sigmoid", dispatch="dense")
@@ -118,6 +119,10 @@ def by_hand(name: str, temperature: float, top_k: int | None) -> tuple[float, fl
     return float(np.mean(entropies)), total / mass
 
 
+def output_of(logits) -> ModelOutput:
+    return ModelOutput(jnp.asarray(logits), jnp.zeros((*logits.shape[:2], 1)), ())
+
+
 @pytest.mark.parametrize(
     ("name", "temperature", "alpha", "top_k"),
     [
@@ -136,7 +141,10 @@ def test_objective_is_the_mixture_by_hand(name, temperature, alpha, top_k):
         answers = tuple(jax.tree.leaves(top_k_targets(answers, top_k, temperature)))
     extra = Targets(answers, jnp.asarray(ROWS), jnp.array(False), jnp.asarray(WHERE))
     found = DistillObjective(recipe)(
-        ModelOutput(jnp.asarray(LOGITS), ()), jnp.asarray(LABELS), jnp.asarray(WHERE), extra
+        ModelOutput(jnp.asarray(LOGITS), jnp.zeros((*LOGITS.shape[:2], 1)), ()),
+        jnp.asarray(LABELS),
+        jnp.asarray(WHERE),
+        extra,
     )
     hard, soft = by_hand(name, temperature, top_k)
     np.testing.assert_allclose(found, (1 - alpha) * hard + alpha * soft, rtol=1e-5)
@@ -145,7 +153,9 @@ def test_objective_is_the_mixture_by_hand(name, temperature, alpha, top_k):
 def test_nothing_is_lost_where_nothing_is_real():
     nowhere = jnp.zeros((2, 3), bool)
     extra = Targets(jnp.asarray(TEACHER_LOGITS), jnp.asarray(ROWS), jnp.array(False), nowhere)
-    found = DistillObjective(KD)(ModelOutput(jnp.asarray(LOGITS), ()), jnp.asarray(LABELS), nowhere, extra)
+    found = DistillObjective(KD)(
+        ModelOutput(jnp.asarray(LOGITS), jnp.zeros((*LOGITS.shape[:2], 1)), ()), jnp.asarray(LABELS), nowhere, extra
+    )
     assert float(found) == 0.0
 
 

@@ -27,7 +27,8 @@ from minimoe import UserError
 from minimoe.data import Document, problem
 from minimoe.distill import DistillRecipe, Rollouts, distill, masked_mean, reverse_kl, task_prompts
 from minimoe.distill.on_policy import is_on_policy
-from minimoe.training import ModelOutput, init_training
+from minimoe.model import ModelOutput
+from minimoe.training import init_training
 
 PROMPTS = [Document("abc", "train", str(n), "abcdefgh"[:n]) for n in (1, 2, 4)] + [Document("sums", "train", "4", "0")]
 OWN = DistillRecipe(on_policy_fraction=1.0, max_new_tokens=6)
@@ -137,7 +138,7 @@ def test_which_loss_a_step_lowers(teacher):
         extra = changes.extra_for(step, batch)
         assert bool(extra.on_policy) == own
         tokens, targets, where = (jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.where))
-        output = ModelOutput(forward(student, tokens), ())
+        output = ModelOutput(forward(student, tokens), jnp.zeros((*tokens.shape, 1)), ())
         found = changes.objective(output, targets, where, extra)
         if own:
             want = distance_to(teacher, student, batch)

@@ -249,10 +249,13 @@ def test_a_killed_run_resumes_to_the_same_bits(unbroken, tmp_path):
     assert without_times(read_metrics(tmp_path / "run")) == without_times(unbroken[1].records)
 
 
-def test_ctrl_c_saves_and_resumes_to_the_same_bits(unbroken, tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_what_stops_a_run_saves_it_and_it_resumes_to_the_same_bits(unbroken, tmp_path, name):
+    """Ctrl-C, a polite kill, a closed terminal."""
+
     def interrupt(step, metrics):
         if step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), getattr(signal, name))
 
     earlier = signal.getsignal(signal.SIGINT)
     result = go(tmp_path / "run", on_step=interrupt)
@@ -551,3 +554,54 @@ def test_nothing_to_evaluate_is_refused(model):
 def test_an_empty_document_does_not_shift_the_domains(model):
     empty_first = [Document("num", "val", "0", ""), *VALIDATION]
     assert evaluate(model, empty_first, TOKENIZER).per_domain == evaluate(model, VALIDATION, TOKENIZER).per_domain
+
+
+# Where a run lies, and disks.
+
+
+@pytest.mark.parametrize("name", ["[v1]", "a*b?", "with space", "ünïcode"])
+def test_any_path_holds_a_run(unbroken, tmp_path, name):
+    """The checkpoint library takes some characters for a pattern of names."""
+    out = tmp_path / name
+    assert go(out).step == 6
+    assert CheckpointFolder(out).steps() == [4, 6]
+    assert_same_bits(saved_state(out), unbroken[2])
+    assert [path.name for path in (out / "checkpoints").iterdir() if not path.name.isdigit()] == []
+    assert load_checkpoint(out)[2].recipe == run_config().recipe
+
+
+def test_a_path_that_checkpoints_cannot_have_is_refused_before_the_first_step(tmp_path):
+    steps = []
+    with pytest.raises(UserError, match="is not UTF-8"):
+        go(tmp_path / "caf\udce9", on_step=lambda step, metrics: steps.append(step))
+    assert steps == []
+
+
+def test_a_checkpoint_counts_once_it_was_read_back(tmp_path, monkeypatch):
+    go(tmp_path, run_config(steps=2))
+    monkeypatch.setattr(CheckpointFolder, "_read_back", lambda *rest: (_ for _ in ()).throw(UserError("not there")))
+    with pytest.raises(UserError, match="not there"):
+        CheckpointFolder(tmp_path).save(3, *init_training(run_config()))
+    monkeypatch.undo()
+    folder = CheckpointFolder(tmp_path)
+    model, optimizer = init_training(run_config())
+    with pytest.raises(UserError, match=r"step 2 .* is not what was saved \(model: \d+ of 1 arrays\)"):
+        folder._read_back(folder._open(create=False), 2, {"model": {"embed": jnp.zeros(1)}})
+    assert folder.steps() == [3], "what cannot be relied on is gone"
+    folder.restore(3, model, optimizer)
+
+
+def test_a_config_with_absurd_sizes_is_refused_before_a_model_is_built(unbroken, tmp_path):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(unbroken[0], copy)
+    config = json.loads((copy / "config.json").read_text())
+    for key, value, words in (
+        ("num_layers", 10**9, "num_layers=1000000000, but"),
+        ("vocab_size", 10**9, "other shapes"),
+    ):
+        edited = config | {"model": config["model"] | {key: value}}
+        (copy / "config.json").write_text(json.dumps(edited))
+        with pytest.raises(UserError, match=words):
+            load_checkpoint(copy)

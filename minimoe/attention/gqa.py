@@ -64,6 +64,10 @@ class GroupedQueryConfig:
         """Four matrices: D x N*H for queries and output, D x M*H for keys and values."""
         return 2 * d_model * self.head_dim * (self.num_heads + self.num_kv_heads)
 
+    def cache_bytes_per_token(self, dtype: Any) -> int:
+        """A key and a value of M * H numbers each."""
+        return 2 * self.num_kv_heads * self.head_dim * jnp.dtype(dtype).itemsize
+
     def flops_per_token(self, d_model: int, context: int) -> float:
         """Two a weight, and ``4 * N * H`` an attended position, of which a token sees ``(context + 1) / 2`` on average."""
         return 2 * self.num_params(d_model) + 4 * self.num_heads * self.head_dim * (context + 1) / 2

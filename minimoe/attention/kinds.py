@@ -41,6 +41,9 @@ class AttentionConfig(Protocol):
     def num_params(self, d_model: int) -> int:
         """Weights of one layer."""
 
+    def cache_bytes_per_token(self, dtype: Any) -> int:
+        """What one more token adds to the cache of one layer, in bytes; the arrays of `KVCache` are exactly this large."""
+
     def flops_per_token(self, d_model: int, context: int) -> float:
         """Forward FLOPs of one layer and token, averaged over the positions of a sequence of ``context`` tokens."""
 

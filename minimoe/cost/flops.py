@@ -29,7 +29,8 @@ def forward_flops_per_token(config: ModelConfig, context: int | None = None) -> 
         for layer, number in config.layer_counts.items()
         if layer.attention is not None
     )
-    return 2.0 * (count.active - count.norms - count.attention) + attention
+    residual = 2 * config.num_layers * config.residual.flops_per_token(config.d_model)
+    return 2.0 * (count.active - count.norms - count.attention) + attention + residual
 
 
 def training_flops_per_token(config: ModelConfig, context: int | None = None) -> float:
@@ -42,7 +43,7 @@ def moe_layer_flops(config: MoEConfig, tokens: int) -> float:
 
     Noisy top-k is counted as in use, without its noise; under expert choice every expert fills all its slots.
     """
-    expert = 6 * config.d_model * config.d_expert
+    expert = 2 * config.expert_params
     assignments: int | float = tokens * config.top_k
     if config.select == "expert_choice":
         slots = math.ceil(round(config.capacity_factor * assignments / config.num_experts, 6))

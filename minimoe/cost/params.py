@@ -12,7 +12,8 @@ class ParamCount:
     """Parameters by part. ``head`` is 0 when the embedding is tied; the selection bias is not a parameter.
 
     Attributes:
-      embedding: V * D. head: V * D or 0. attention, norms, router, shared (or dense feed-forward): whole model.
+      embedding: V * D. head: V * D or 0. attention, norms (and residuals), router, shared (or dense feed-forward): whole
+        model.
       routed: all routed experts of all layers. routed_active: those that one token uses.
       output_tied: whether the output head reuses the embedding.
     """
@@ -50,6 +51,7 @@ def count_params(config: ModelConfig) -> ParamCount:
       '11.4M total, 3.1M active'
     """
     d, matrix = config.d_model, config.vocab_size * config.d_model
+    residual = 2 * config.num_layers * config.residual.num_params(d)  # two branches a block
     attention = router = shared = routed = active = 0
     for layer, count in config.layer_counts.items():
         assert layer.attention is not None  # layer_counts leaves nothing open
@@ -59,17 +61,15 @@ def count_params(config: ModelConfig) -> ParamCount:
             shared += count * 3 * d * layer.d_ff
             continue
         moe = layer.moe
-        expert = 3 * d * moe.d_expert
-        noise = moe.select == "noisy_topk"  # a second matrix, for the size of the noise
-        router += count * (1 + noise) * d * moe.num_experts
-        shared += count * moe.num_shared_experts * expert
-        routed += count * moe.num_experts * expert
-        active += count * moe.top_k * expert
+        router += count * moe.router_params
+        shared += count * moe.num_shared_experts * moe.expert_params
+        routed += count * moe.num_experts * moe.expert_params
+        active += count * moe.top_k * moe.expert_params
     return ParamCount(
         embedding=matrix,
         head=0 if config.tie_embeddings else matrix,
         attention=attention,
-        norms=(2 * config.num_layers + 1) * d,
+        norms=(2 * config.num_layers + 1) * d + residual,
         router=router,
         shared=shared,
         routed=routed,

@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.distill.losses import DIVERGENCES, topk_kl
 from minimoe.distill.recipe import DistillRecipe
-from minimoe.training import ModelOutput, lm_loss
+from minimoe.model import ModelOutput
+from minimoe.training import lm_loss
 
 
 class Targets(NamedTuple):  # a dataclass would be checked on its way through nnx.jit, which empties its leaves
@@ -44,7 +45,7 @@ class DistillObjective:
     Example:
       >>> objective, logits = DistillObjective(DistillRecipe(alpha=1.0)), jnp.zeros((1, 2, 5))
       >>> extra = Targets(logits, jnp.ones(1), jnp.array(False), jnp.ones((1, 2), bool))
-      >>> print(objective(ModelOutput(logits, ()), jnp.zeros((1, 2), jnp.int32), extra.counted, extra))
+      >>> print(objective(ModelOutput(logits, jnp.zeros((1, 2, 1)), ()), jnp.zeros((1, 2), jnp.int32), extra.counted, extra))
       0.0
     """
 

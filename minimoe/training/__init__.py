@@ -8,7 +8,7 @@ from minimoe.training.method import Combined, Method, StepChanges
 from minimoe.training.optim import learning_rate, make_optimizer
 from minimoe.training.recipe import BALANCE_METHODS, RECIPES, Recipe
 from minimoe.training.run_folder import RunConfig
-from minimoe.training.step import ModelOutput, StepMetrics, lm_loss, router_losses, train_step, update_router_biases
+from minimoe.training.step import StepMetrics, lm_loss, router_losses, train_step, update_router_biases
 
 __all__ = [
     "BALANCE_METHODS",
@@ -16,7 +16,6 @@ __all__ = [
     "Combined",
     "Evaluation",
     "Method",
-    "ModelOutput",
     "Recipe",
     "RunConfig",
     "StepChanges",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
 
+from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer
 from minimoe.errors import UserError
+from minimoe.files import UNFINISHED, sync_folder, writing
 from minimoe.model import MoETransformer
 from minimoe.training.run_folder import STEPS_FOLDER, RunConfig, read_run_config, run_tokenizer
 
@@ -24,9 +30,13 @@ class CheckpointFolder:
     def __init__(self, folder: Path):
         import orbax.checkpoint as ocp  # half a second, and only needed once a file is touched
 
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised too, and said once
         self._ocp = ocp
         self.path = (folder / STEPS_FOLDER).resolve()
+        try:
+            str(self.path).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{str(folder)!r} is not UTF-8, which checkpoints need; name another folder") from error
         options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, enable_async_checkpointing=False, create=False)
         self._options = options
         self._manager: Any = None
@@ -45,13 +55,69 @@ class CheckpointFolder:
         return sorted(int(p.name) for p in self.path.iterdir() if p.name.isdigit() and p.is_dir())
 
     def save(self, step: int, model: MoETransformer, optimizer: nnx.Optimizer) -> None:
-        """Saves after ``step``; a kill in the middle leaves the earlier checkpoints as they were."""
-        tree = {"model": _pure(model), "optimizer": _pure(optimizer)}
-        manager = self._open(create=True)
+        """Saves after ``step``; a kill in the middle leaves the earlier checkpoints as they were.
+
+        It counts as saved once the names and shapes that are on disk were read back.
+
+        Raises:
+          UserError: if the disk is full or fails in another way; the earlier checkpoints are as they were.
+        """
         if step in self.steps():  # an interrupted run may stop twice at one step
             return
-        manager.save(step, args=self._ocp.args.StandardSave(tree))
-        manager.wait_until_finished()
+        tree = {"model": _pure(model), "optimizer": _pure(optimizer)}
+        with writing(self.path):
+            if _is_pattern(self.path):
+                self._save_elsewhere(step, tree)
+            else:
+                manager = self._open(create=True)
+                manager.save(step, args=self._ocp.args.StandardSave(tree))
+                manager.wait_until_finished()
+                self._read_back(manager, step, tree)
+
+    def _save_elsewhere(self, step: int, tree: dict[str, dict[str, Any]]) -> None:
+        """For a path that Orbax would take for a pattern of names: saved in a folder beside nothing, then moved here."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            with self._ocp.CheckpointManager(scratch, options=self._options) as manager:
+                manager.save(step, args=self._ocp.args.StandardSave(tree))
+                manager.wait_until_finished()
+                self._read_back(manager, step, tree)
+            arriving = self.path / f"{UNFINISHED}{step}"
+            shutil.rmtree(arriving, ignore_errors=True)
+            shutil.copytree(Path(scratch, str(step)), arriving)
+        os.replace(arriving, self.path / str(step))
+        sync_folder(self.path)
+        for old in self.steps()[:-KEEP]:
+            shutil.rmtree(self.path / str(old))
+
+    def _read_back(self, manager: Any, step: int, tree: dict[str, dict[str, Any]]) -> None:
+        """What is on disk must have the names and shapes that were to be saved."""
+        for part, arrays in tree.items():
+            there = _shapes(manager, step, part)
+            if there != {name: tuple(array.shape) for name, array in arrays.items()}:
+                shutil.rmtree(Path(manager.directory, str(step)), ignore_errors=True)
+                raise UserError(
+                    f"the checkpoint of step {step} in {self.path} is not what was saved ({part}: {len(there)} of "
+                    f"{len(arrays)} arrays); the disk may be failing, choose another folder"
+                )
+
+    def check(self, step: int, config: ModelConfig) -> None:
+        """Compares names and shapes with those of a config's model, which is not built for it.
+
+        Raises:
+          UserError: if they differ; a config that asks for thousands of layers is told so at once.
+        """
+        folder = self.path / str(step)
+        with _readable(folder):
+            there = _shapes(self._open(create=False), step, "model")
+        layers = len({name.split("/")[1] for name in there if name.startswith("layers/")})
+        if layers != config.num_layers:
+            raise UserError(
+                f"the config says num_layers={config.num_layers}, but checkpoint {folder} holds {layers}; "
+                "use the config.json it was trained with"
+            )
+        model = nnx.eval_shape(lambda: MoETransformer(config, rngs=nnx.Rngs(0)))
+        _check_names({name: tuple(array.shape) for name, array in _pure(model).items()}, there, folder)
 
     def restore(self, step: int, model: MoETransformer, optimizer: nnx.Optimizer | None = None) -> None:
         """Fills ``model`` (and ``optimizer``) with what was saved after ``step``.
@@ -60,12 +126,8 @@ class CheckpointFolder:
           UserError: if the files are missing, damaged or of another model.
         """
         folder = self.path / str(step)
-        try:
+        with _readable(folder):
             saved = self._open(create=False).restore(step, args=self._ocp.args.StandardRestore())
-        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-            reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-            repair = f"delete the folder {folder} to fall back on an earlier checkpoint, or train again"
-            raise UserError(f"checkpoint {folder} cannot be read ({reason}); {repair}") from error
         _fill(model, saved["model"], folder)
         if optimizer is not None:
             _fill(optimizer, saved["optimizer"], folder)
@@ -77,6 +139,11 @@ class CheckpointFolder:
             self._manager = None
 
 
+def _is_pattern(path: Path) -> bool:
+    """Whether Orbax, which looks for files by patterns, would take the path itself for one."""
+    return any(character in str(path) for character in "*?[")
+
+
 def _pure(node: Any) -> dict[str, Any]:
     """Flat ``path -> array`` of a module's variables: the names on disk."""
     return {"/".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(node))}
@@ -84,18 +151,43 @@ def _pure(node: Any) -> dict[str, Any]:
 
 def _fill(node: Any, saved: Mapping[str, Any], folder: Path) -> None:
     """Writes saved arrays into a module; every missing, unexpected or misshapen name is reported at once."""
-    flat = {"/".join(map(str, path)): v for path, v in nnx.to_flat_state(nnx.state(node))}
-    missing, unexpected = sorted(set(flat) - set(saved)), sorted(set(saved) - set(flat))
-    wrong = [name for name in flat if name in saved and tuple(flat[name].shape) != tuple(saved[name].shape)]
+    wanted, there = ({name: tuple(array.shape) for name, array in arrays.items()} for arrays in (_pure(node), saved))
+    _check_names(wanted, there, folder)
+    state = nnx.state(node)
+    leaves = nnx.to_flat_state(state)
+    filled = [v.replace(jax.numpy.asarray(saved["/".join(map(str, path))], v.dtype)) for path, v in leaves]
+    nnx.update(node, nnx.from_flat_state([(path, v) for (path, _), v in zip(leaves, filled, strict=True)]))
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _shapes(manager: Any, step: int, part: str) -> Shapes:
+    """Names and shapes on disk."""
+    found = manager.item_metadata(step)
+    found = getattr(found, "tree", found) or {}
+    return {name: tuple(one.shape) for name, one in dict(found.get(part, {})).items()}
+
+
+def _check_names(wanted: Shapes, saved: Shapes, folder: Path) -> None:
+    missing, unexpected = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
+    wrong = [name for name in wanted if name in saved and wanted[name] != saved[name]]
     if missing or unexpected or wrong:
         raise UserError(
             f"checkpoint {folder} is of another model: missing {missing[:3]}, unexpected {unexpected[:3]}, "
             f"other shapes {wrong[:3]}; use the config.json it was trained with"
         )
-    state = nnx.state(node)
-    leaves = nnx.to_flat_state(state)
-    filled = [v.replace(jax.numpy.asarray(saved["/".join(map(str, path))], v.dtype)) for path, v in leaves]
-    nnx.update(node, nnx.from_flat_state([(path, v) for (path, _), v in zip(leaves, filled, strict=True)]))
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise for a damaged file, which is of many kinds, into one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        repair = f"delete the folder {folder} to fall back on an earlier checkpoint, or train again"
+        raise UserError(f"checkpoint {folder} cannot be read ({reason}); {repair}") from error
 
 
 def load_checkpoint(folder: Path | str) -> tuple[MoETransformer, Tokenizer, RunConfig]:
@@ -110,8 +202,9 @@ def load_checkpoint(folder: Path | str) -> tuple[MoETransformer, Tokenizer, RunC
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"{folder} holds no finished checkpoint yet; continue it with `minimoe train --resume`")
-    model = MoETransformer(run.model, rngs=nnx.Rngs(0))
     try:
+        checkpoints.check(steps[-1], run.model)
+        model = MoETransformer(run.model, rngs=nnx.Rngs(0))
         checkpoints.restore(steps[-1], model)
     finally:
         checkpoints.close()

@@ -346,7 +346,10 @@ def read_metrics(folder: Path) -> list[Record]:
 
 @contextlib.contextmanager
 def _stop_flag() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that a run stops between two steps; a second Ctrl-C is immediate."""
+    """An event that SIGINT, SIGTERM and SIGHUP (a closed terminal) set, so that a run stops between two steps and saves.
+
+    A second Ctrl-C is immediate.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
         yield stop
@@ -357,7 +360,10 @@ def _stop_flag() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    earlier = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Who was started to outlive its terminal (nohup) stays deaf to it.
+    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    earlier = {number: signal.signal(number, request) for number in numbers}
     try:
         yield stop
     finally:

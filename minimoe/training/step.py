@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import ModelConfig
 from minimoe.layers import as_mask
-from minimoe.model import MoETransformer, check_trainable
+from minimoe.model import ModelOutput, MoETransformer, check_trainable
 from minimoe.moe import (
     SELECTORS,
     MoELayer,
@@ -91,13 +91,6 @@ def update_router_biases(model: MoETransformer, routing: tuple[Routing, ...], ra
         ffn.router.bias[...] = bias_update(ffn.router.bias[...], record.load, rate)
 
 
-class ModelOutput(NamedTuple):
-    """What the objective of a step sees of the model: ``logits [B, L, V]``, and the routing record of each layer."""
-
-    logits: Float[Array, "B L V"]
-    routing: tuple[Routing, ...]
-
-
 # Maps the parameters to those that the forward pass uses; equal transforms should compare equal, like recipes.
 TransformParams = Callable[[nnx.State], nnx.State]
 # (output, targets, where, extra) -> scalar: what a step lowers in place of `lm_loss`. Equal ones should compare equal.
@@ -137,7 +130,7 @@ def train_step(
     def loss_fn(params):
         rngs = noise_streams(model.config, dropout_key)
         used = params if transform_params is None else transform_params(params)
-        output = ModelOutput(*nnx.merge(graphdef, used, rest)(tokens, where=where, rngs=rngs))
+        output = nnx.merge(graphdef, used, rest).forward(tokens, where=where, rngs=rngs)
         routing = output.routing
         loss = lm_loss(output.logits, targets, where) if objective is None else objective(output, targets, where, extra)
         balance, z = router_losses(routing, where.reshape(-1))
