@@ -13,10 +13,11 @@ Gradients are written by hand (`jax.custom_vjp`), for three reasons: a loop with
 automatic reverse mode; the transpose of a gather is a scatter-add, slow on CPUs, where here it is another gather, since
 every slot holds one assignment; and the activations of the batched part are kept while the rare overflow is recomputed.
 
-What was tried, on two busy cores. An eighth more slots than the mean load costs an eighth of the matmuls always; on one
-shape, in one run, it did not pay up to a MaxVio of 0.5. Rows and activations are kept for the backward pass; between the matmuls the sigmoid is
-what costs, not the gathers. The combine weight multiplies activations, so that its gradient needs no expert's output.
-One matmul per expert instead of a batched one, and weights transposed beforehand, gave no clear gain.
+What was tried, on two busy cores. An eighth more slots than the mean load costs an eighth of the matmuls always; on
+one shape, in one run, it did not pay up to a MaxVio of 0.5. Rows and activations are kept for the backward pass;
+between the matmuls the sigmoid is what costs, not the gathers. The combine weight multiplies activations, so that its
+gradient needs no expert's output. One matmul per expert instead of a batched one, and weights transposed beforehand,
+gave no clear gain.
 """
 
 from __future__ import annotations
