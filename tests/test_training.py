@@ -477,9 +477,9 @@ def test_config_file_with_other_keys(copy):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"num_layers": 1}, r"unexpected \['layers/1/"),
-        ({"num_layers": 3}, r"missing \['layers/2/"),
-        ({"vocab_size": 300}, r"other shapes \['embed/embedding'\]"),
+        ({"num_layers": 1}, r"num_layers=1, but checkpoint .*checkpoints/6 holds 2"),
+        ({"d_ff": 7, "moe": None}, r"checkpoints/6 is of another model: missing \[.*unexpected \["),
+        ({"vocab_size": 300}, r"checkpoints/6 is of another model.*other shapes \['embed/embedding'\]"),
     ],
     ids=str,
 )
@@ -487,7 +487,7 @@ def test_checkpoint_of_another_model_lists_names(changes, parts, copy):
     values = json.loads((copy / "config.json").read_text())
     values["model"] |= changes
     (copy / "config.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=r"checkpoints/6 is of another model.*" + parts):
+    with pytest.raises(UserError, match=parts):
         load_checkpoint(copy)
 
 
@@ -586,7 +586,7 @@ def test_a_checkpoint_counts_once_it_was_read_back(tmp_path, monkeypatch):
     folder = CheckpointFolder(tmp_path)
     model, optimizer = init_training(run_config())
     with pytest.raises(UserError, match=r"step 2 .* is not what was saved \(model: \d+ of 1 arrays\)"):
-        folder._read_back(folder._open(create=False), 2, {"model": {"embed": jnp.zeros(1)}})
+        folder._read_back(folder.path, 2, {"model": {"embed": jnp.zeros(1)}})
     assert folder.steps() == [3], "what cannot be relied on is gone"
     folder.restore(3, model, optimizer)
 

@@ -22,6 +22,7 @@ from minimoe.model import MoETransformer
 from minimoe.training.run_folder import STEPS_FOLDER, RunConfig, read_run_config, run_tokenizer
 
 KEEP = 2  # checkpoints on disk: the last, and one before it
+Shapes = Mapping[str, tuple[int, ...]]  # of arrays, by name
 
 
 class CheckpointFolder:
@@ -72,7 +73,7 @@ class CheckpointFolder:
                 manager = self._open(create=True)
                 manager.save(step, args=self._ocp.args.StandardSave(tree))
                 manager.wait_until_finished()
-                self._read_back(manager, step, tree)
+                self._read_back(self.path, step, tree)
 
     def _save_elsewhere(self, step: int, tree: dict[str, dict[str, Any]]) -> None:
         """For a path that Orbax would take for a pattern of names: saved in a folder beside nothing, then moved here."""
@@ -81,7 +82,7 @@ class CheckpointFolder:
             with self._ocp.CheckpointManager(scratch, options=self._options) as manager:
                 manager.save(step, args=self._ocp.args.StandardSave(tree))
                 manager.wait_until_finished()
-                self._read_back(manager, step, tree)
+                self._read_back(Path(scratch), step, tree)
             arriving = self.path / f"{UNFINISHED}{step}"
             shutil.rmtree(arriving, ignore_errors=True)
             shutil.copytree(Path(scratch, str(step)), arriving)
@@ -90,16 +91,22 @@ class CheckpointFolder:
         for old in self.steps()[:-KEEP]:
             shutil.rmtree(self.path / str(old))
 
-    def _read_back(self, manager: Any, step: int, tree: dict[str, dict[str, Any]]) -> None:
+    def _read_back(self, folder: Path, step: int, tree: dict[str, dict[str, Any]]) -> None:
         """What is on disk must have the names and shapes that were to be saved."""
         for part, arrays in tree.items():
-            there = _shapes(manager, step, part)
+            there = self._shapes(folder, step, part)
             if there != {name: tuple(array.shape) for name, array in arrays.items()}:
-                shutil.rmtree(Path(manager.directory, str(step)), ignore_errors=True)
+                shutil.rmtree(folder / str(step), ignore_errors=True)
                 raise UserError(
                     f"the checkpoint of step {step} in {self.path} is not what was saved ({part}: {len(there)} of "
                     f"{len(arrays)} arrays); the disk may be failing, choose another folder"
                 )
+
+    def _shapes(self, folder: Path, step: int, part: str) -> Shapes:
+        """Names and shapes of one part of a checkpoint, as they are on disk."""
+        with self._ocp.StandardCheckpointer() as reader:
+            found = reader.metadata(folder / str(step) / "default").item_metadata
+        return {name: tuple(one.shape) for name, one in dict(found.tree.get(part, {})).items()}
 
     def check(self, step: int, config: ModelConfig) -> None:
         """Compares names and shapes with those of a config's model, which is not built for it.
@@ -109,7 +116,7 @@ class CheckpointFolder:
         """
         folder = self.path / str(step)
         with _readable(folder):
-            there = _shapes(self._open(create=False), step, "model")
+            there = self._shapes(self.path, step, "model")
         layers = len({name.split("/")[1] for name in there if name.startswith("layers/")})
         if layers != config.num_layers:
             raise UserError(
@@ -117,7 +124,7 @@ class CheckpointFolder:
                 "use the config.json it was trained with"
             )
         model = nnx.eval_shape(lambda: MoETransformer(config, rngs=nnx.Rngs(0)))
-        _check_names({name: tuple(array.shape) for name, array in _pure(model).items()}, there, folder)
+        _check_names(_named_shapes(model), there, folder)
 
     def restore(self, step: int, model: MoETransformer, optimizer: nnx.Optimizer | None = None) -> None:
         """Fills ``model`` (and ``optimizer``) with what was saved after ``step``.
@@ -151,22 +158,16 @@ def _pure(node: Any) -> dict[str, Any]:
 
 def _fill(node: Any, saved: Mapping[str, Any], folder: Path) -> None:
     """Writes saved arrays into a module; every missing, unexpected or misshapen name is reported at once."""
-    wanted, there = ({name: tuple(array.shape) for name, array in arrays.items()} for arrays in (_pure(node), saved))
-    _check_names(wanted, there, folder)
+    _check_names(_named_shapes(node), {name: tuple(array.shape) for name, array in saved.items()}, folder)
     state = nnx.state(node)
     leaves = nnx.to_flat_state(state)
     filled = [v.replace(jax.numpy.asarray(saved["/".join(map(str, path))], v.dtype)) for path, v in leaves]
     nnx.update(node, nnx.from_flat_state([(path, v) for (path, _), v in zip(leaves, filled, strict=True)]))
 
 
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def _shapes(manager: Any, step: int, part: str) -> Shapes:
-    """Names and shapes on disk."""
-    found = manager.item_metadata(step)
-    found = getattr(found, "tree", found) or {}
-    return {name: tuple(one.shape) for name, one in dict(found.get(part, {})).items()}
+def _named_shapes(node: Any) -> Shapes:
+    """Of a module's variables, abstract ones too."""
+    return {"/".join(map(str, path)): tuple(v.shape) for path, v in nnx.to_flat_state(nnx.state(node))}
 
 
 def _check_names(wanted: Shapes, saved: Shapes, folder: Path) -> None:
