@@ -83,7 +83,7 @@ CONVERSIONS = {"np.array", "np.asarray", "np.float64", "float", "int", "list", "
 
 
 SCALAR = (" squeezed$", "the output is a scalar")
-POSITIVE = ("(absolute value|not below 0)$", "the output is never negative")
+POSITIVE = (r"^\w+ (absolute value|not below 0)$", "the output is never negative")
 # By exercise: a pattern of the mutant's name, and why it computes the same for every valid input.
 EQUIVALENT: dict[str, tuple[tuple[str, str], ...]] = {
     "sparse.params": (SCALAR, POSITIVE),
