@@ -360,9 +360,10 @@ def _stop_flag() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # Who was started to outlive its terminal (nohup) stays deaf to it.
-    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers: list[int] = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # nohup: it shall outlive its terminal
+        numbers.append(hangup)
     earlier = {number: signal.signal(number, request) for number in numbers}
     try:
         yield stop
