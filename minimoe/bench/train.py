@@ -22,7 +22,7 @@ from minimoe.config import ModelConfig
 from minimoe.cost import count_params, training_flops_per_token
 from minimoe.model import MoETransformer
 from minimoe.moe import max_violation
-from minimoe.training import Recipe, StepMetrics, make_optimizer, train_step
+from minimoe.training import Recipe, StepMetrics, optimizer_for, train_step
 from minimoe.training import learning_rate as schedule_of
 
 CHECKED_STEPS = 3
@@ -95,7 +95,7 @@ def _imbalance(metrics: StepMetrics) -> list[float]:
 
 
 def _ours(model: MoETransformer, batches: Iterator, history: list[StepMetrics], recipe: Recipe) -> Callable[[], float]:
-    optimizer = nnx.Optimizer(model, make_optimizer(recipe), wrt=nnx.Param)
+    optimizer = optimizer_for(model, recipe)
     key = jax.random.key(0)
 
     def run() -> float:

@@ -82,12 +82,11 @@ def _judge_in_child(request: dict[str, Any], answers: BinaryIO) -> None:
     send(answers, ("child", child))
     with os.fdopen(read_end, "rb") as stream:
         try:
-            outcome = ("done", receive(stream))
+            outcome: tuple[str, Any] | None = ("done", receive(stream))
         except (EOFError, pickle.UnpicklingError):
-            outcome = ("ended", None)
+            outcome = None
     _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    send(answers, outcome if outcome[0] == "done" else ("ended", code))
+    send(answers, outcome or ("ended", os.waitstatus_to_exitcode(status)))
 
 
 def judge(request: dict[str, Any]) -> Any:
@@ -95,7 +94,7 @@ def judge(request: dict[str, Any]) -> Any:
 
     Args:
       request: ``file``, a student's, or ``pickled``, a function; ``id`` of the exercise (None: the ids of the file);
-        ``time_limit`` of each call; ``modules``, the search path of the caller; ``memory_limit`` in bytes.
+        ``time_limit`` of each call; ``modules``, the search path of the caller.
     """
     import cloudpickle
 
@@ -107,7 +106,7 @@ def judge(request: dict[str, Any]) -> Any:
 
     sys.path[:] = request["modules"]
     end_process_when_stuck()
-    _limit_memory(request.get("memory_limit") or MEMORY_LIMIT)
+    _limit_memory(MEMORY_LIMIT)
     try:
         if "file" in request:
             answers = load_answers(request["file"])
@@ -135,7 +134,3 @@ def _limit_memory(extra: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = size + extra
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-if __name__ == "__main__":
-    main()

@@ -57,5 +57,5 @@ def study(
 ) -> Learning:
     """The corpus and the pool of problems, with a teacher's opinion of each word if there is one."""
     data = with_problems(work, run, work.corpus, tasks, pool_of_problems(pool))
-    method = opinion_of_teachers(work, teachers, distill, pool, data) if teachers and distill else None
+    method = opinion_of_teachers(work, teachers, distill, pool, data)
     return Learning(data, method=method)

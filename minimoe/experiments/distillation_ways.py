@@ -27,7 +27,7 @@ from minimoe.experiments.students import (
 from minimoe.experiments.workplace import Workplace
 
 if TYPE_CHECKING:
-    from minimoe.training import Method, RunConfig
+    from minimoe.training import RunConfig
 
 LEARNS: dict[str, Any] = ALONE | {"teachers": [TEACHER]}
 READS: dict[str, Any] = LEARNS | {"text": "sampled", "form": "sampled"}
@@ -77,9 +77,7 @@ def study(
         documents = text_written_by(work, teachers[0], run.model.context_length)
         problems = solutions_of(work, teachers[0], pool).documents
     data = with_problems(work, run, documents, tasks, problems)
-    methods: list[Method] = []
-    if teachers and distill:
-        methods.append(opinion_of_teachers(work, teachers, distill, pool, data))
-    if qat is not None:
-        methods.append(QuantizationAware(qat))
+    opinion = opinion_of_teachers(work, teachers, distill, pool, data)
+    rounding = None if qat is None else QuantizationAware(qat)
+    methods = [method for method in (opinion, rounding) if method is not None]
     return Learning(data, method=Combined(*methods) if methods else None)

@@ -83,7 +83,7 @@ def study(
     """The corpus and the pool of problems in the form of the run, from the weights of a finished run."""
     problems = problems_to_read(work, teachers, pool, form)
     data = with_problems(work, run, work.corpus, tasks, problems)
-    method = opinion_of_teachers(work, teachers, distill, pool, data) if teachers and distill else None
+    method = opinion_of_teachers(work, teachers, distill, pool, data)
     return Learning(data, work.finished(start), method)
 
 

@@ -93,5 +93,5 @@ def study(
 ) -> Learning:
     """The corpus and the pool of problems, from the weights of a finished run, with teachers or without."""
     data = with_problems(work, run, work.corpus, tasks, pool_of_problems(pool))
-    method = opinion_of_teachers(work, teachers, distill, pool, data) if teachers and distill else None
+    method = opinion_of_teachers(work, teachers, distill, pool, data)
     return Learning(data, work.finished(start), method)

@@ -103,18 +103,20 @@ def with_problems(
 
 def opinion_of_teachers(
     work: Workplace,
-    teachers: Sequence[str],
-    distill: Mapping[str, Any],
+    teachers: Sequence[str] | None,
+    distill: Mapping[str, Any] | None,
     pool: int,
     data: TrainingData,
-) -> Distillation:
-    """Distillation from finished runs.
+) -> Distillation | None:
+    """Distillation from finished runs; None for a run that has no teachers, or only their text.
 
     Args:
       teachers: one run for all the text, or ``domain=experiment/run`` for each domain.
       distill: arguments of `minimoe.distill.DistillRecipe`.
       pool: problems that the student answers in on-policy steps. data: whose domains need a teacher.
     """
+    if not teachers or not distill:
+        return None
     from minimoe.distill import Distillation, DistillRecipe, task_prompts
 
     recipe = DistillRecipe(**distill)

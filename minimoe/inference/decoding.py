@@ -84,10 +84,12 @@ def sampling(temperature: Any, top_k: Any = None, top_p: Any = None) -> Sampling
     return Sampling(heat == 0, top_k, top_p is not None and top_p < 1, warm, share)
 
 
-def check_stop_token(stop_token: Any, vocab_size: int) -> int | None:
-    """A stop token as an int; None stays None."""
-    if stop_token is None:
-        return None
+def check_stop_token(stop_token: Any, vocab_size: int) -> int:
+    """A stop token as an int.
+
+    Raises:
+      UserError: if it is no id of the vocabulary.
+    """
     return checks.whole("stop_token", stop_token, 0, vocab_size - 1, hint="use the tokenizer's end-of-text id")
 
 

@@ -61,7 +61,7 @@ def generate(
     """
     new = checks.whole("max_new_tokens", max_new_tokens)
     tokens = _check_tokens(model, tokens, new)
-    stop_token = check_stop_token(stop_token, model.config.vocab_size)
+    stop_token = None if stop_token is None else check_stop_token(stop_token, model.config.vocab_size)
     how = sampling(temperature, top_k, top_p)
     key = jax.random.key(0) if key is None else key
     graphdef, state = nnx.split(for_decoding(model))

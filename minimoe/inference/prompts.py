@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from minimoe import checks
 from minimoe.errors import UserError
-from minimoe.inference.decoding import decode, for_decoding, sampling
+from minimoe.inference.decoding import check_stop_token, decode, for_decoding, sampling
 from minimoe.layers.token_ids import TokenIds, as_token_ids
 from minimoe.model import MoETransformer
 
@@ -61,7 +61,7 @@ def continue_prompts(
       True
     """
     new_tokens, batch_size = checks.whole("max_new_tokens", max_new_tokens), checks.whole("batch_size", batch_size)
-    stop = checks.whole("stop_token", stop_token, 0, model.config.vocab_size - 1, hint="use the end-of-text id")
+    stop = check_stop_token(stop_token, model.config.vocab_size)
     how = sampling(temperature)
     if not len(prompts):
         return []

@@ -5,7 +5,7 @@ from minimoe.training.evaluate import Evaluation, evaluate
 from minimoe.training.evaluate_tasks import TaskEvaluation, evaluate_tasks
 from minimoe.training.loop import TrainResult, init_training, read_metrics, train
 from minimoe.training.method import Combined, Method, StepChanges
-from minimoe.training.optim import learning_rate, make_optimizer
+from minimoe.training.optim import learning_rate, make_optimizer, optimizer_for
 from minimoe.training.recipe import BALANCE_METHODS, RECIPES, Recipe
 from minimoe.training.run_folder import RunConfig
 from minimoe.training.step import StepMetrics, lm_loss, router_losses, train_step, update_router_biases
@@ -29,6 +29,7 @@ __all__ = [
     "lm_loss",
     "load_checkpoint",
     "make_optimizer",
+    "optimizer_for",
     "read_metrics",
     "router_losses",
     "train",

@@ -76,7 +76,7 @@ class CheckpointFolder:
                 self._read_back(self.path, step, tree)
 
     def _save_elsewhere(self, step: int, tree: dict[str, dict[str, Any]]) -> None:
-        """For a path that Orbax would take for a pattern of names: saved in a folder beside nothing, then moved here."""
+        """For a path that Orbax would take for a pattern of names: saved in a temporary folder, then moved here."""
         self.path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
             with self._ocp.CheckpointManager(scratch, options=self._options) as manager:
@@ -93,8 +93,9 @@ class CheckpointFolder:
 
     def _read_back(self, folder: Path, step: int, tree: dict[str, dict[str, Any]]) -> None:
         """What is on disk must have the names and shapes that were to be saved."""
+        saved = self._shapes(folder, step)
         for part, arrays in tree.items():
-            there = self._shapes(folder, step, part)
+            there = saved.get(part, {})
             if there != {name: tuple(array.shape) for name, array in arrays.items()}:
                 shutil.rmtree(folder / str(step), ignore_errors=True)
                 raise UserError(
@@ -102,11 +103,11 @@ class CheckpointFolder:
                     f"{len(arrays)} arrays); the disk may be failing, choose another folder"
                 )
 
-    def _shapes(self, folder: Path, step: int, part: str) -> Shapes:
-        """Names and shapes of one part of a checkpoint, as they are on disk."""
+    def _shapes(self, folder: Path, step: int) -> Mapping[str, Shapes]:
+        """Names and shapes of each part of a checkpoint, as they are on disk."""
         with self._ocp.StandardCheckpointer() as reader:
             found = reader.metadata(folder / str(step) / "default").item_metadata
-        return {name: tuple(one.shape) for name, one in dict(found.tree.get(part, {})).items()}
+        return {part: {name: tuple(one.shape) for name, one in dict(ones).items()} for part, ones in found.tree.items()}
 
     def check(self, step: int, config: ModelConfig) -> None:
         """Compares names and shapes with those of a config's model, which is not built for it.
@@ -116,7 +117,7 @@ class CheckpointFolder:
         """
         folder = self.path / str(step)
         with _readable(folder):
-            there = self._shapes(self.path, step, "model")
+            there = self._shapes(self.path, step)["model"]
         layers = len({name.split("/")[1] for name in there if name.startswith("layers/")})
         if layers != config.num_layers:
             raise UserError(
