@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from minimoe import __version__
 from minimoe.cli import bench, distill, evaluate, exercises, experiments, generate, quantize, tour, train
+from minimoe.cli.settings import check_settings
 from minimoe.console import messages, silence, write_out
 from minimoe.errors import UserError
 
@@ -49,6 +51,7 @@ def options(
 def run(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 2 for a mistake that can be repaired, 130 after Ctrl-C."""
     try:
+        check_settings(sys.argv[1:] if arguments is None else arguments)
         code = app(arguments, standalone_mode=False)
     except UserError as error:
         return _complain(str(error))

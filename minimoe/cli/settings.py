@@ -1,0 +1,58 @@
+"""What the environment asks of JAX and Matplotlib, looked at before a command works: what cannot be met is one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from minimoe.errors import UserError
+
+PLATFORM = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+HARMLESS = "cpu"  # every JAX has it
+DRAWING = ("train", "distill", "quantize", "tour", "experiments")  # commands that end in a picture
+FOR_HELP = ("-h", "--help", "--version")
+
+
+def check_settings(arguments: Sequence[str]) -> None:
+    """Refuses environment variables that would end a command later, in the middle of its work.
+
+    Help texts pass, since they need neither JAX nor Matplotlib.
+
+    Args:
+      arguments: of the command line, without the name of the program.
+
+    Raises:
+      UserError: naming the variable and its value.
+    """
+    if not arguments or any(word in FOR_HELP for word in arguments):
+        return
+    if any(name.startswith("JAX_") and value != HARMLESS for name, value in os.environ.items()):
+        _check_jax()
+    if arguments[0] in DRAWING and os.environ.get("MPLBACKEND"):
+        _check_matplotlib()
+
+
+def _check_jax() -> None:
+    try:
+        import jax
+    except ValueError as error:  # a switch that is neither on nor off
+        raise UserError(f"JAX refuses an environment variable: {error}; correct it or unset it") from error
+    asked = {name: os.environ[name] for name in PLATFORM if os.environ.get(name, HARMLESS) not in ("", HARMLESS)}
+    if not asked:
+        return
+    try:
+        jax.devices()
+    except Exception as error:  # RuntimeError; for CUDA without its plug-in, AssertionError
+        values = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+        raise UserError(
+            f"{values}: JAX finds no such device here; unset it to take what is there, or install the JAX of that platform"
+        ) from error
+
+
+def _check_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ValueError as error:
+        raise UserError(
+            f"MPLBACKEND={os.environ['MPLBACKEND']!r} is no backend of Matplotlib; unset it, pictures go to files anyway"
+        ) from error
