@@ -14,6 +14,7 @@ from minimoe.console import messages
 from minimoe.experiments.workplace import Workplace
 
 if TYPE_CHECKING:
+    from minimoe.config import ModelConfig
     from minimoe.data import TrainingData
     from minimoe.model import MoETransformer
     from minimoe.training import Evaluation, Method, RunConfig, TrainResult
@@ -62,6 +63,7 @@ class Run:
     Attributes:
       name: of the run in the record, and of its folder.
       preset: of model and recipe. changes: to the recipe. dense: the preset's dense model instead.
+      model: the model instead of the preset's; exclusive with ``dense``.
       learn: says what the run learns from. It is called with a `Workplace`, the run's config, and ``settings``.
       settings: keyword arguments of ``learn``, and what the record says of the run. Plain values: the run's folder
         keeps them, and another run cannot continue it.
@@ -76,6 +78,7 @@ class Run:
     learn: Callable[..., Learning] = read_corpus
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scores: tuple[Callable[[Workplace, MoETransformer, Mapping[str, Any]], dict[str, Any]], ...] = ()
+    model: ModelConfig | None = None
 
     def method(self) -> dict[str, Any]:
         """What the record says of the run beyond its model and recipe, in plain values."""
@@ -89,7 +92,11 @@ class Run:
         data: dict[str, Any] = dict(describe_data(None, work.corpus))
         data |= {key: value for key, value in self.method().items() if value}
         tokenizer, changes = work.tokenizer, dict(self.changes)
-        return make_run(self.preset, changes, dense=self.dense, dropout=None, tokenizer=tokenizer, data=data)
+        run = make_run(self.preset, changes, dense=self.dense, dropout=None, tokenizer=tokenizer, data=data)
+        if self.model is None:
+            return run
+        recipe = run.recipe if self.model.moe else dataclasses.replace(run.recipe, router_bias_rate=0.0)
+        return dataclasses.replace(run, model=self.model, recipe=recipe)
 
 
 def train_run(run: Run, work: Workplace, out: Path) -> dict[str, Any] | None:
@@ -129,6 +136,16 @@ def train_run(run: Run, work: Workplace, out: Path) -> dict[str, Any] | None:
     return outcome
 
 
+def machine() -> str:
+    """What a record says of the machine that it was made on: an accelerator by its name, a CPU by its cores."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return str(device.device_kind)
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
 def _outcome(run: Run, config: RunConfig, work: Workplace, result: TrainResult) -> dict[str, Any]:
     """What the record says of every run: config, both protocols, time, routing and the whole curve."""
     from minimoe.cost import count_params, forward_flops_per_token
@@ -142,7 +159,7 @@ def _outcome(run: Run, config: RunConfig, work: Workplace, result: TrainResult) 
     return {
         "config": config.to_dict(),
         "method": run.method(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "total_params": count.total,
         "active_params": count.active,
         "flops_per_token": forward_flops_per_token(config.model),

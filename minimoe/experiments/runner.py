@@ -15,6 +15,8 @@ from minimoe.experiments import (
     distillation,
     distillation_ways,
     fp8_training,
+    longer_problems,
+    longer_text,
     nano,
     qat_mxfp4,
     quant_recipes,
@@ -22,6 +24,7 @@ from minimoe.experiments import (
     small_hour,
     sparse_vs_dense,
     specialists,
+    step_times,
     teacher,
 )
 from minimoe.experiments.records import RECORDS, read_record_file, write_record
@@ -32,6 +35,8 @@ from minimoe.experiments.workplace import Workplace
 EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
     "small-hour": small_hour.runs,
     "sparse-vs-dense": sparse_vs_dense.runs,
+    "longer-text": longer_text.runs,
+    "longer-problems": longer_problems.runs,
     "balance-methods": balance_methods.runs,
     "fp8-training": fp8_training.runs,
     "qat-mxfp4": qat_mxfp4.runs,
@@ -45,6 +50,7 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
 # These train nothing. From the folder of runs into the record, which they save as they go.
 MEASUREMENTS: dict[str, Callable[[Path, dict[str, Any], Callable[[], None]], None]] = {
     "quant-recipes": quant_recipes.measure,
+    "step-times": step_times.measure,
 }
 
 

@@ -1,0 +1,67 @@
+"""How long does a training step take, next to a dense model that computes as much for each token?
+
+The contestants take turns, step by step, in one process, so that a slow moment of the machine hits all of them. Nothing
+else may run meanwhile. Other experiments take from this record what "equal time" means.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minimoe.console import Bar
+from minimoe.experiments.contestants import BASELINE, contestants
+from minimoe.experiments.run import machine
+from minimoe.experiments.workplace import Workplace
+
+if TYPE_CHECKING:
+    from minimoe.config import ModelConfig
+
+ROUNDS, WARM_UP = 24, 4
+
+
+def measure(folder: Path, values: dict[str, Any], save: Callable[[], None]) -> None:
+    """Times a step of every contestant on ``nano``'s batches; keeps memory, as the command does."""
+    from minimoe.process import keep_memory
+
+    keep_memory()
+    seconds = {name: times[WARM_UP:] for name, times in _alternating(contestants(), Workplace(folder)).items()}
+    values |= {
+        "machine": machine(),
+        "milliseconds": {name: round(1e3 * statistics.median(times), 2) for name, times in seconds.items()},
+        # of the same round, so that both saw the same machine
+        "ratio": {
+            name: round(statistics.median(a / b for a, b in zip(times, seconds[BASELINE], strict=True)), 4)
+            for name, times in seconds.items()
+        },
+    }
+    save()
+
+
+def _alternating(models: dict[str, ModelConfig], work: Workplace) -> dict[str, list[float]]:
+    import jax
+    import jax.numpy as jnp
+
+    from minimoe.data import training_data
+    from minimoe.training import Recipe, RunConfig, train_step
+    from minimoe.training.loop import init_training
+
+    data, seconds = training_data(work.corpus, work.tokenizer), {name: [] for name in models}
+    recipes = {name: Recipe.preset("nano", router_bias_rate=0.02 if m.moe else 0.0) for name, m in models.items()}
+    states = {
+        name: init_training(RunConfig(model, recipes[name], {}, work.tokenizer.name)) for name, model in models.items()
+    }
+    with Bar("step times", ROUNDS) as bar:
+        for step in range(ROUNDS):
+            batch = data.batch(0, step, recipes[BASELINE].batch_size, models[BASELINE].context_length)
+            arrays = [jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.where)]
+            for name, (model, optimizer) in states.items():
+                began = time.perf_counter()
+                metrics = train_step(model, optimizer, *arrays, jax.random.key(step), recipe=recipes[name])
+                jax.block_until_ready(metrics)
+                seconds[name].append(time.perf_counter() - began)
+            bar.update(step + 1)
+    return seconds
