@@ -334,3 +334,59 @@ def test_all_commands_are_found():
 def test_help_has_an_example_everywhere(command, capsys):
     assert app.run([*command.split(), "--help"]) == 0
     assert f"Example: minimoe {command}" in " ".join(capsys.readouterr().out.split())
+
+
+NAMES = (
+    b"notes [draft].txt",
+    b"dir[/x].txt",
+    b"caf\xe9.txt",
+    b"[/x]/a.txt",
+    b"$a_$.txt",
+    b"two\nlines.txt",
+    b"n" * 251 + b".txt",
+)
+
+
+@pytest.fixture
+def odd_names(tmp_path):
+    """A folder of text whose names hold what terminals, plots and JSON could trip over; two of the files are equal."""
+    folder = tmp_path / "[text]"
+    try:
+        for i, name in enumerate([*NAMES, b"copy.txt"]):
+            path = folder / os.fsdecode(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"Text number {i % len(NAMES)}. " + TEXT)
+    except OSError:
+        pytest.skip("the file system refuses such a name")
+    return folder
+
+
+def test_any_name_in_a_folder_of_text_works_and_equal_files_are_told(odd_names, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    assert app.run(["train", "--config", "tiny", "--text", str(odd_names), "--out", "new"]) == 0
+    said = capsys.readouterr().err
+    assert "[text]: 1 text is there more than once (such as copy.txt, notes [draft].txt); all copies" in said
+    assert json.loads(Path("new/config.json").read_text())["data"]["name"] == "[text]"
+    for name in NAMES:
+        one = odd_names / os.fsdecode(name)
+        assert app.run(["eval", "new", "--text", str(one)]) == 0
+        shown = capsys.readouterr().out
+        assert all(part in shown for part in one.stem.replace("\udce9", r"\xe9").splitlines()), shown
+    assert app.run(["eval", "new", "--text", str(odd_names)]) == 0
+    shown = capsys.readouterr().out
+    assert all(domain in shown for domain in ("dir[", "[text]"))
+
+
+@pytest.mark.parametrize("name", [*NAMES, b"$x$", b"$\\alpha", "日本".encode(), b"-x", b"n" * 255], ids=ascii)
+def test_any_name_for_a_run_works_or_is_refused_before_the_first_step(name, trained, capsys):
+    """Brackets are markup to rich, dollars formulas to Matplotlib, and not every font has every letter."""
+    out = os.fsdecode(name)
+    code = app.run(["train", "--config", "tiny", "--text", str(trained / "text.txt"), f"--out={out}"])
+    said = capsys.readouterr().err
+    if b"\xe9" in name or b"\\" in name:
+        assert code == 2
+        assert said.count("\n") == 1
+        assert not os.path.exists(out)
+        return
+    assert code == 0, said
+    assert app.run(["eval", f"./{out}", "--text", str(trained / "text.txt")]) == 0

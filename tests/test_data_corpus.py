@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minimoe.data
-from minimoe.data import DOMAINS, Document, corpus, documents, load_text, split_of, verify
-from minimoe.data.user_text import MIN_PARTS, cut_at_blank_lines
+from minimoe.data import DOMAINS, Document, corpus, describe_data, documents, load_text, split_of, verify
+from minimoe.data.user_text import MIN_PARTS, copies, cut_at_blank_lines
 from minimoe.errors import UserError
 
 FOLDER = Path(minimoe.data.__file__).parent / "corpus"
@@ -198,3 +199,60 @@ def test_user_text_is_split_by_the_rule_of_the_corpus() -> None:
     assert split_of("some/key.txt") == ("val" if int.from_bytes(salted[:8], "big") % 100 < 10 else "train")
     share = sum(split_of(f"{i}.txt") == "val" for i in range(4000)) / 4000
     assert 0.08 < share < 0.12
+
+
+def splits_by_text(found: list[Document]) -> dict[str, set[str]]:
+    splits: dict[str, set[str]] = {}
+    for document in found:
+        splits.setdefault(document.text, set()).add(document.split)
+    return splits
+
+
+@pytest.mark.parametrize("number", [2, 5, 40])
+def test_equal_files_are_on_one_side(tmp_path: Path, number: int) -> None:
+    """Otherwise the model would be scored on text that it was trained on."""
+    for i in range(number):
+        write(tmp_path / "copies" / f"{i}.txt", "the same words " * 9 + ("\r\n" if i % 2 else "\n"))
+        write(tmp_path / "others" / f"{i}.txt", f"text {i}\n")
+    found = load_text(tmp_path)
+    assert len(found) == 2 * number
+    assert all(len(splits) == 1 for splits in splits_by_text(found).values())
+    assert {document.split for document in found} == {"train", "val"}
+    assert copies(found) == [[f"copies/{i}.txt" for i in sorted(range(number), key=lambda i: f"{i}.txt")]]
+    assert copies(load_text(tmp_path, split="val")) == copies(found)
+
+
+def test_two_groups_of_equal_files_are_both_splits(tmp_path: Path) -> None:
+    for i in range(6):
+        write(tmp_path / f"{i}.txt", f"text {i % 2}\n")
+    found = load_text(tmp_path)
+    assert {text: len(splits) for text, splits in splits_by_text(found).items()} == {"text 0\n": 1, "text 1\n": 1}
+    assert {document.split for document in found} == {"train", "val"}
+
+
+def test_files_that_are_all_equal_are_cut_at_one_place(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / f"{i}.txt", "one two three four five six seven eight nine ten")
+    found = load_text(tmp_path)
+    assert {text: len(splits) for text, splits in splits_by_text(found).items()} == {
+        "one two three four five six seven eight ": 1,
+        "nine ten": 1,
+    }
+    assert len(found) == 6
+
+
+def test_names_that_are_not_utf8_are_read_and_described(tmp_path: Path) -> None:
+    try:
+        for name in (b"caf\xe9.txt", b"\xff/b.txt", b"\xff/c.txt"):
+            write(tmp_path / os.fsdecode(name), f"text of {name!r}")
+    except OSError:
+        pytest.skip("the file system refuses the name")
+    found = load_text(tmp_path)
+    assert {(document.domain, document.key) for document in found} == {
+        (tmp_path.name, r"caf\xe9.txt"),
+        (r"\xff", r"\xff/b.txt"),
+        (r"\xff", r"\xff/c.txt"),
+    }
+    alone = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    assert load_text(alone)[0].domain == r"caf\xe9"
+    assert describe_data(alone, load_text(alone))["name"] == r"caf\xe9.txt"

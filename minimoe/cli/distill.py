@@ -69,6 +69,7 @@ def distill(
 
     Example: minimoe distill --teacher small --teacher reasoning=teacher --student nano --tasks 0.5 --out runs/both
     """
+    from minimoe.cli.copies import tell_copies
     from minimoe.data import choose_documents, describe_data
     from minimoe.data.tasks import DOMAIN
     from minimoe.distill import Distillation, DistillRecipe, task_prompts
@@ -103,6 +104,7 @@ def distill(
     start(
         f"teacher: {teachers.description}; student {student}: {describe_run(run)}; {data.num_tokens:,} training tokens"
     )
+    tell_copies(text, documents)
     guide: Any = teachers.by_domain()
     guide = guide if cache is None else fill_cache(cache, run, recipe, guide, data, tokenizer)
     method = Distillation(recipe, guide, prompts)

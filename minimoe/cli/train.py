@@ -46,6 +46,7 @@ def train(
 
     Example: minimoe train --config nano --steps 500 --out runs/nano
     """
+    from minimoe.cli.copies import tell_copies
     from minimoe.cli.reasoning import check_length, check_share
     from minimoe.data import choose_documents, describe_data, load_tokenizer
     from minimoe.progress import check_resume, draw_curve, grade, train_with_bar
@@ -68,6 +69,7 @@ def train(
     first = check_resume(out, run, resume)
     data, validation = mixed_data(documents, tokens, run, tasks)
     start(f"{config}{' (dense)' if dense else ''}: {describe_run(run)}; {data.num_tokens:,} training tokens")
+    tell_copies(text, documents)
     result = train_with_bar("train", run, data, validation, tokens, first=first, out=out, resume=resume)
     draw_curve(out, result)
     answers = grade(result.model, tokens) if tasks and not result.interrupted else None

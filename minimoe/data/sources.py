@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from minimoe.data.corpus import Document, corpus_hash, documents
-from minimoe.data.user_text import load_text
+from minimoe.data.user_text import load_text, printable
 
 
 def choose_documents(text: Path | None) -> list[Document]:
@@ -44,4 +44,4 @@ def describe_data(text: Path | None, chosen: list[Document]) -> dict[str, str]:
     digest = hashlib.sha256()
     for document in chosen:
         digest.update(f"{document.domain}\0{document.split}\0{document.key}\0{document.text}\0".encode())
-    return {"name": text.name, "sha256": digest.hexdigest()}
+    return {"name": printable(text.name), "sha256": digest.hexdigest()}

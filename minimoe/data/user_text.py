@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minimoe.data.corpus import SPLITS, Document, split_of
@@ -28,11 +29,12 @@ def load_text(path: str | os.PathLike[str], split: str | None = None) -> list[Do
     Args:
       path: of the file or the folder.
       split: None divides by the corpus's rule, 10% by hash of the key, and then moves one document if a split would be
-        empty; a lone document is cut in two near 90%. ``"train"`` or ``"val"`` puts all of the text there: text that
-        the model never saw is validation from end to end.
+        empty; a lone document is cut in two near 90%. Equal documents go where the first of them goes, so that the
+        model is not scored on text that it was trained on; `copies` names them. ``"train"`` or ``"val"`` puts all of
+        the text there: text that the model never saw is validation from end to end.
 
     Returns:
-      Documents in the order of the file, or of the sorted paths.
+      Documents in the order of the file, or of the sorted paths. In names, bytes that are not UTF-8 are ``\\xe9``.
 
     Raises:
       UserError: if the path does not exist or cannot be read, or the text is blank, binary (it holds a NUL byte) or not
@@ -54,7 +56,29 @@ def load_text(path: str | os.PathLike[str], split: str | None = None) -> list[Do
     found = _read_folder(path) if path.is_dir() else _read_single(path)
     if split is not None:
         return [dataclasses.replace(document, split=split) for document in found]
-    return _with_both_splits(found)
+    return _divided(found)
+
+
+def copies(found: Sequence[Document]) -> list[list[str]]:
+    """The keys of equal documents: a list for each text that is there more than once. White space does not count.
+
+    Example:
+      >>> copies([Document("a", "train", key, text) for key, text in (("x", "one"), ("y", "two"), ("z", "one\\n"))])
+      [['x', 'z']]
+    """
+    return [[document.key for document in group] for group in _groups(found) if len(group) > 1]
+
+
+def _groups(found: Sequence[Document]) -> list[list[Document]]:
+    """Equal documents together, in order of first appearance."""
+    groups: dict[bytes, list[Document]] = {}
+    for document in found:
+        groups.setdefault(_digest(document), []).append(document)
+    return list(groups.values())
+
+
+def _digest(document: Document) -> bytes:
+    return hashlib.sha256(" ".join(document.text.split()).encode()).digest()
 
 
 def _read_single(path: Path) -> list[Document]:
@@ -62,17 +86,18 @@ def _read_single(path: Path) -> list[Document]:
     if not text.strip():
         raise UserError(f"{path}: the file is empty or blank; give a file with text")
     pieces = cut_at_blank_lines(text)
-    keys = [path.name] if len(pieces) == 1 else [f"{path.name}#{i}" for i in range(len(pieces))]
-    return [Document(path.stem, split_of(key), key, piece) for key, piece in zip(keys, pieces, strict=True)]
+    name = printable(path.name)
+    keys = [name] if len(pieces) == 1 else [f"{name}#{i}" for i in range(len(pieces))]
+    return [Document(printable(path.stem), split_of(key), key, piece) for key, piece in zip(keys, pieces, strict=True)]
 
 
 def _read_folder(folder: Path) -> list[Document]:
     found = []
-    own_name = folder.resolve().name or "text"
+    own_name = printable(folder.resolve().name) or "text"
     for file in _text_files(folder):
         text = _read_text(file)
         if text.strip():
-            parts = file.relative_to(folder).parts
+            parts = [printable(part) for part in file.relative_to(folder).parts]
             key = "/".join(parts)
             found.append(Document(parts[0] if len(parts) > 1 else own_name, split_of(key), key, text))
     if not found:
@@ -80,6 +105,16 @@ def _read_folder(folder: Path) -> list[Document]:
             f"{folder}: no text in any {', '.join(SUFFIXES)} file of this folder; give a folder that has some"
         )
     return found
+
+
+def printable(name: str) -> str:
+    """The name of a file as text that can be stored and hashed: bytes that are not UTF-8 become ``\\xe9``.
+
+    Example:
+      >>> print(printable(os.fsdecode(b"caf\\xe9.txt")))
+      caf\\xe9.txt
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _text_files(folder: Path) -> Iterator[Path]:
@@ -132,15 +167,14 @@ def cut_at_blank_lines(text: str) -> list[str]:
     return [*pieces, "".join(current)]
 
 
-def _with_both_splits(found: list[Document]) -> list[Document]:
-    """Moves or cuts one document if training or validation would be empty."""
-    splits = {document.split for document in found}
-    if len(splits) == 2:
-        return found
-    if len(found) == 1:
-        return _cut_in_two(found[0])
-    other = "val" if splits == {"train"} else "train"
-    return [*found[:-1], dataclasses.replace(found[-1], split=other)]
+def _divided(found: list[Document]) -> list[Document]:
+    """Puts equal documents on one side; then moves or cuts one text if training or validation would be empty."""
+    split = {_digest(group[0]): group[0].split for group in _groups(found)}
+    if len(split) == 1:  # cut at one place: copies may differ in their white space
+        return [part for one in found for part in _cut_in_two(dataclasses.replace(one, text=found[0].text))]
+    if len(set(split.values())) == 1:
+        split[_digest(found[-1])] = "val" if "train" in split.values() else "train"
+    return [dataclasses.replace(document, split=split[_digest(document)]) for document in found]
 
 
 def _cut_in_two(document: Document) -> list[Document]:

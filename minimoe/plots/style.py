@@ -9,8 +9,10 @@ from __future__ import annotations
 import colorsys
 import io
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -174,11 +176,18 @@ def start_at_zero(axes: Axes, at: Float[np.ndarray, " n"], start: float = 0.0) -
 def png_bytes(figure: Figure, dpi: float = DPI) -> bytes:
     """The figure as a PNG image of at most 256 colours, a third of the size; the same figure gives the same bytes."""
     drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})
+    _draw(figure, drawn, format="png", dpi=dpi, metadata={"Software": None})
     image = Image.open(drawn).convert("RGB")
     image = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     image.save(small, format="png", optimize=True, dpi=(dpi, dpi))
     return small.getvalue()
+
+
+def _draw(figure: Figure, into: io.BytesIO, **options: Any) -> None:
+    """Draws into a buffer. A letter that the font lacks is a box in the picture, and no lines on the terminal."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(into, **options)
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path:
@@ -203,5 +212,5 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path
         )
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=suffix, dpi=dpi, metadata=metadata)
+    _draw(figure, buffer, format=suffix, dpi=dpi, metadata=metadata)
     return write_atomically(path, buffer.getvalue())

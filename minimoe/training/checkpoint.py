@@ -19,7 +19,7 @@ from minimoe.data import Tokenizer
 from minimoe.errors import UserError
 from minimoe.files import UNFINISHED, sync_folder, writing
 from minimoe.model import MoETransformer
-from minimoe.training.run_folder import STEPS_FOLDER, RunConfig, read_run_config, run_tokenizer
+from minimoe.training.run_folder import STEPS_FOLDER, RunConfig, check_path, read_run_config, run_tokenizer
 
 KEEP = 2  # checkpoints on disk: the last, and one before it
 Shapes = Mapping[str, tuple[int, ...]]  # of arrays, by name
@@ -33,11 +33,8 @@ class CheckpointFolder:
 
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised too, and said once
         self._ocp = ocp
+        check_path(folder)
         self.path = (folder / STEPS_FOLDER).resolve()
-        try:
-            str(self.path).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"{str(folder)!r} is not UTF-8, which checkpoints need; name another folder") from error
         options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, enable_async_checkpointing=False, create=False)
         self._options = options
         self._manager: Any = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -163,12 +164,28 @@ def check_folder(out: Path, run: RunConfig, *, resume: bool, parts: Sequence[str
       UserError: if ``out`` cannot be written, or holds something else, or a run although ``resume`` is off, or another
         run.
     """
+    check_path(out)
     files.check_folder(out, _is_ours, "a training run")
     if not _is_run(out):
         return
     if not resume:
         raise UserError(f"{out} already holds a run; resume it (--resume) or name another folder")
     _check_same_run(out, run, parts)
+
+
+def check_path(folder: Path) -> None:
+    """Refuses a path below which Orbax does not find its own files again.
+
+    Raises:
+      UserError: if the whole path, links followed, is not UTF-8 or, except on Windows, has a backslash.
+    """
+    path = os.path.realpath(folder)  # unlike Path.resolve, no error for a link that leads to itself
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{str(folder)!r} is not UTF-8, which checkpoints need; name another folder") from error
+    if "\\" in path and not files.WINDOWS:
+        raise UserError(f"{folder} has a backslash in its path, which checkpoints cannot have; name another folder")
 
 
 def _check_same_run(out: Path, run: RunConfig, parts: Sequence[str]) -> None:
