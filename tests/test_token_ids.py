@@ -56,6 +56,26 @@ def test_under_jit_all_that_depends_on_it_is_nan_and_nothing_else(model, wrong):
     assert np.isnan(logits[1, 2:]).all()
 
 
+@pytest.mark.parametrize("wrong", [V + 2**32, 1 + 2**32, -(2**32) + 1, 2**63 - 1, -(2**63)])
+def test_a_wide_id_does_not_wrap_into_the_vocabulary(model, wrong):
+    with jax.enable_x64(True):
+        tokens = jnp.asarray(np.array([[1, 2, wrong, 4]]))
+        assert tokens.dtype == jnp.int64
+        logits = np.asarray(jax.jit(lambda tokens: model(tokens)[0])(tokens))
+    assert np.isfinite(logits[0, :2]).all()
+    assert np.isnan(logits[0, 2:]).all()
+
+
+def test_an_unsigned_id_above_int32_is_none_either(tiny_model):
+    tokens = jnp.array([[1, 2**32 - 5, 3]], jnp.uint32)
+    logits = np.asarray(jax.jit(lambda tokens: tiny_model(tokens)[0])(tokens))
+    assert np.isnan(logits[0, 1:]).all()
+    layer = MoELayer(MoEConfig(8, 4, 4, 2, select="hash", hash_vocab_size=V), rngs=nnx.Rngs(0))
+    with jax.enable_x64(True):
+        y, _ = jax.jit(lambda ids: layer(jnp.ones((2, 8), jnp.float32), tokens=ids))(jnp.asarray([1, 1 + 2**32]))
+    assert np.isnan(np.asarray(y)).all(axis=1).tolist() == [False, True]
+
+
 def test_ids_of_any_integer_dtype_and_lists_are_ids(model):
     want = np.asarray(model(jnp.asarray(GOOD, jnp.int32))[0])
     for tokens in (GOOD.astype(np.uint8), GOOD.astype(np.int64), GOOD.tolist()):

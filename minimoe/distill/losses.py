@@ -25,10 +25,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from minimoe.errors import UserError
 from minimoe.layers import as_mask
+from minimoe.layers.token_ids import TokenIds, as_labels, spoil
 
 _LOG_ZERO = -1e30  # exp of it is 0.0, and it may be subtracted from itself: -inf may not
 
@@ -145,7 +146,7 @@ def generalized_jsd(
 def hinton_kd(
     student_logits: Float[Array, "*batch V"],
     teacher_logits: Float[Array, "*batch V"],
-    labels: Int[Array, "*batch"],
+    labels: TokenIds,
     temperature: int | float = 2.0,
     alpha: int | float = 0.5,
     *,
@@ -156,7 +157,7 @@ def hinton_kd(
     The gradient of the KL shrinks as 1/T**2, so T**2 keeps the two terms comparable when T is changed.
 
     Args:
-      labels: ids of the words that really follow, 0..V-1.
+      labels: ids ``[*batch]`` of the words that really follow, 0..V-1; anything where ``where`` is False.
       temperature: T > 0; more of it shows more of what the teacher finds second best.
       alpha: weight of the teacher, 0..1. The rest as `forward_kl`.
 
@@ -164,7 +165,8 @@ def hinton_kd(
       Nats, float32; the cross-entropy at ``alpha=0``, and 0.0 at ``alpha=1`` when the logits are equal.
 
     Raises:
-      UserError: if alpha is outside 0..1; else as `forward_kl`.
+      UserError: if alpha is outside 0..1, or a label is no id at a position that counts (under `jax.jit` its loss is
+        NaN instead); else as `forward_kl`.
 
     Example:
       >>> logits = jnp.zeros(4)
@@ -179,10 +181,10 @@ def hinton_kd(
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha={alpha} must be in 0..1; 0 is labels only, 1 the teacher only")
     soft = temperature**2 * forward_kl(student_logits, teacher_logits, temperature=temperature, where=where)
-    if where is not None:  # labels of padding need not be ids
-        labels = jnp.where(where, labels, 0)
+    counted = as_mask(where, student_logits.shape[:-1], "hinton_kd")
+    labels, wrong = as_labels(labels, student_logits.shape[-1], counted, owner="hinton_kd")
     logits = _real(student_logits, where)
-    hard = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    hard = spoil(optax.softmax_cross_entropy_with_integer_labels(logits, labels), wrong)
     loss = (1 - alpha) * hard + alpha * soft
     return loss if where is None else jnp.where(where, loss, 0.0)
 
@@ -221,7 +223,8 @@ def topk_kl(
       Nats, float32; 0.0 when the student has the same k probabilities (renormalised: the same ratios).
 
     Raises:
-      UserError: if T is not above 0.
+      UserError: if T is not above 0, or one of ``ids`` is outside 0..V-1 at a position that counts (under `jax.jit` its
+        loss is NaN instead).
 
     Example:
       >>> teacher, student = jnp.log(jnp.array([0.5, 0.3, 0.1, 0.1])), jnp.log(jnp.array([0.25, 0.25, 0.4, 0.1]))
@@ -236,9 +239,10 @@ def topk_kl(
     """
     _check_temperature(temperature)
     values, tail, logits = _real(values, where), tail.astype(jnp.float32), _real(student_logits, where) / temperature
-    ids = ids.astype(jnp.int32)
+    counted = jnp.broadcast_to(as_mask(where, tail.shape, "topk_kl")[..., None], ids.shape)
+    ids, wrong = as_labels(ids, logits.shape[-1], counted, owner="topk_kl")
     if where is not None:
-        ids, tail = jnp.where(where[..., None], ids, 0), jnp.where(where, tail, -jnp.inf)
+        tail = jnp.where(where, tail, -jnp.inf)
     values, tail = jax.lax.stop_gradient(values), jax.lax.stop_gradient(tail)
     chosen = jnp.take_along_axis(logits, ids, axis=-1)  # [*batch, k]
     if renormalize:
@@ -249,6 +253,7 @@ def topk_kl(
         joined = jnp.concatenate([chosen, student_tail[..., None]], axis=-1)  # [*batch, k+1]
         teacher = jnp.concatenate([values, tail[..., None]], axis=-1)
         loss = _kl(jax.nn.log_softmax(teacher), jax.nn.log_softmax(joined))
+    loss = spoil(loss, wrong.any(axis=-1))
     return loss if where is None else jnp.where(where, loss, 0.0)
 
 

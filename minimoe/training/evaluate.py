@@ -20,6 +20,7 @@ from minimoe.config import ModelConfig
 from minimoe.data import Document, Tokenizer, windows
 from minimoe.errors import UserError
 from minimoe.layers import as_mask
+from minimoe.layers.token_ids import as_labels, spoil
 from minimoe.moe import Routing, expert_load, experts_choose, stack_loads, without_drops
 
 TOKENS_PER_BATCH = 4096
@@ -72,7 +73,10 @@ def eval_step(
     *,
     alone: bool = False,
 ) -> tuple[Float[Array, "B"], Float[Array, "B layers E"]]:
-    """Nats of the scored targets of each row, and each row's load by layer; ``alone``: each row is a batch of its own."""
+    """Nats of the scored targets of each row, and each row's load by layer; ``alone``: each row is a batch of its own.
+
+    A scored target that is no id of the vocabulary makes its row NaN; targets that ``where`` leaves out may be anything.
+    """
     where = as_mask(where, tokens.shape, "eval_step")
     if not alone:
         return _score_rows(model, tokens, targets, where)
@@ -83,8 +87,9 @@ def eval_step(
 
 def _score_rows(model, tokens, targets, where):
     logits, routing = model(tokens)
+    targets, wrong = as_labels(targets, logits.shape[-1], where, owner="eval_step")
     chosen = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
-    nats = jnp.sum(jax.nn.logsumexp(logits, axis=-1) - chosen, axis=-1, where=where)
+    nats = jnp.sum(spoil(jax.nn.logsumexp(logits, axis=-1) - chosen, wrong), axis=-1, where=where)
     if not routing:
         return nats, jnp.zeros((tokens.shape[0], 0, 0))
     return nats, stack_loads([_row_load(r, where) for r in routing])

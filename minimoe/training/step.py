@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import ModelConfig
 from minimoe.layers import as_mask
+from minimoe.layers.token_ids import TokenIds, as_labels, spoil
 from minimoe.model import ModelOutput, MoETransformer, check_trainable
 from minimoe.moe import (
     SELECTORS,
@@ -50,10 +51,28 @@ class StepMetrics:
     dropped: Float[Array, "layers"]
 
 
-def lm_loss(logits: Float[Array, "B L V"], targets: Int[Array, "B L"], where: Bool[Array, "B L"]) -> Float[Array, ""]:
-    """Mean cross-entropy over real targets, nats per token; 0 if there are none."""
-    where = as_mask(where, targets.shape, "lm_loss")
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+def lm_loss(logits: Float[Array, "B L V"], targets: TokenIds, where: Bool[Array, "B L"]) -> Float[Array, ""]:
+    """Mean cross-entropy over real targets, nats per token; 0 if there are none.
+
+    Args:
+      logits: any float dtype.
+      targets: the ids ``[B, L]`` that follow each position, of any integer dtype. Where ``where`` is False they may be anything, -100 included.
+      where: which targets are real.
+
+    Returns:
+      A scalar. Under `jax.jit` it is NaN if a real target is no id of the vocabulary.
+
+    Raises:
+      UserError: for such a target where values are known, naming it; for a mask of another shape or dtype.
+
+    Example:
+      >>> targets = jnp.array([[1, -100]])
+      >>> print(f"{lm_loss(jnp.zeros((1, 2, 4)), targets, where=targets >= 0):.4f}")  # log 4
+      1.3863
+    """
+    where = as_mask(where, logits.shape[:-1], "lm_loss")
+    targets, wrong = as_labels(targets, logits.shape[-1], where, owner="lm_loss")
+    losses = spoil(optax.softmax_cross_entropy_with_integer_labels(logits, targets), wrong)
     return jnp.sum(losses, where=where) / jnp.maximum(where.sum(), 1).astype(losses.dtype)
 
 
