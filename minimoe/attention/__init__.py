@@ -1,6 +1,6 @@
 """Attention: the arithmetic, the cache it may read from, and the kinds of attention."""
 
-from minimoe.attention.cache import Cache, KVCache, has_room
+from minimoe.attention.cache import Cache, KVCache, admitted, cache_shape
 from minimoe.attention.core import causal_attention, masked_attention
 from minimoe.attention.gqa import GroupedQueryAttention, GroupedQueryConfig
 from minimoe.attention.kinds import ATTENTIONS, AttentionConfig
@@ -12,7 +12,8 @@ __all__ = [
     "GroupedQueryAttention",
     "GroupedQueryConfig",
     "KVCache",
+    "admitted",
+    "cache_shape",
     "causal_attention",
-    "has_room",
     "masked_attention",
 ]

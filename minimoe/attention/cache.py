@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from minimoe.checks import whole
 from minimoe.errors import UserError
 
 
@@ -25,7 +26,7 @@ class Cache(Protocol):
         """S, tokens that it has room for."""
 
     def append(self, k: Float[Array, "B L M H"], v: Float[Array, "B L M H"]) -> Cache:
-        """A cache that also holds L more tokens."""
+        """A cache that also holds L more tokens; it begins with `admitted`, which sees to what does not fit."""
 
     def read(self) -> tuple[Float[Array, "B S M H"], Float[Array, "B S M H"]]:
         """All S places; those from ``length`` on hold nothing yet and must be masked."""
@@ -38,7 +39,7 @@ class KVCache:
 
     Attributes:
       k, v: ``[B, S, M, H]``; keys already turned by their position.
-      length: tokens held so far, int32 scalar. Above S, what was appended last does not fit: see `has_room`.
+      length: tokens held so far, int32 scalar. Above S, what was appended last does not fit: see `admitted`.
     """
 
     k: Float[Array, "B S M H"]
@@ -46,9 +47,9 @@ class KVCache:
     length: Int[Array, ""]
 
     @classmethod
-    def zeros(cls, batch: int, size: int, kv_heads: int, head_dim: int, dtype=jnp.float32) -> KVCache:
+    def zeros(cls, batch: Any, size: Any, kv_heads: Any, head_dim: Any, dtype=jnp.float32) -> KVCache:
         """An empty cache with room for ``size`` tokens in each of ``batch`` sequences."""
-        shape = (batch, size, kv_heads, head_dim)
+        shape = cache_shape(batch, size, kv_heads, head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
     @property
@@ -57,7 +58,8 @@ class KVCache:
         return self.k.shape[1]
 
     def append(self, k: Float[Array, "B L M H"], v: Float[Array, "B L M H"]) -> KVCache:
-        """A cache with ``k`` and ``v`` written after the tokens it holds."""
+        """A cache with ``k`` and ``v`` written after the tokens it holds; see `admitted`."""
+        k, v = admitted(self.length, self.k.shape, k, v)
         zero = jnp.zeros((), jnp.int32)
         at = (zero, self.length, zero, zero)
         return KVCache(
@@ -70,19 +72,51 @@ class KVCache:
         return self.k, self.v
 
 
-def has_room(cache: Cache, tokens: int) -> Bool[Array, ""]:
-    """Whether a cache can take so many more tokens.
-
-    Where its length is known, no is an error. Under `jax.jit` the caller must turn what it computes into NaN: writing
-    beyond the end would move back into what is held, and the answer would look like any other.
+def cache_shape(batch: Any, size: Any, kv_heads: Any, head_dim: Any) -> tuple[int, int, int, int]:
+    """``(B, S, M, H)`` of an empty cache, as ints.
 
     Raises:
-      UserError: naming what it holds, its size and what was to be added.
+      UserError: for a size that is negative or no whole number.
     """
-    fits = cache.length + tokens <= cache.size
+    sizes = {"batch": batch, "size": size, "kv_heads": kv_heads, "head_dim": head_dim}
+    b, s, m, h = (whole(name, value, least=0, owner="init_cache") for name, value in sizes.items())
+    return b, s, m, h
+
+
+def admitted(
+    length: Int[Array, ""],
+    shape: tuple[int, int, int, int],
+    k: Float[Array, "B L M H"],
+    v: Float[Array, "B L M H"],
+) -> tuple[Float[Array, "B L M H"], Float[Array, "B L M H"]]:
+    """Keys and values that may be appended: all kinds of caches call this first.
+
+    Without room they would be written over what the cache holds, and the answer would look like any other. Where the
+    length of the cache is known, that is an error. Under `jax.jit` they are NaN instead, so whatever attends to this cache
+    from then on is NaN.
+
+    Args:
+      length: tokens that the cache holds. shape: ``(B, S, M, H)`` of the cache.
+      k, v: what is to be appended.
+
+    Raises:
+      UserError: naming what the cache holds, its size and what was to be added; and for another batch size or other heads.
+    """
+    batch, size, *heads = shape
+    if k.shape[0] != batch:
+        raise UserError(
+            f"the cache holds {batch} sequences, but {k.shape[0]} are to be added to; give init_cache the same batch size"
+        )
+    if list(k.shape[2:]) != heads or v.shape != k.shape:
+        found = f"keys {list(k.shape[2:])}, values {list(v.shape[2:])}"
+        raise UserError(f"the cache was made for heads {heads}, not for {found}; make it with this model's init_cache")
+    tokens = k.shape[1]
+    if tokens > size:
+        raise UserError(f"the cache has room for {size} tokens and cannot take {tokens}; give init_cache a larger size")
+    fits = length + tokens <= size
     if not isinstance(fits, jax.core.Tracer) and not bool(fits):
         raise UserError(
-            f"the cache holds {int(cache.length)} of {cache.size} tokens and cannot take {tokens} more; "
-            "give init_cache a larger size"
+            f"the cache holds {int(length)} of {size} tokens and cannot take {tokens} more; give init_cache a larger size"
         )
-    return jnp.asarray(fits)
+    nan = jnp.asarray(jnp.nan, k.dtype)
+    return jnp.where(fits, k, nan), jnp.where(fits, v, nan.astype(v.dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from minimoe.attention import Cache, KVCache, has_room
+from minimoe import checks
+from minimoe.attention import Cache, KVCache
 from minimoe.config import LayerConfig, ModelConfig
 from minimoe.errors import UserError
 from minimoe.layers import RMSNorm, SwiGLU, as_mask
@@ -167,18 +168,22 @@ class MoETransformer(nnx.Module):
         output, _ = self._run(tokens, [None] * len(self.layers), where=where, rngs=rngs)
         return output
 
-    def init_cache(self, batch: int, size: int, make: Callable[..., Cache] = KVCache.zeros) -> tuple[Cache, ...]:
+    def init_cache(self, batch: Any, size: Any, make: Callable[..., Cache] = KVCache.zeros) -> tuple[Cache, ...]:
         """One empty cache a layer, with room for ``size`` tokens in each of ``batch`` sequences.
 
         ``make(batch, size, num_kv_heads, head_dim, dtype)`` builds one: pass another kind of cache here.
+
+        Raises:
+          UserError: for sizes that are negative or no whole numbers, or a size above the model's context length.
         """
+        batch, size = (checks.whole(*pair, least=0, owner="init_cache") for pair in (("batch", batch), ("size", size)))
         self._check_length(size)
         kinds = (layer.attention for layer in self.config.layers)
         dtype = jnp.dtype(self.config.dtype)
         return tuple(kind.init_cache(batch, size, make, dtype) for kind in kinds if kind is not None)
 
     def extend(
-        self, tokens: TokenIds, cache: tuple[Cache, ...], *, last_only: bool = False
+        self, tokens: TokenIds, cache: Sequence[Cache], *, last_only: bool = False
     ) -> tuple[Float[Array, "B _ V"], tuple[Routing, ...], tuple[Cache, ...]]:
         """Scores ``tokens`` as the continuation of what ``cache`` holds.
 
@@ -192,10 +197,13 @@ class MoETransformer(nnx.Module):
           in a plain call.
 
         Raises:
-          UserError: if the cache has no room for them. Under `jax.jit`, where its length is not known, the logits are
-            NaN instead.
+          UserError: if the cache has no room for them, or is of another batch size or another model. Under `jax.jit`, where
+            its length is not known, the logits are NaN instead, in this call and in those that follow.
         """
         tokens = self._checked(tokens)
+        if len(cache) != len(self.layers):
+            found = f"cache holds {len(cache)} caches, but the model has {len(self.layers)} layers"
+            raise UserError(f"{found}; give what init_cache returns")
         output, new = self._run(tokens, list(cache), last_only=last_only)
         return output.logits, output.routing, tuple(c for c in new if c is not None)
 
@@ -203,7 +211,7 @@ class MoETransformer(nnx.Module):
         tokens, known = known_ids(tokens, self.config.vocab_size)
         x = self.embed(tokens)
         if caches[0] is not None:  # the cache, too, must not look whole: what it holds of this token is NaN
-            x = jnp.where((known & has_room(caches[0], tokens.shape[1]))[..., None], x, jnp.nan)
+            x = jnp.where(known[..., None], x, jnp.nan)
         x = self.config.residual.enter(x)
         routings, new_caches = [], []
         for layer, cache in zip(self.layers, caches, strict=True):

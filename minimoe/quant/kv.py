@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, BFloat16, Float, Int
 
-from minimoe.attention import Cache, GroupedQueryConfig, KVCache
+from minimoe.attention import Cache, GroupedQueryConfig, KVCache, admitted, cache_shape
 from minimoe.config import ModelConfig
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
@@ -50,7 +50,7 @@ class QuantKVCache:
       k: codes of the last ``H - R`` dims of the keys, logically ``[B, S, M, H-R]``; None if R is H.
       k_plain: the first R dims of the keys, ``[B, S, M, R]`` bfloat16.
       v: codes of the values, logically ``[B, S, M, H]``.
-      length: tokens held so far, int32 scalar; `minimoe.attention.has_room` compares it with S.
+      length: tokens held so far, int32 scalar; `minimoe.attention.admitted` compares it with S.
       dtype: of what `read` returns, by name.
     """
 
@@ -67,6 +67,7 @@ class QuantKVCache:
 
     def append(self, k: Float[Array, "B L M H"], v: Float[Array, "B L M H"]) -> QuantKVCache:
         """A cache with ``k`` and ``v`` quantized and written after the tokens it holds."""
+        k, v = admitted(self.length, self.v.shape, k, v)
         zero = jnp.zeros((), jnp.int32)
         at = (zero, self.length, zero, zero)
         kept = self.k_plain.shape[-1]
@@ -122,7 +123,7 @@ class CacheFactory:
             repair = "use a spec whose scales stand alone, such as one in ue8m0"
             raise UserError(f"cache {self.name!r}: heads of one token would share a tensor scale; {repair}")
 
-    def __call__(self, batch: int, size: int, kv_heads: int, head_dim: int, dtype: Any = jnp.float32) -> Cache:
+    def __call__(self, batch: Any, size: Any, kv_heads: Any, head_dim: Any, dtype: Any = jnp.float32) -> Cache:
         """An empty cache with room for ``size`` tokens; ``read`` gives ``dtype`` (``bf16``: bfloat16).
 
         Raises:
@@ -130,8 +131,8 @@ class CacheFactory:
         """
         if self.spec is None:
             return KVCache.zeros(batch, size, kv_heads, head_dim, jnp.bfloat16)
+        *rows, head_dim = cache_shape(batch, size, kv_heads, head_dim)
         kept = self.kept_dims(head_dim)
-        rows = (batch, size, kv_heads)
         return QuantKVCache(
             quantize(jnp.zeros((*rows, head_dim - kept)), self.spec) if kept < head_dim else None,
             jnp.zeros((*rows, kept), jnp.bfloat16),

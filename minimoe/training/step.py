@@ -56,7 +56,8 @@ def lm_loss(logits: Float[Array, "B L V"], targets: TokenIds, where: Bool[Array,
 
     Args:
       logits: any float dtype.
-      targets: the ids ``[B, L]`` that follow each position, of any integer dtype. Where ``where`` is False they may be anything, -100 included.
+      targets: the ids ``[B, L]`` that follow each position, of any integer dtype. Where ``where`` is False they may be
+        anything, -100 included.
       where: which targets are real.
 
     Returns:
