@@ -59,7 +59,7 @@ class FactBook(TrainingData):
         rng = np.random.default_rng([seed, size, letters, digits])
         names = _spelled(rng.choice(possible, size, replace=False), _LETTERS, letters)
         numbers = _spelled(rng.integers(10**digits, size=size), _DIGITS, digits)
-        self.letters, self.digits = letters, digits
+        self.seed, self.letters, self.digits = seed, letters, digits
         self.entries: Int32[np.ndarray, "N W"] = np.concatenate([names, numbers], axis=1)
         super().__init__((DOMAIN,), (self.entries.reshape(-1),), ByteTokenizer().eot_id)
 

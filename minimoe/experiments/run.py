@@ -15,7 +15,7 @@ from minimoe.experiments.workplace import Workplace
 
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
-    from minimoe.data import TrainingData
+    from minimoe.data import Document, Tokenizer, TrainingData
     from minimoe.model import MoETransformer
     from minimoe.training import Evaluation, Method, RunConfig, TrainResult
 
@@ -84,6 +84,14 @@ class Run:
         """What the record says of the run beyond its model and recipe, in plain values."""
         return PLAIN | json.loads(json.dumps(dict(self.settings)))
 
+    def tokenizer(self, work: Workplace) -> Tokenizer:
+        """Of the run: the bundled one."""
+        return work.tokenizer
+
+    def validation(self, work: Workplace) -> list[Document]:
+        """What the run is scored on along the way, by the quick protocol."""
+        return work.validation
+
     def config(self, work: Workplace) -> RunConfig:
         """The config of the run's folder. Its ``data`` names all settings that are not empty."""
         from minimoe.data import describe_data
@@ -97,6 +105,17 @@ class Run:
             return run
         recipe = run.recipe if self.model.moe else dataclasses.replace(run.recipe, router_bias_rate=0.0)
         return dataclasses.replace(run, model=self.model, recipe=recipe)
+
+    def outcome(self, work: Workplace, config: RunConfig, result: TrainResult) -> dict[str, Any]:
+        """What the record says of the finished run."""
+        found = _outcome(self, config, work, result)
+        for score in self.scores:
+            found |= score(work, result.model, self.settings)
+        return found
+
+    def headline(self, outcome: Mapping[str, Any]) -> str:
+        """One line for who waits: the score of the finished run."""
+        return f"{self.name}: {outcome['full']['bits_per_byte']:.3f} bits per byte (full)"
 
 
 def train_run(run: Run, work: Workplace, out: Path) -> dict[str, Any] | None:
@@ -119,8 +138,8 @@ def train_run(run: Run, work: Workplace, out: Path) -> dict[str, Any] | None:
         run.name,
         config,
         learning.data,
-        work.validation,
-        work.tokenizer,
+        run.validation(work),
+        run.tokenizer(work),
         first=first,
         out=out,
         resume=True,
@@ -128,12 +147,7 @@ def train_run(run: Run, work: Workplace, out: Path) -> dict[str, Any] | None:
         method=learning.method,
     )
     draw_curve(out, result)
-    if result.interrupted:
-        return None
-    outcome = _outcome(run, config, work, result)
-    for score in run.scores:
-        outcome |= score(work, result.model, run.settings)
-    return outcome
+    return None if result.interrupted else run.outcome(work, config, result)
 
 
 def machine() -> str:

@@ -15,6 +15,8 @@ from minimoe.experiments import (
     distillation,
     distillation_ways,
     fp8_training,
+    knowledge,
+    knowledge_balance,
     longer_problems,
     longer_text,
     nano,
@@ -37,6 +39,8 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
     "sparse-vs-dense": sparse_vs_dense.runs,
     "longer-text": longer_text.runs,
     "longer-problems": longer_problems.runs,
+    "knowledge": knowledge.runs,
+    "knowledge-balance": knowledge_balance.runs,
     "balance-methods": balance_methods.runs,
     "fp8-training": fp8_training.runs,
     "qat-mxfp4": qat_mxfp4.runs,
@@ -100,8 +104,37 @@ def run_experiment(
             values["runs"] |= read_record_file(path)["runs"]
         values["runs"][run.name] = outcome
         write_record(path, values)
-        messages.print(f"{run.name}: {outcome['full']['bits_per_byte']:.3f} bits per byte (full)")
+        messages.print(run.headline(outcome))
     return True
+
+
+def run_together(name: str, folder: Path, record: Path | None = None, *, only: str = "*") -> None:
+    """Runs what is left of an experiment on an accelerator: all seeds of a run at once, in memory.
+
+    Args:
+      name, record, only: as for `run_experiment`. folder: of earlier experiments, whose models some runs begin from.
+
+    Raises:
+      UserError: for runs whose method looks at every batch, such as those of a teacher.
+    """
+    from minimoe.experiments.together import train_together
+
+    path, work = record or RECORDS / f"{name}.json", Workplace(folder)
+    values: dict[str, Any] = {"experiment": name, "command": f"minimoe experiments run {name} --together"}
+    values = read_record_file(path) if path.is_file() else values
+    done = values.setdefault("runs", {})
+    groups: dict[str, list[Run]] = {}
+    for run in missing_runs(name, done):
+        if fnmatch.fnmatchcase(run.name, only):
+            groups.setdefault(run.name.rpartition("-")[0], []).append(run)
+    for title, runs in groups.items():
+        configs = [run.config(work) for run in runs]
+        learnings = [run.learn(work, config, **run.settings) for run, config in zip(runs, configs, strict=True)]
+        results = train_together(title, configs, learnings, runs[0].validation(work), runs[0].tokenizer(work))
+        for run, config, result in zip(runs, configs, results, strict=True):
+            done[run.name] = run.outcome(work, config, result)
+            write_record(path, values)
+            messages.print(run.headline(done[run.name]))
 
 
 def _next(name: str, done: Mapping[str, Any], only: str) -> Run | None:

@@ -16,10 +16,13 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from minimoe.data import FactBook, Tokenizer, TrainingData
+from minimoe.attention import GroupedQueryConfig
+from minimoe.config import ModelConfig, MoEConfig
+from minimoe.data import ByteTokenizer, FactBook, Tokenizer, TrainingData
 from minimoe.errors import UserError
 from minimoe.model import ModelOutput, MoETransformer
 from minimoe.training.method import Method, StepChanges
+from minimoe.training.recipe import Recipe
 from minimoe.training.run_folder import RunConfig
 from minimoe.training.step import lm_loss
 
@@ -44,6 +47,43 @@ class FactEvaluation:
     def to_record(self) -> dict[str, float]:
         """Plain values, ready for JSON, without ``right``."""
         return {"recalled": self.recalled, "bits": self.bits, "bits_per_param": self.bits_per_param}
+
+
+RECIPE = Recipe(steps=600, batch_size=512, learning_rate=4e-3, warmup_steps=50, weight_decay=0.0, router_bias_rate=0.02)
+
+
+def fact_model(book: FactBook, num_experts: int = 8, *, width: int = 64) -> ModelConfig:
+    """A small sparse model for a book: two blocks, experts as wide as the model, two of them and a shared one a token.
+
+    Args:
+      num_experts: E, 2 or more. ``.dense_equivalent()`` of the result computes as much and has no idle parameters.
+      width: D, of the model and of each expert, a multiple of 32.
+
+    Example:
+      >>> fact_model(FactBook(100), num_experts=32).moe.active_fraction
+      0.09090909090909091
+    """
+    moe = MoEConfig(width, width, num_experts, top_k=2, num_shared_experts=1, score="sigmoid")
+    attention = GroupedQueryConfig(num_heads=width // 32, num_kv_heads=width // 32, head_dim=32)
+    return ModelConfig(ByteTokenizer().vocab_size, width, 2, attention, moe, context_length=book.length)
+
+
+def fact_run(book: FactBook, model: ModelConfig | None = None, **changes: Any) -> RunConfig:
+    """A run that learns a book: pass it to `minimoe.training.train` with ``method=RecallFacts()``.
+
+    Args:
+      model: None is `fact_model`, with 8 experts. changes: to the recipe.
+
+    Example:
+      >>> book = FactBook(64, letters=2, digits=2)
+      >>> run = fact_run(book, steps=3, batch_size=64)
+      >>> run.model.context_length, run.recipe.steps
+      (3, 3)
+    """
+    model = fact_model(book) if model is None else model
+    recipe = RECIPE if model.moe else dataclasses.replace(RECIPE, router_bias_rate=0.0)
+    about = {"name": f"a book of {book.size} facts, seed {book.seed}"}
+    return RunConfig(model, dataclasses.replace(recipe, **changes), about, ByteTokenizer.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +129,8 @@ def evaluate_facts(model: MoETransformer, book: FactBook, *, batch_size: int = 1
       batch_size: entries at a time; the result does not depend on it.
 
     Example:
-      >>> from minimoe.config import ModelConfig
-      >>> config = ModelConfig.preset("nano").replace(vocab_size=257, num_layers=1, context_length=7)
-      >>> evaluate_facts(MoETransformer(config, rngs=nnx.Rngs(0)), FactBook(16)).recalled
+      >>> book = FactBook(16)
+      >>> evaluate_facts(MoETransformer(fact_model(book), rngs=nnx.Rngs(0)), book).recalled
       0.0
     """
     nats, right = np.zeros(book.size), np.zeros(book.size, bool)
