@@ -121,6 +121,29 @@ def test_settings_out_of_range_are_refused(settings, parts, tiny_model):
         generate(tiny_model, PROMPTS[:, :4], **{"max_new_tokens": NEW} | settings)
 
 
+@pytest.mark.parametrize("key", [0, 7, 1.5, "key", jax.random.split(jax.random.key(0), 2)], ids=str)
+def test_a_key_that_is_none_is_refused(tiny_model, key):
+    with pytest.raises(UserError, match=r"must be one key of jax.random, not a seed; write key=jax.random.key\(\d\)"):
+        generate(tiny_model, PROMPTS[:, :4], NEW, key=key)
+
+
+def test_a_raw_key_is_a_key(tiny_model):
+    runs = [generate(tiny_model, PROMPTS[:, :4], NEW, key=make(3)) for make in (jax.random.key, jax.random.PRNGKey)]
+    np.testing.assert_array_equal(*runs)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_under_an_outer_jit_an_unknown_id_shows_in_what_is_written(tiny_model, temperature):
+    run = jax.jit(lambda tokens: generate(tiny_model, tokens, NEW, temperature=temperature, stop_token=0))
+    tokens = jnp.stack([PROMPTS[0, :4], PROMPTS[1, :4].at[1].set(V)])
+    out = np.asarray(run(tokens))
+    np.testing.assert_array_equal(out[0], np.asarray(run(tokens.at[1].set(PROMPTS[1, :4])))[0])
+    assert (out[0] >= 0).all()
+    assert (out[1, 4:] == -1).all()
+    with pytest.raises(UserError, match=r"tokens\[1, 1\] is 19"):
+        tiny_model(out)
+
+
 def test_an_empty_prompt_is_refused(tiny_model):
     with pytest.raises(UserError, match=r"tokens has shape \(2, 0\); give prompts \[B, L\]"):
         generate(tiny_model, PROMPTS[:, :0], NEW)

@@ -71,6 +71,13 @@ from flax import nnx
 from minimoe import MoEConfig, MoELayer
 config = MoEConfig(8, 6, 4, 2)
 layer, x = MoELayer(config, rngs=nnx.Rngs(0)), jnp.ones((2, 20, 8))
+graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
+
+
+def of_weights(params):
+    return nnx.merge(graphdef, params, rest)(x)[0]
+
+
 calls = {
     "width": lambda: layer(x[..., :7]),
     "axes": lambda: layer(jnp.float32(1.0)),
@@ -83,6 +90,11 @@ calls = {
     "segments": lambda: layer(x, segments=jnp.ones((41,), jnp.int32)),
     "path": lambda: MoELayer(config, initializers={"experts.up": nnx.initializers.ones}, rngs=nnx.Rngs(0)),
     "forward mode": lambda: jax.jvp(lambda x: layer(x)[0], (x,), (x,)),
+    "forward mode of jit": lambda: jax.jvp(jax.jit(lambda x: layer(x)[0]), (x,), (x,)),
+    "jit of forward mode": lambda: jax.jit(lambda x: jax.jvp(lambda x: layer(x)[0], (x,), (x,)))(x),
+    "jacfwd under vmap": lambda: jax.vmap(jax.jacfwd(lambda x: layer(x)[0]))(x),
+    "linearize": lambda: jax.linearize(jax.jit(lambda x: layer(x)[0]), x)[1](x),
+    "forward mode of weights": lambda: jax.jvp(jax.jit(of_weights), (params,), (params,)),
 }
 said = {}
 for name, call in calls.items():
@@ -103,7 +115,12 @@ WORDS = {
     "floats": "tokens has dtype float32 but must be whole numbers",
     "segments": "segments has shape [41], but x has [2, 20] tokens",
     "path": "initializers for ['experts.up'] are not used; the paths are router.kernel, experts.gate_up_proj",
-    "forward mode": 'use another one: with_dispatch(layer, "dense")',
+    "forward mode": 'use another one: MoEConfig(dispatch="dense"), or with_dispatch(layer, "dense")',
+    "forward mode of jit": 'use another one: MoEConfig(dispatch="dense"), or with_dispatch(layer, "dense")',
+    "jit of forward mode": 'use another one: MoEConfig(dispatch="dense"), or with_dispatch(layer, "dense")',
+    "jacfwd under vmap": 'use another one: MoEConfig(dispatch="dense"), or with_dispatch(layer, "dense")',
+    "linearize": 'use another one: MoEConfig(dispatch="dense"), or with_dispatch(layer, "dense")',
+    "forward mode of weights": 'use another one: MoEConfig(dispatch="dense"), or with_dispatch(layer, "dense")',
 }
 
 
@@ -135,6 +152,28 @@ def test_forward_mode_agrees_with_reverse_mode(dispatch, layer, x):
     if dispatch != "capacity":
         np.testing.assert_allclose((forward * cotangent).sum(), (pull(cotangent)[0] * tangent).sum(), rtol=1e-4)
     assert bool(jnp.isfinite(forward).all())
+
+
+def test_the_mark_for_reverse_mode_changes_nothing_there(layer, x):
+    """Gradients of inputs, of weights alone, under remat, vmap and jit, and forward over reverse."""
+    dense = with_dispatch(layer, "dense")
+
+    def scalar(layer):
+        return lambda x: (layer(x)[0] ** 2).sum()
+
+    for wrap in (jax.grad, lambda f: jax.jit(jax.grad(f)), lambda f: jax.grad(jax.checkpoint(jax.jit(f)))):
+        np.testing.assert_allclose(wrap(scalar(layer))(x), wrap(scalar(dense))(x), rtol=1e-3, atol=1e-5)
+        over = [jax.vmap(wrap(scalar(one)))(x[:, None]) for one in (layer, dense)]
+        np.testing.assert_allclose(*over, rtol=1e-3, atol=1e-5)
+    hvp = [jax.jit(lambda x, one=one: jax.jvp(jax.grad(scalar(one)), (x,), (x,))[1])(x) for one in (layer, dense)]
+    np.testing.assert_allclose(*hvp, rtol=1e-3, atol=1e-4)
+
+    def of_weights(one):
+        graphdef, params, rest = nnx.split(one, nnx.Param, ...)
+        return jax.grad(lambda params: (nnx.merge(graphdef, params, rest)(x)[0] ** 2).sum())(params)
+
+    for ours, theirs in zip(*map(jax.tree.leaves, (of_weights(layer), of_weights(dense))), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_metadata_of_initialisers_is_kept():

@@ -56,6 +56,35 @@ def test_sampling_is_a_function_of_the_key_and_follows_the_model(model):
     np.testing.assert_allclose(counts / 600, expected, atol=4 * 0.5 / 600**0.5)
 
 
+def test_what_a_prompt_draws_depends_on_the_key_and_its_place_alone(model):
+    prompts = [[0, 3], [5], [0, 3], [0, 3, 7], [2, 2]]
+    options = {"stop_token": 18, "key": jax.random.key(7), "temperature": 1.0}
+    want = continue_prompts(model, prompts, 6, batch_size=5, **options)
+    assert want[0] != want[2], "equal prompts at two places draw differently"
+    for batch_size in (1, 2, 3, 64):
+        assert continue_prompts(model, prompts, 6, batch_size=batch_size, **options) == want
+    assert continue_prompts(model, prompts, 6, batch_size=2, size=20, **options) == want
+    assert continue_prompts(model, [[9, 9, 9], *prompts[1:]], 6, batch_size=2, **options)[1:] == want[1:]
+
+
+def test_it_draws_what_generate_draws_for_that_row(model):
+    prompts = [[0, 3], [5, 1], [0, 3]]
+    key = jax.random.key(3)
+    rows = np.asarray(generate(model, jnp.array(prompts), 6, key=key, temperature=1.0))[:, 2:]
+    found = continue_prompts(model, prompts, 6, stop_token=18, key=key, temperature=1.0, batch_size=2)
+    for new, row in zip(found, rows.tolist(), strict=True):
+        assert new == row[: len(new)]
+    first = np.asarray(generate(model, jnp.array(prompts[:1]), 6, key=key, temperature=1.0))[:, 2:]
+    np.testing.assert_array_equal(first[0], rows[0])
+
+
+def test_a_model_of_nan_is_named(model):
+    broken = nnx.clone(model)
+    broken.norm.scale[...] = jnp.full_like(broken.norm.scale[...], jnp.nan)
+    with pytest.raises(UserError, match="logits for prompt 0 are NaN; check its weights"):
+        continue_prompts(broken, PROMPTS, 2, stop_token=STOP)
+
+
 def test_nothing_to_do(model):
     assert continue_prompts(model, [], 3, stop_token=STOP) == []
 
@@ -68,6 +97,10 @@ def test_nothing_to_do(model):
         ([[0] * 20], {"max_new_tokens": 5}, "20 tokens; with max_new_tokens=5 that is above context_length=24"),
         ([[0]], {"max_new_tokens": 0}, "max_new_tokens=0"),
         ([[0]], {"temperature": -1.0}, "temperature=-1.0"),
+        ([[0]], {"max_new_tokens": 2**40}, f"max_new_tokens={2**40} that is above context_length=24"),
+        ([[0]], {"size": 2**40}, rf"size={2**40} must be a whole number in 1\.\.24"),
+        ([[0]], {"size": 25}, r"size=25 must be a whole number in 1\.\.24"),
+        ([[0]], {"key": 0}, r"key=0 must be one key of jax.random, not a seed; write key=jax.random.key\(0\)"),
     ],
 )
 def test_what_cannot_be_continued_is_refused(model, prompts, options, message):

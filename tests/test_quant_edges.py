@@ -37,6 +37,7 @@ from minimoe.quant import (
     quantize,
     requantize,
     sqnr_db,
+    straight_through,
     ue8m0_scale,
 )
 from minimoe.quant.kv import CACHES, INT4, CacheFactory
@@ -277,3 +278,18 @@ def test_sqnr_at_any_magnitude():
     assert float(sqnr_db(zero, zero)) == np.inf
     assert float(sqnr_db(zero, a)) == -np.inf
     assert np.isnan(sqnr_db(a, jnp.array([jnp.nan, 1.0])))
+
+
+def test_rounding_straight_through_has_forward_mode_too():
+    x, tangent = jnp.array([0.1, 0.7, 6.0]), jnp.array([1.0, 2.0, 3.0])
+    y, slope = jax.jit(lambda x, t: jax.jvp(lambda x: straight_through(jnp.round, x), (x,), (t,)))(x, tangent)
+    np.testing.assert_array_equal(y, [0, 1, 6])
+    np.testing.assert_array_equal(slope, tangent)
+
+
+def test_fp8_matmul_names_what_has_forward_mode():
+    x, w = jnp.ones((2, 4)), jnp.ones((4, 3))
+    assert np.isfinite(np.asarray(jax.jit(jax.grad(lambda w: fp8_matmul(x, w).sum()))(w))).all()
+    for run in (fp8_matmul, jax.jit(fp8_matmul)):
+        with pytest.raises(UserError, match=r"reverse mode .* differentiate the model without"):
+            jax.jvp(lambda w, run=run: run(x, w), (w,), (w,))

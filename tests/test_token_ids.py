@@ -219,7 +219,10 @@ def test_numbers_may_come_from_numpy_and_jax(tiny_model):
         ({"stop_token": 0, "batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
         ({"stop_token": 0, "temperature": float("nan")}, "temperature=nan must be a number"),
         ({"stop_token": 0, "max_new_tokens": 2.5}, "max_new_tokens=2.5 must be a whole number"),
-        ({"stop_token": 0, "size": 25}, "25 tokens do not fit in context_length=24"),
+        (
+            {"stop_token": 0, "size": 25},
+            r"size=25 must be a whole number in 1\.\.24; that is the model.s context_length",
+        ),
     ],
 )
 def test_settings_of_continue_prompts_that_are_refused(tiny_model, options, words):

@@ -85,7 +85,7 @@ def cache_shape(batch: Any, size: Any, kv_heads: Any, head_dim: Any) -> tuple[in
 
 def admitted(
     length: Int[Array, ""],
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, ...],
     k: Float[Array, "B L M H"],
     v: Float[Array, "B L M H"],
 ) -> tuple[Float[Array, "B L M H"], Float[Array, "B L M H"]]:

@@ -14,6 +14,7 @@ from minimoe.errors import UserError
 from minimoe.model import MoETransformer
 from minimoe.moe import experts_choose, without_drops
 
+NO_TOKEN = -1  # where the logits are NaN there is no next token; every function refuses this id
 COLDEST = 1e-4  # temperatures above 0 but below this would overflow the logits; they sample as this one does
 
 
@@ -56,12 +57,14 @@ class Sampling:
     temperature: Float[Array, ""]
     top_p: Float[Array, ""]
 
-    def pick(self, logits: Float[Array, "B V"], key: Array) -> Int[Array, "B"]:
-        """One token id a row."""
+    def pick(self, logits: Float[Array, "B V"], keys: Array) -> Int[Array, "B"]:
+        """One token id a row, each drawn with its own key; `NO_TOKEN` where logits are NaN."""
         if self.greedy:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        kept = filter_logits(logits / self.temperature, self.top_k, self.top_p if self.use_top_p else None)
-        return jax.random.categorical(key, kept).astype(jnp.int32)
+            picked = jnp.argmax(logits, axis=-1)
+        else:
+            kept = filter_logits(logits / self.temperature, self.top_k, self.top_p if self.use_top_p else None)
+            picked = jax.vmap(jax.random.categorical)(keys, kept)
+        return jnp.where(jnp.isnan(logits).any(axis=-1), NO_TOKEN, picked.astype(jnp.int32))
 
 
 jax.tree_util.register_dataclass(Sampling)
@@ -93,7 +96,29 @@ def check_stop_token(stop_token: Any, vocab_size: int) -> int:
     return checks.whole("stop_token", stop_token, 0, vocab_size - 1, hint="use the tokenizer's end-of-text id")
 
 
-def decode(model, rows, cache, first, ends, lengths, done, key_at, sampling, stop_token):
+def check_key(key: Any) -> Array:
+    """A key of `jax.random`; ``jax.random.key(0)`` if there is none.
+
+    Raises:
+      UserError: for anything else, such as a seed.
+    """
+    if key is None:
+        return jax.random.key(0)
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
+    raw = dtype == jnp.uint32 and key.ndim == 1  # as jax.random.PRNGKey gives
+    if not typed and not raw:
+        seed = key if isinstance(key, int) else 0
+        raise UserError(f"key={key!r} must be one key of jax.random, not a seed; write key=jax.random.key({seed})")
+    return key
+
+
+def keys_of_rows(key: Array, rows: Int[Array, "B"]) -> Array:
+    """One key a row, from its number in the call alone: what a row draws does not depend on the rows beside it."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+
+
+def decode(model, rows, cache, first, ends, lengths, done, keys, sampling, stop_token):
     """Writes the rows on from place ``first``; the loop of `generate` and of `continue_prompts`.
 
     A turn feeds the token at place ``step - 1`` and fills place ``step``: with what stands there as long as a prompt goes
@@ -104,7 +129,7 @@ def decode(model, rows, cache, first, ends, lengths, done, key_at, sampling, sto
       rows: ``[B, S]``: prompts, behind them what a row that is done is filled with.
       first: int32 scalar, 1..S. ends: place behind the last token that a row may get, ``[B]`` or a scalar.
       lengths: of the prompts, likewise. done: rows that get nothing more, ``[B]``.
-      key_at: from the place to the key of its draw. sampling: a `Sampling`. stop_token: ends a row, if given.
+      keys: of the rows, see `keys_of_rows`. sampling: a `Sampling`. stop_token: ends a row, if given.
 
     Returns:
       ``rows``.
@@ -119,10 +144,17 @@ def decode(model, rows, cache, first, ends, lengths, done, key_at, sampling, sto
         step, rows, done, cache = carry
         last = jax.lax.dynamic_slice_in_dim(rows, step - 1, 1, axis=1)
         logits, _, cache = model.extend(last, cache)
-        rows, done = write(rows, done, step, sampling.pick(logits[:, 0], key_at(step)), ends, lengths, stop_token)
+        new = sampling.pick(logits[:, 0], keys_at(keys, step, lengths))
+        rows, done = write(rows, done, step, new, ends, lengths, stop_token)
         return step + 1, rows, done, cache
 
     return jax.lax.while_loop(unfinished, turn, (first, rows, done, cache))[1]
+
+
+def keys_at(keys: Array, step: Int[Array, ""], lengths: Int[Array, "..."]) -> Array:
+    """The keys of the draws for place ``step``: each depends on how many new tokens its row has."""
+    count = jnp.broadcast_to(jnp.maximum(step - lengths, 0), keys.shape[:1])
+    return jax.vmap(jax.random.fold_in)(keys, count)
 
 
 def write(rows, done, step, new, ends, lengths, stop_token):

@@ -14,7 +14,16 @@ from jaxtyping import Array, Int
 from minimoe import checks
 from minimoe.attention import Cache, KVCache
 from minimoe.errors import UserError
-from minimoe.inference.decoding import check_stop_token, decode, for_decoding, sampling, write
+from minimoe.inference.decoding import (
+    check_key,
+    check_stop_token,
+    decode,
+    for_decoding,
+    keys_at,
+    keys_of_rows,
+    sampling,
+    write,
+)
 from minimoe.layers.token_ids import TokenIds, as_token_ids
 from minimoe.model import MoETransformer
 
@@ -28,7 +37,7 @@ def generate(
     top_k: Any = None,
     top_p: Any = None,
     stop_token: Any = None,
-    key: Array | None = None,
+    key: Any = None,
     cache: Callable[..., Cache] = KVCache.zeros,
 ) -> Int[Array, "B S"]:
     """Continues each prompt by ``max_new_tokens`` tokens.
@@ -44,15 +53,17 @@ def generate(
       temperature: divides the logits; 0 is greedy, equal logits going to the lower id.
       top_k: sample among the k likeliest. top_p: among the likeliest that reach this probability, in (0, 1].
       stop_token: the id that ends a sequence.
-      key: `jax.random.key`; the default is ``jax.random.key(0)``, so equal calls give equal text.
+      key: `jax.random.key`; the default is ``jax.random.key(0)``, so equal calls give equal text. What a row draws depends
+        on the key and the row's number, not on the rows beside it.
       cache: builds the empty cache of a layer from (batch, size, kv_heads, head_dim, dtype); it must be hashable, and
         one that compares equal to an earlier one reuses the compiled program.
 
     Returns:
-      Prompt and continuation, ``[B, L + N]`` int32.
+      Prompt and continuation, ``[B, L + N]`` int32. Inside an outer `jax.jit`, where ids cannot be checked, a row with
+      an id outside the vocabulary goes on with -1, and so does every row of a model whose logits are NaN.
 
     Raises:
-      UserError: for a prompt that is empty or too long, or a setting outside its range.
+      UserError: for a prompt that is empty or too long, an id outside the vocabulary, or a setting outside its range.
 
     Example:
       >>> model = MoETransformer(ModelConfig.preset("nano"), rngs=nnx.Rngs(0))
@@ -63,7 +74,7 @@ def generate(
     tokens = _check_tokens(model, tokens, new)
     stop_token = None if stop_token is None else check_stop_token(stop_token, model.config.vocab_size)
     how = sampling(temperature, top_k, top_p)
-    key = jax.random.key(0) if key is None else key
+    key = check_key(key)
     graphdef, state = nnx.split(for_decoding(model))
     return _generate(graphdef, state, tokens, key, how, max_new_tokens=new, stop_token=stop_token, make_cache=cache)
 
@@ -91,10 +102,7 @@ def _generate(graphdef, state, tokens, key, sampling, *, max_new_tokens, stop_to
     cache = model.init_cache(batch, size, make_cache)
     logits, _, cache = model.extend(tokens, cache, last_only=True)
     first, ends, lengths = jnp.int32(prompt), jnp.int32(size), jnp.int32(prompt)
-
-    def key_at(step):
-        return jax.random.fold_in(key, step - prompt)
-
-    new = sampling.pick(logits[:, -1], key_at(first))
+    keys = keys_of_rows(key, jnp.arange(batch, dtype=jnp.int32))
+    new = sampling.pick(logits[:, -1], keys_at(keys, first, lengths))
     rows, done = write(rows, jnp.zeros(batch, bool), first, new, ends, lengths, stop_token)
-    return decode(model, rows, cache, first + 1, ends, lengths, done, key_at, sampling, stop_token)
+    return decode(model, rows, cache, first + 1, ends, lengths, done, keys, sampling, stop_token)

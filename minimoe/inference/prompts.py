@@ -10,11 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
 
 from minimoe import checks
 from minimoe.errors import UserError
-from minimoe.inference.decoding import check_stop_token, decode, for_decoding, sampling
+from minimoe.inference.decoding import (
+    NO_TOKEN,
+    check_key,
+    check_stop_token,
+    decode,
+    for_decoding,
+    keys_of_rows,
+    sampling,
+)
 from minimoe.layers.token_ids import TokenIds, as_token_ids
 from minimoe.model import MoETransformer
 
@@ -26,7 +33,7 @@ def continue_prompts(
     *,
     stop_token: Any,
     temperature: Any = 1.0,
-    key: Array | None = None,
+    key: Any = None,
     batch_size: Any = 64,
     size: Any = None,
     progress: Callable[[int, int], None] | None = None,
@@ -43,16 +50,19 @@ def continue_prompts(
       max_new_tokens: N, at least 1; prompt + N at most the model's context length.
       stop_token: ends a sequence.
       temperature: 0 is greedy, equal logits going to the lower id.
-      key: of `jax.random`; the default is ``jax.random.key(0)``.
+      key: of `jax.random`; the default is ``jax.random.key(0)``. What a prompt draws depends on the key and the prompt's
+        place in the list, not on ``batch_size``; it is what `minimoe.inference.generate` draws for a row of that number.
       batch_size: B, prompts at a time; the last batch is filled up with copies.
-      size: S, places a sequence; the longest prompt + N if not given. Calls with one B and S share a program.
+      size: S, places a sequence, at most the context length; the longest prompt + N if not given. Calls with one B and S
+        share a program.
       progress: called with (prompts done, prompts in all) after each batch.
 
     Returns:
       The new tokens of each prompt, ``stop_token`` last where the model said it.
 
     Raises:
-      UserError: for an empty prompt, an id outside the vocabulary, or what does not fit in the context.
+      UserError: for an empty prompt, an id outside the vocabulary, what does not fit in the context, or a model whose
+        logits are NaN.
 
     Example:
       >>> model = MoETransformer(ModelConfig.preset("nano"), rngs=nnx.Rngs(0))
@@ -67,8 +77,10 @@ def continue_prompts(
         return []
     ids = _checked(model, prompts, new_tokens)
     longest = max(map(len, ids)) + new_tokens
-    size = longest if size is None else max(checks.whole("size", size), longest)
-    key = jax.random.key(0) if key is None else key
+    limit = model.config.context_length
+    hint = "that is the model's context_length"
+    size = longest if size is None else max(checks.whole("size", size, most=limit, hint=hint), longest)
+    key = check_key(key)
     graphdef, state = nnx.split(for_decoding(model))
     batch_size = min(batch_size, len(ids))
     found: list[list[int]] = []
@@ -85,12 +97,14 @@ def continue_prompts(
             jnp.asarray(rows),
             jnp.asarray(lengths),
             jnp.int32(new_tokens),
-            jax.random.fold_in(key, start),
+            keys_of_rows(key, start + jnp.arange(batch_size, dtype=jnp.int32)),
             how,
             stop_token=stop,
         )
         for row, length in zip(np.asarray(out)[: len(chosen)].tolist(), lengths.tolist(), strict=False):
             new = row[length : length + new_tokens]
+            if NO_TOKEN in new:
+                raise UserError(f"the model's logits for prompt {len(found)} are NaN; check its weights")
             found.append(new[: new.index(stop) + 1] if stop in new else new)
         if progress is not None:
             progress(len(found), len(ids))
@@ -118,14 +132,10 @@ def _checked(model: MoETransformer, prompts: Sequence[TokenIds], new: int) -> li
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "stop_token"))
-def _continue(graphdef, state, rows, lengths, max_new_tokens, key, sampling, *, stop_token):
+def _continue(graphdef, state, rows, lengths, max_new_tokens, keys, sampling, *, stop_token):
     """``rows [B, S]`` with everything below ``lengths [B]`` kept and the rest written."""
     model = nnx.merge(graphdef, state)
     batch, size = rows.shape
     ends = jnp.minimum(lengths + max_new_tokens, size)
     none, cache = jnp.zeros(batch, bool), model.init_cache(batch, size)
-
-    def key_at(step):
-        return jax.random.fold_in(key, step)
-
-    return decode(model, rows, cache, jnp.int32(1), ends, lengths, none, key_at, sampling, stop_token)
+    return decode(model, rows, cache, jnp.int32(1), ends, lengths, none, keys, sampling, stop_token)

@@ -33,10 +33,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.layers import swiglu
+from minimoe.layers.reverse_mode import reverse_mode_only
 from minimoe.moe.indices import check_countable, sort_by_expert
 
 BLOCK_ROWS = 64
 FEW_ASSIGNMENTS = 16  # up to here, each assignment slices out its own expert
+
+FORWARD_MODE = (
+    'dispatch="dropless" has a gradient for reverse mode (jax.grad, jax.vjp) alone; for jax.jvp and jax.jacfwd use another '
+    'one: MoEConfig(dispatch="dense"), or with_dispatch(layer, "dense") for a layer that exists'
+)
 
 
 @jax.tree_util.register_dataclass
@@ -235,12 +241,16 @@ def dropless_dispatch(
     """Exact at any load: `few_tokens` for up to `FEW_ASSIGNMENTS`, else the batched part plus the overflow loop.
 
     The choice depends on shapes only. Shapes as in `minimoe.moe.dispatch`.
+
+    Raises:
+      UserError: for forward-mode differentiation of the batched part, whose gradient is written for reverse mode.
     """
     del capacity, used
     if not experts.size:
         return jnp.zeros_like(x)
     if experts.size <= FEW_ASSIGNMENTS:
         return few_tokens(x, experts, weights, lambda row, e: swiglu(row @ _slice(gate_up, e)) @ _slice(down, e))
+    x, weights, gate_up, down = (reverse_mode_only(array, FORWARD_MODE) for array in (x, weights, gate_up, down))
     return dropless_experts(x, experts, weights, gate_up, down)
 
 

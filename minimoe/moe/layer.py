@@ -73,15 +73,7 @@ class Experts(nnx.Module):
         """
         dtype = jnp.dtype(self.dtype)
         gate_up, down = self.gate_up_proj[...].astype(dtype), self.down_proj[...].astype(dtype)
-        try:
-            return DISPATCHERS[dispatch](x.astype(dtype), experts, weights, gate_up, down, capacity=capacity, used=used)
-        except TypeError as error:
-            if "forward-mode" not in str(error):
-                raise
-            raise UserError(
-                f'dispatch="{dispatch}" has a gradient for reverse mode (jax.grad, jax.vjp) alone; for jax.jvp and '
-                'jax.jacfwd use another one: with_dispatch(layer, "dense")'
-            ) from error
+        return DISPATCHERS[dispatch](x.astype(dtype), experts, weights, gate_up, down, capacity=capacity, used=used)
 
 
 class MoELayer(nnx.Module):

@@ -36,6 +36,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.layers import swiglu
+from minimoe.layers.reverse_mode import reverse_mode_only
 from minimoe.model import MoETransformer, copy_model
 from minimoe.moe import MoELayer, weights_by_expert
 from minimoe.moe.capacity import make_capacity_plan
@@ -45,13 +46,17 @@ from minimoe.quant.tensor import quantize
 # Rounds an array as a spec says, tiles along the last axis; another one, say the identity, can be injected.
 Quantizer = Callable[[Array, Spec], Array]
 
+FORWARD_MODE = (
+    "fp8_matmul has a gradient for reverse mode (jax.grad, jax.vjp) alone, since what it rounds is the gradient; for jax.jvp "
+    "differentiate the model without with_fp8_training"
+)
+
 
 def round_trip(x: Float[Array, "*B N"], spec: Spec) -> Float[Array, "*B N"]:
     """``x`` quantized and dequantized, in float32."""
     return quantize(x.astype(jnp.float32), spec, check=False).dequantize(jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def fp8_matmul(
     x: Float[Array, "T I"], w: Float[Array, "I O"], quantizer: Quantizer = round_trip
 ) -> Float[Array, "T O"]:
@@ -64,10 +69,18 @@ def fp8_matmul(
     Returns:
       The product in ``x``'s dtype; gradients come in the dtypes of ``x`` and ``w``.
 
+    Raises:
+      UserError: for forward-mode differentiation.
+
     Example:
       >>> fp8_matmul(jnp.array([[1.0, 0.3]]), jnp.eye(2)).tolist()  # 0.3 * 448 = 134.4 is between 128 and 144
       [[1.0, 0.2857142984867096]]
     """
+    return _fp8_matmul(reverse_mode_only(x, FORWARD_MODE), reverse_mode_only(w, FORWARD_MODE), quantizer)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _fp8_matmul(x, w, quantizer):
     return _forward(x, w, quantizer)[0]
 
 
@@ -92,7 +105,7 @@ def _like(x: Array) -> Array:
     return jnp.zeros(0, x.dtype)
 
 
-fp8_matmul.defvjp(_forward, _backward)
+_fp8_matmul.defvjp(_forward, _backward)
 
 
 class Fp8Linear(nnx.Module):

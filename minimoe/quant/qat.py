@@ -34,7 +34,7 @@ from minimoe.quant.tensor import quantize
 Path = tuple[Any, ...]  # attribute names and list positions
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def straight_through(function: Callable[[Array], Array], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """``function(x)``, whose gradient passes as if nothing had happened: exactly the identity's, for every value.
 
@@ -45,7 +45,7 @@ def straight_through(function: Callable[[Array], Array], x: Float[Array, "*shape
     return function(x)
 
 
-straight_through.defvjp(lambda function, x: (function(x), None), lambda function, kept, gradient: (gradient,))
+straight_through.defjvp(lambda function, primals, tangents: (function(*primals), *tangents))
 
 
 def fake_quantize(x: Float[Array, "*shape"], spec: Spec) -> Float[Array, "*shape"]:
