@@ -275,6 +275,23 @@ def check_folder(folder: Path, is_ours: Callable[[Path], bool], what: str) -> No
             raise error
 
 
+def check_file(path: Path) -> None:
+    """Refuses a file that could not be written in the end of a long work; changes nothing.
+
+    Raises:
+      UserError: if it is a folder, lies below a file, or its folder cannot be written.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "")
+        check_folder(path.parent, lambda folder: True, "")
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()  # a name that is too long
+        if path.parent.is_dir():
+            with unfinished_file(path.parent):
+                pass
+
+
 def prepare_folder(folder: Path, is_ours: Callable[[Path], bool], what: str) -> None:
     """`check_folder`; then makes the folder and tries to write into it.
 

@@ -179,6 +179,9 @@ BAD = {
     "no samples": (["generate", "run", "--samples", "0"], "--samples 0"),
     "tour into a foreign folder": (["tour", "--fast", "--out", "foreign"], "foreign"),
     "unknown experiment": (["experiments", "run", "nosuch"], "nosuch"),
+    "record is a folder": (["experiments", "run", "nano", "--work", "w", "--record", "foreign"], "foreign"),
+    "record is something else": (["experiments", "run", "nano", "--work", "w", "--record", "other.json"], "other.json"),
+    "record cannot be written": (["experiments", "run", "nano", "--work", "w", "--record", "/proc/r.json"], "/proc/r"),
     "bad shape": (["bench", "moe", "--shape", "1,2"], "1,2"),
 }
 
@@ -187,6 +190,7 @@ BAD = {
 def test_bad_input_is_one_line_exit_code_two_and_nothing_left(name, trained, tmp_path, capsys):
     arguments, value = BAD[name]
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "other.json").write_text("[]")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 50)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.doc").write_text("years of work")

@@ -16,6 +16,7 @@ from minimoe import UserError
 from minimoe.files import (
     LOCK_FILE,
     UNFINISHED,
+    check_file,
     check_folder,
     disk_error,
     only_writer,
@@ -142,6 +143,22 @@ def test_folders_are_refused_or_made(tmp_path):
     for name in ("new/below", "caf\udce9", "[v1]"):
         prepare_folder(tmp_path / name, is_ours, "a run")
         assert names(tmp_path / name) == []
+
+
+def test_a_file_that_cannot_be_written_is_known_before(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name, message in {
+        ".": "it is a folder; choose another name",
+        "file/below": "file is a file; name a folder",
+        "x" * 300: "the name is too long",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            check_file(tmp_path / name)
+    check_file(tmp_path / "new" / "file")
+    check_file(tmp_path / "file")
+    with pytest.raises(UserError, match="cannot be written"):
+        check_file(Path("/proc/record.json"))
+    assert names(tmp_path) == ["file"]
 
 
 def test_what_a_killed_process_left_does_not_count(tmp_path):

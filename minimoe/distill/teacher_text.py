@@ -44,7 +44,6 @@ def written(
       progress: called with the number of texts that are written, and of all.
     """
     temperature = TEMPERATURES[name]
-    folder.mkdir(parents=True, exist_ok=True)
     model = None
     found, seconds = [], 0.0
     for first in range(0, len(prompts), PER_FILE):

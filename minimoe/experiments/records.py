@@ -48,11 +48,21 @@ def read_record(name: str) -> Record:
 
 
 def read_record_file(path: Path) -> Record:
-    """A record from a file; every curve as a list of records, whichever form it has there."""
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
-    for run in record.get("runs", {}).values():
-        if isinstance(run["curve"], Mapping):
-            run["curve"] = _rows(run["curve"]["train"]) + run["curve"]["eval"]
+    """A record from a file; every curve as a list of records, whichever form it has there.
+
+    Raises:
+      UserError: if it cannot be read, or is something else.
+    """
+    try:
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        for run in record.get("runs", {}).values():
+            if isinstance(run["curve"], Mapping):
+                run["curve"] = _rows(run["curve"]["train"]) + run["curve"]["eval"]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name another record") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is no record of an experiment ({what}); delete it or name another file") from error
     return record
 
 
@@ -60,7 +70,6 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Writes a record with thin curves, whole or not at all; ``record`` stays as it is."""
     runs = {name: _packed(run) for name, run in record.get("runs", {}).items()}
     values = dict(record) | ({"runs": runs} if "runs" in record else {})
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, _short_lines(json.dumps(values, indent=1)) + "\n")
 
 

@@ -32,6 +32,7 @@ from minimoe.experiments import (
 from minimoe.experiments.records import RECORDS, read_record_file, write_record
 from minimoe.experiments.run import Run, train_run
 from minimoe.experiments.workplace import Workplace
+from minimoe.files import check_file
 
 # From the runs that are recorded already to all runs of the experiment.
 EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
@@ -79,15 +80,17 @@ def run_experiment(
       False after Ctrl-C. The same call continues.
 
     Raises:
-      UserError: if the name is not known, or a model that a run needs is not there yet.
+      UserError: if the name is not known, the record cannot be written or is broken, or a model that a run needs is not
+        there yet.
     """
     if name not in {**EXPERIMENTS, **MEASUREMENTS}:
         raise UserError(f"experiment {name!r} is not known; choose one of {', '.join({**EXPERIMENTS, **MEASUREMENTS})}")
-    messages.print(f"experiment {name}")
     path = record or RECORDS / f"{name}.json"
+    check_file(path)
     values: dict[str, Any] = {"experiment": name, "command": f"minimoe experiments run {name}"}
     if path.is_file():
         values = read_record_file(path)
+    messages.print(f"experiment {name}")
     if name in MEASUREMENTS:
         MEASUREMENTS[name](folder, values, lambda: write_record(path, values))
         return True

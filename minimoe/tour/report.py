@@ -33,14 +33,15 @@ def _is_report(out: Path) -> bool:
 
 def write(out: Path, values: dict[str, Any], figures: dict[str, Figure]) -> None:
     """Writes the page, the figures and the numbers; ``report.json`` last, because it marks the folder as a report."""
-    from minimoe.files import write_atomically
+    from minimoe.files import write_atomically, writing
     from minimoe.plots import save
     from minimoe.tour.html import write_report
     from minimoe.tour.page import page
 
     folder = out / "figures"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    with writing(out):
+        folder.mkdir()
     for name, figure in figures.items():
         save(figure, folder / f"{name}.png")
     write_report(out / "report.html", **page(values, figures))

@@ -19,6 +19,7 @@ from minimoe.data import Tokenizer
 from minimoe.errors import UserError
 from minimoe.files import UNFINISHED, sync_folder, writing
 from minimoe.model import MoETransformer
+from minimoe.training.failed_save import reported_once
 from minimoe.training.run_folder import STEPS_FOLDER, RunConfig, check_path, read_run_config, run_tokenizer
 
 KEEP = 2  # checkpoints on disk: the last, and one before it
@@ -63,14 +64,28 @@ class CheckpointFolder:
         if step in self.steps():  # an interrupted run may stop twice at one step
             return
         tree = {"model": _pure(model), "optimizer": _pure(optimizer)}
-        with writing(self.path):
-            if _is_pattern(self.path):
-                self._save_elsewhere(step, tree)
-            else:
-                manager = self._open(create=True)
-                manager.save(step, args=self._ocp.args.StandardSave(tree))
-                manager.wait_until_finished()
-                self._read_back(self.path, step, tree)
+        with writing(self.path), reported_once():
+            try:
+                self._save(step, tree)
+            except BaseException:
+                self._remove_unfinished()
+                raise
+
+    def _save(self, step: int, tree: dict[str, dict[str, Any]]) -> None:
+        if _is_pattern(self.path):
+            self._save_elsewhere(step, tree)
+            return
+        manager = self._open(create=True)
+        manager.save(step, args=self._ocp.args.StandardSave(tree))
+        manager.wait_until_finished()
+        self._read_back(self.path, step, tree)
+
+    def _remove_unfinished(self) -> None:
+        """Gives the room of a failed save back to a disk that may be full."""
+        with contextlib.suppress(OSError):
+            for path in self.path.iterdir():
+                if UNFINISHED in path.name or ".orbax-checkpoint-tmp" in path.name:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _save_elsewhere(self, step: int, tree: dict[str, dict[str, Any]]) -> None:
         """For a path that Orbax would take for a pattern of names: saved in a temporary folder, then moved here."""

@@ -29,7 +29,7 @@ from minimoe import files
 from minimoe.config import ModelConfig
 from minimoe.data import Document, Tokenizer, TrainingData, evaluation_documents
 from minimoe.errors import UserError
-from minimoe.files import write_atomically
+from minimoe.files import write_atomically, writing
 from minimoe.model import MoETransformer, copy_model, model_fingerprint
 from minimoe.moe import dead_experts, load_cv, load_entropy, max_violation
 from minimoe.training.checkpoint import CheckpointFolder
@@ -304,7 +304,8 @@ class _Session:
     def log(self, record: Record) -> None:
         self.records.append(record)
         if self.out:
-            with (self.out / METRICS_FILE).open("a", encoding="utf-8") as file:
+            path = self.out / METRICS_FILE
+            with writing(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         self.on_record(record)
 
@@ -323,7 +324,9 @@ class _Session:
         return result
 
     def save(self, step: int, model: MoETransformer, optimizer: nnx.Optimizer) -> None:
-        if self.checkpoints:
+        if self.checkpoints and self.out:
+            with writing(self.out):  # a checkpoint without its config would be of no use: the folder was deleted
+                (self.out / CONFIG_FILE).stat()
             self.checkpoints.save(step, model, optimizer)
 
     def close(self) -> None:

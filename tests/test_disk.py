@@ -1,0 +1,169 @@
+"""A disk that fails in mid-work: one line, exit code 2, the last good state stays, and the same command continues later.
+
+Every case is a process of its own, in which a preset is small and something happens to the disk at a chosen moment: the
+process may write no large file any more (a file-size limit, which the kernel enforces for libraries in C++ too), the
+system call says that the disk is full, or the folder is deleted.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
+from tests.test_cli import PROGRAM, TEXT
+
+pytest.importorskip("resource", reason="Windows has no file-size limits")
+
+# What may happen, as functions of the child process. ``before(owner, name, number, what)`` lets it happen before the
+# call of that number of a function.
+TROUBLE = """
+import errno, os, resource, shutil, sys
+from pathlib import Path
+
+def small_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+
+def full():
+    def fsync(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync = fsync
+
+def gone():
+    shutil.rmtree(OUT)
+
+def before(owner, name, number, what):
+    original, calls = getattr(owner, name), []
+    def watched(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            what()
+        return original(*args, **kwargs)
+    setattr(owner, name, watched)
+
+OUT = Path("out")
+"""
+
+
+def run(
+    arguments: list[str], trouble: str = "", program: str = PROGRAM, before: list[str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    settings = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    whole = TROUBLE + program.replace(
+        "from minimoe.cli.app import run\n", trouble + "\nfrom minimoe.cli.app import run\n"
+    )
+    return subprocess.run(
+        [*(before or []), sys.executable, "-c", whole, *arguments],
+        capture_output=True,
+        text=True,
+        env=settings,
+        check=False,
+        timeout=300,
+    )
+
+
+def complaint(ended: subprocess.CompletedProcess[str]) -> str:
+    """The one line that ends a command; before it come only what a run says of itself."""
+    assert ended.returncode == 2, ended.stderr
+    lines = ended.stderr.splitlines()
+    assert [line for line in lines if line.startswith("minimoe: ")] == lines[-1:], ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "Error" not in ended.stderr, ended.stderr
+    assert len(lines) < 10, ended.stderr
+    return lines[-1]
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    return "text.txt"
+
+
+def train(text: str) -> list[str]:
+    return ["train", "--config", "tiny", "--text", text, "--out", "out"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The same run without any trouble."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "text.txt").write_text(TEXT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run(train("text.txt")).returncode == 0
+    return folder / "out"
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    (first, _, _), (second, _, _) = load_checkpoint(one), load_checkpoint(other)
+    leaves = zip(jax.tree.leaves(nnx.state(first)), jax.tree.leaves(nnx.state(second)), strict=True)
+    return all(np.array_equal(a, b) for a, b in leaves)
+
+
+IN_TRAINING = {
+    "a file-size limit at the second checkpoint": (
+        "from minimoe.training.checkpoint import CheckpointFolder as c; before(c, 'save', 2, small_files)",
+        "out/checkpoints cannot be written: the file would be larger",
+        [2],
+    ),
+    "a file-size limit at the metrics": (
+        "from minimoe.training.loop import _Session as c; before(c, 'log', 4, lambda: "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY)))",
+        "out/metrics.jsonl cannot be written: the file would be larger",
+        [2],
+    ),
+    "a full disk at the first checkpoint": (
+        "from minimoe.training.checkpoint import CheckpointFolder as c; before(c, 'save', 1, small_files)",
+        "out/checkpoints cannot be written: the file would be larger",
+        [],
+    ),
+    "a full disk at the curve": (
+        "import minimoe.progress as c; before(c, 'draw_curve', 1, full)",
+        "out/curve.png cannot be written: the disk is full; make room",
+        [4, 6],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_TRAINING)
+def test_training_stops_in_one_line_and_resumes_once_there_is_room(name, text, whole):
+    trouble, said, kept = IN_TRAINING[name]
+    assert said in complaint(run(train(text), trouble))
+    assert CheckpointFolder(Path("out")).steps() == kept
+    if kept:
+        load_checkpoint("out")
+    again = run([*train(text), "--resume"])
+    assert again.returncode == 0, again.stderr
+    assert same_weights(Path("out"), whole)
+    assert (Path("out") / "metrics.jsonl").read_text().count('"train"') == 6
+
+
+@pytest.mark.parametrize("moment", ["save", "log"])
+def test_a_folder_that_vanishes_in_mid_run_is_one_line(moment, text):
+    said = complaint(
+        run(train(text), f"from minimoe.training.loop import _Session as c; before(c, {moment!r}, 2, gone)")
+    )
+    assert "cannot be written: the folder is gone" in said
+    assert not Path("out").exists()
+
+
+def test_a_disk_that_is_really_full(text, whole):
+    """A disk of a megabyte, where the system lets a user mount one; a checkpoint takes half of it."""
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1m none small && exec "$@"', "sh"]
+    Path("small").mkdir()
+    try:
+        possible = subprocess.run([*mount, "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        possible = False
+    if not possible:
+        pytest.skip("no disk can be mounted here")
+    ended = run([*train(text)[:-1], "small/out"], before=mount)
+    assert "cannot be written: the disk is full; make room or choose another folder" in complaint(ended)
