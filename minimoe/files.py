@@ -215,6 +215,17 @@ def only_writer(folder: Path) -> Iterator[bool]:
             os.close(handle)  # after the deletion, so that it was our own lock that was deleted
 
 
+def check_free(folder: Path) -> None:
+    """Refuses a folder whose lock another process holds; changes nothing.
+
+    Raises:
+      UserError: as `only_writer`.
+    """
+    if (folder / LOCK_FILE).exists():
+        with only_writer(folder):
+            pass
+
+
 def _take(path: Path) -> tuple[int, bool | None]:
     """The opened lock file, and what `_lock` says of it."""
     while True:

@@ -88,12 +88,15 @@ def check_resume(out: Path, run: RunConfig, resume: bool) -> int:
     """The step to continue from; says so.
 
     Raises:
-      UserError: if ``out`` holds something else, or a run although ``resume`` is off, or another run.
+      UserError: if ``out`` holds something else, or a run although ``resume`` is off, or another run, or is being
+        written.
     """
+    from minimoe.files import check_free
     from minimoe.training.checkpoint import CheckpointFolder
     from minimoe.training.run_folder import check_folder
 
     check_folder(out, run, resume=resume)
+    check_free(out)
     if not resume:
         return 0
     step = max(CheckpointFolder(out).steps(), default=0)

@@ -394,3 +394,47 @@ def test_any_name_for_a_run_works_or_is_refused_before_the_first_step(name, trai
         return
     assert code == 0, said
     assert app.run(["eval", f"./{out}", "--text", str(trained / "text.txt")]) == 0
+
+
+def test_a_second_process_on_one_run_is_refused_in_one_line(trained, tmp_path, capsys):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+    hold = "import sys, time; from pathlib import Path; from minimoe.files import only_writer\n"
+    hold += "with only_writer(Path('run')):\n print('held', flush=True)\n time.sleep(60)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True, env=environment) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        text = str(trained / "text.txt")
+        capsys.readouterr()
+        assert app.run(["train", "--config", "tiny", "--text", text, "--out", "run", "--resume"]) == 2
+        said = capsys.readouterr().err
+        assert (
+            said
+            == "minimoe: run is being written by another process; wait until it is done, or choose another folder\n"
+        )
+        other.kill()
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) in (
+        before,
+        sorted([*before, Path("run/.lock")]),
+    )
+
+
+def test_a_fresh_process_loads_a_run_from_any_path(trained, tmp_path):
+    folder = tmp_path / "[v1]* {a,b}?" / "two\nlines" / "ünï 日本 [/x]" / "run"
+    try:
+        folder.parent.mkdir(parents=True)
+    except OSError:
+        pytest.skip("the file system refuses such a name")
+    code = "import sys; from minimoe.training import load_checkpoint; from minimoe.model import model_fingerprint\n"
+    code += "print(model_fingerprint(load_checkpoint(sys.argv[1])[0]))"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    text = str(trained / "text.txt")
+    assert app.run(["train", "--config", "tiny", "--text", text, "--out", str(folder)]) == 0
+    prints = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(path)], env=environment, check=True, capture_output=True, text=True
+        ).stdout
+        for path in (folder, trained / "run")
+    ]
+    assert prints[0] == prints[1] != ""

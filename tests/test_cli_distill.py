@@ -165,6 +165,31 @@ def test_a_shorter_list_of_prompts_leaves_no_hole(teachers, tmp_path):
     assert more.documents[0].text.startswith(task_prompts(1)[0].text)
 
 
+def test_texts_of_another_teacher_are_refused_in_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("minimoe.distill.teacher_text.check_answer", lambda problem, text: True)
+    arguments = start("--tasks", "1", "--sampled", "2", "--alpha", "0", "--steps", "1")
+    run_json(capsys, *arguments)
+    (path,) = (tmp_path / "new" / "sampled").iterdir()
+    values = json.loads(path.read_text())
+    assert values["teacher"] == model_fingerprint(load("teacher")[0])
+    shutil.rmtree(tmp_path / "new" / "checkpoints")
+    (tmp_path / "new" / "config.json").unlink()
+    (tmp_path / "new" / "metrics.jsonl").unlink()
+    capsys.readouterr()
+    for resumed in ([], ["--resume"]):
+        changed = [word if word != "teacher" else "int8" for word in arguments]
+        assert app.run(["distill", *changed, *resumed]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1, said
+        assert f"{path.relative_to(tmp_path)} was written by another teacher ({values['teacher'][:12]}...)" in said
+    path.write_text(json.dumps({name: value for name, value in values.items() if name != "teacher"}))
+    (tmp_path / "new" / "tokenizer.json").unlink()
+    run_json(capsys, *arguments)  # a file of an earlier version names no teacher
+    path.write_text("{")
+    assert app.run(["distill", *arguments, "--resume"]) == 2
+    assert "is broken" in capsys.readouterr().err
+
+
 def test_trained_students_of_the_package(capsys, monkeypatch, tmp_path):
     """Their names may be those of presets, or not; `--trained` tells."""
     from minimoe.hub import load

@@ -73,9 +73,12 @@ def distill(
     from minimoe.data import choose_documents, describe_data
     from minimoe.data.tasks import DOMAIN
     from minimoe.distill import Distillation, DistillRecipe, task_prompts
+    from minimoe.distill.teacher_text import check_teacher_of
+    from minimoe.model import model_fingerprint
     from minimoe.progress import check_resume, draw_curve, grade, train_with_bar
     from minimoe.training.mixing import mixed_data
     from minimoe.training.new_run import describe_run
+    from minimoe.training.run_folder import TEXTS_FOLDER
 
     recipe = DistillRecipe(loss, temperature, alpha, top_k, on_policy)
     check_cache(cache, top_k, teacher)
@@ -97,6 +100,8 @@ def distill(
     about: dict[str, Any] = dict(describe_data(text, documents)) if documents else {"name": "reasoning problems"}
     about |= {"tasks": tasks} | ({"sampled": sampled} if sampled else {})
     run = dataclasses.replace(run, data=about)
+    if sampled:
+        check_teacher_of(out / TEXTS_FOLDER, model_fingerprint(teachers.of(DOMAIN)))
     first = check_resume(out, run, resume)
     problems = solved_right(out, teachers.of(DOMAIN), tokenizer, sampled, seed) if sampled else None
     data, validation = mixed_data(documents, tokenizer, run, tasks, problems=problems)
@@ -183,10 +188,11 @@ def solved_right(out: Path, teacher: MoETransformer, tokenizer: Tokenizer, num: 
     from minimoe.distill import task_prompts
     from minimoe.distill.teacher_text import answered_right, texts_of_solved, written
     from minimoe.progress import NEW_TOKENS
+    from minimoe.training.run_folder import TEXTS_FOLDER
 
     prompts = task_prompts(num, seed=seed)
     with Bar("teacher writes", num) as bar:
-        folder, report = out / "sampled", counter(bar)
+        folder, report = out / TEXTS_FOLDER, counter(bar)
         said = written(folder, lambda: teacher, "reasoning", prompts, tokenizer, NEW_TOKENS, report)
     right = answered_right(said.documents, seed)
     messages.print(f"the teacher solved {sum(right):,} of {num:,} problems ({sum(right) / num:.0%})")

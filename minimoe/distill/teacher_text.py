@@ -7,13 +7,13 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minimoe.data import LEVELS, Document, Tokenizer, check_answer, problem
 from minimoe.distill.offline import sample_documents
 from minimoe.errors import UserError
 from minimoe.files import write_atomically
-from minimoe.model import MoETransformer
+from minimoe.model import MoETransformer, model_fingerprint
 
 PER_FILE = 1024  # texts; a kill loses at most these
 # At 1 a teacher's text has its own distribution. Problems are solved at the temperature at which DeepSeek-R1 was sampled.
@@ -36,22 +36,29 @@ def written(
     max_new_tokens: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Written:
-    """The texts in ``folder``, and those that are missing, written now.
+    """The texts in ``folder``, and those that are missing, written now. Each file names its teacher by a fingerprint.
 
     Args:
+      folder: is made if it is missing.
       teacher: gives the model, if there is something to write.
       name: ``"text"`` or ``"reasoning"``; decides the temperature.
       progress: called with the number of texts that are written, and of all.
+
+    Raises:
+      UserError: if texts are missing and those that are there are another teacher's, or a file is broken.
     """
     temperature = TEMPERATURES[name]
-    model = None
+    model, fingerprint = None, ""
     found, seconds = [], 0.0
     for first in range(0, len(prompts), PER_FILE):
         wanted = prompts[first : first + PER_FILE]
         path = folder / f"{name}-t{temperature:g}-n{max_new_tokens}-{first:06d}.json"
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"documents": []}
+        values = _read(path) if path.is_file() else {"documents": []}
         if len(values["documents"]) < len(wanted):  # a shorter list of prompts left a shorter file
-            model = teacher() if model is None else model
+            if model is None:
+                model = teacher()
+                fingerprint = model_fingerprint(model)
+                check_teacher_of(folder, fingerprint)
             began = time.monotonic()
             texts = sample_documents(
                 model,
@@ -62,11 +69,41 @@ def written(
                 seed=first,
                 progress=_from(first, len(wanted), len(prompts), progress),
             )
-            values = {"seconds": time.monotonic() - began, "documents": [dataclasses.asdict(text) for text in texts]}
+            values = {"teacher": fingerprint, "seconds": time.monotonic() - began}
+            values |= {"documents": [dataclasses.asdict(text) for text in texts]}
             write_atomically(path, json.dumps(values))
         seconds += values["seconds"]
         found += [Document(**document) for document in values["documents"][: len(wanted)]]
     return Written(found, seconds)
+
+
+def check_teacher_of(folder: Path, fingerprint: str) -> None:
+    """Refuses to go on with texts that another teacher wrote. Files of earlier versions do not name theirs, and pass.
+
+    Args:
+      folder: of `written`; may be missing. fingerprint: `minimoe.model.model_fingerprint` of the teacher.
+
+    Raises:
+      UserError: naming the file and both teachers.
+    """
+    for path in sorted(folder.glob("*.json")):
+        other = _read(path).get("teacher", fingerprint)
+        if other != fingerprint:
+            raise UserError(
+                f"{path} was written by another teacher ({str(other)[:12]}...) than the one given "
+                f"({fingerprint[:12]}...); give that teacher again or name another folder"
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What `written` wrote into a file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values["documents"], list):
+            raise TypeError("documents is no list")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is broken ({type(error).__name__}: {error}); delete it to write it again") from error
+    return values
 
 
 def _from(first: int, num: int, of: int, progress: Callable[[int, int], None]) -> Callable[[int, int], None]:

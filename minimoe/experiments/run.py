@@ -131,8 +131,8 @@ def train_run(run: Run, work: Workplace, out: Path) -> dict[str, Any] | None:
     from minimoe.training.new_run import describe_run
 
     config = run.config(work)
-    messages.print(f"{run.name}: {describe_run(config)}")
     first = check_resume(out, config, resume=True)
+    messages.print(f"{run.name}: {describe_run(config)}")
     learning = run.learn(work, config, **run.settings)
     result = train_with_bar(
         run.name,
