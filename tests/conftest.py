@@ -4,8 +4,8 @@ JAX promotes neither dtypes nor ranks here, warnings are errors (pyproject.toml)
 package is checked against its shapes at run time (``--jaxtyping-packages``). The package is imported inside fixtures:
 the checker must be in place before the first import.
 
-Nearly all of the suite's time goes into compiling thousands of tiny programs. They are compiled the quick way, and both
-workers and every process that a test starts share them in one folder that lasts as long as the run. For a second run
+Most of the suite's time goes into compiling thousands of tiny programs. They are compiled the quick way, and both workers
+and every process that a test starts share the larger ones in one folder that lasts as long as the run. For a second run
 that finds the programs of the first, name a folder yourself: ``JAX_COMPILATION_CACHE_DIR=~/.cache/minimoe-tests pytest``.
 """
 
@@ -32,7 +32,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 ).strip()
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # programs are tiny: compiling them is what costs
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # a tiny one is made anew as soon as it is read
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     MADE_FOLDER = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="minimoe-tests-")
@@ -93,6 +93,7 @@ def pytest_collection_finish() -> None:
     """Whatever is in memory by now stays until the end: the garbage collector need not look at it again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)  # tracing makes many objects and few cycles
 
 
 @pytest.hookimpl(trylast=True)

@@ -23,6 +23,7 @@ from minimoe.cli import app
 from minimoe.experiments import EXPERIMENTS, Run
 from minimoe.experiments.records import RECORDS
 from minimoe.quant import quantize_model
+from minimoe.tour import report
 from minimoe.training import recipe as recipes
 from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
 from minimoe.training.recipe import Recipe
@@ -131,13 +132,7 @@ def test_killed_in_the_middle_then_resumed_is_the_unbroken_run(trained, tmp_path
     assert steps
     assert steps[-1] < 80
     for name in ("killed", "whole"):
-        code = subprocess.run(
-            [sys.executable, "-c", PROGRAM, *arguments, "--out", name, "--resume"],
-            env=environment,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        ).returncode
-        assert code == 0
+        assert app.run([*arguments, "--out", name, "--resume"]) == 0
     (killed, _, _), (whole, _, _) = load_checkpoint(tmp_path / "killed"), load_checkpoint(tmp_path / "whole")
     import jax
     from flax import nnx
@@ -246,6 +241,9 @@ def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys
     teacher = MoETransformer(TINY.replace(context_length=80), rngs=nnx.Rngs(1))
     monkeypatch.setattr("minimoe.hub.load_pretrained", lambda name: (quantize_model(teacher, "int8"), None, None))
     monkeypatch.setattr("minimoe.hub.recorded_quality", lambda name: {"quick": 1.5})
+    (tmp_path / "report" / "figures").mkdir(parents=True)
+    (tmp_path / "report" / "figures" / "old.png").write_bytes(b"")
+    (tmp_path / "report" / "report.json").write_text(json.dumps({"format": "minimoe-tour-1"}))
     values = run_json(capsys, "tour", "--fast", "--out", "report")
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == values
     assert [m["name"] for m in values["models"]] == ["sparse", "dense"]
@@ -255,9 +253,8 @@ def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys
     page = (tmp_path / "report" / "report.html").read_text()
     assert f"{values['models'][0]['bits_per_byte']:.3f}" in page
     assert page.count("<img") == len(list((tmp_path / "report" / "figures").iterdir())) == 7
-    (tmp_path / "report" / "figures" / "old.png").write_bytes(b"")
-    assert app.run(["tour", "--fast", "--out", "report"]) == 0
     assert not (tmp_path / "report" / "figures" / "old.png").exists()
+    report.prepare(tmp_path / "report")  # the next tour replaces this one
 
 
 def test_experiments_records_what_it_ran_and_continues(monkeypatch, tmp_path, capsys):
