@@ -18,6 +18,7 @@ from minimoe.attention import GroupedQueryConfig
 from minimoe.config import ModelConfig, MoEConfig
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
+from minimoe.model.paths import named_leaves
 from minimoe.moe import MoELayer
 
 if TYPE_CHECKING:
@@ -174,5 +175,4 @@ def _swapped(array: np.ndarray, swap: bool) -> np.ndarray:
 
 def _params(module: nnx.Module) -> dict[str, Any]:
     """Parameters by dotted path."""
-    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    return {".".join(map(str, path)): variable[...] for path, variable in flat}
+    return {name: variable[...] for name, variable in named_leaves(nnx.state(module, nnx.Param)).items()}

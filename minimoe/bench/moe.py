@@ -26,6 +26,7 @@ from minimoe.bench.timing import Timing, alternate, ratio
 from minimoe.config import MoEConfig
 from minimoe.cost import moe_layer_flops
 from minimoe.layers import SwiGLU
+from minimoe.model.paths import named_leaves
 from minimoe.moe import MoELayer, max_violation, with_dispatch
 from minimoe.process import CHOICES, memory_in_words
 
@@ -230,7 +231,6 @@ def _arrays(answer: Answer) -> dict[str, np.ndarray]:
         grads = mixtral.block_gradients(answer["block"])
         y, dx = answer["y"].detach().numpy()[0], answer["x"].numpy()[0]
     else:
-        flat = nnx.to_flat_state(answer["params"])
-        grads = {".".join(map(str, path)): np.asarray(variable[...]) for path, variable in flat}
+        grads = {name: np.asarray(variable[...]) for name, variable in named_leaves(answer["params"]).items()}
         y, dx = np.asarray(answer["y"]), np.asarray(answer["x"])
     return {"output": y, "grad x": dx} | {f"grad {path}": grad for path, grad in sorted(grads.items())}

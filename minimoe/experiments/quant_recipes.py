@@ -7,7 +7,6 @@ changed, and the same model with smaller key/value caches. Lesson 04 reads it.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +34,7 @@ def measure(work: Path, values: dict[str, Any], save: Callable[[], None]) -> Non
       UserError: if ``small`` was not trained in ``work`` yet.
     """
     from minimoe.data import documents, evaluation_documents
+    from minimoe.model import model_fingerprint
     from minimoe.training import load_checkpoint
 
     folder = work / MODEL
@@ -43,7 +43,7 @@ def measure(work: Path, values: dict[str, Any], save: Callable[[], None]) -> Non
             f"{folder} holds no trained model; run `minimoe experiments run small-hour --work {work}` first"
         )
     model, tokenizer, run = load_checkpoint(folder)
-    weights = _digest(model)
+    weights = model_fingerprint(model)
     if values.get("weights_sha256") not in (None, weights):
         messages.print("the record is of other weights: starting again")
         for part in ("float32", "recipes", "caches"):
@@ -193,15 +193,3 @@ def _file_bytes(model: MoETransformer) -> int:
     with tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder) / "model")
         return (Path(folder) / "model" / "model.safetensors").stat().st_size
-
-
-def _digest(model: MoETransformer) -> str:
-    """Of all weights, so that a record is continued with the same ones only."""
-    import jax
-    import numpy as np
-    from flax import nnx
-
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()

@@ -6,7 +6,7 @@ quantized, the path of each of its parts: ``layers.0.attention.q_proj.weight.cod
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,8 @@ from minimoe.errors import UserError
 from minimoe.hub.quantized import Quantization, install
 from minimoe.hub.tensorfile import REPAIR, TensorFile
 from minimoe.model import MoETransformer
+from minimoe.model.paths import filled_state, misfits, named_leaves
 from minimoe.quant.report import STORED
-
-SHOWN = 3  # names in a complaint; a wrong config can produce hundreds
 
 
 def named_arrays(model: MoETransformer) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def named_arrays(model: MoETransformer) -> dict[str, Any]:
       >>> named_arrays(model)["layers.0.ffn.experts.down_proj"].shape
       (8, 128, 128)
     """
-    return {_dotted(path): _array(leaf) for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    return {name: _array(leaf) for name, leaf in named_leaves(model).items()}
 
 
 def abstract_model(config: ModelConfig, quantization: Quantization | None = None) -> tuple[Any, Any]:
@@ -85,48 +84,43 @@ def fill(abstract: tuple[Any, Any], file: TensorFile) -> MoETransformer:
       UserError: naming every missing and unexpected array, and every one of another shape or dtype, at once.
     """
     graphdef, state = abstract
-    leaves = {_dotted(path): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
-    _check(leaves, file)
-    filled: list[tuple[Any, Any]] = []
-    for name, (path, leaf) in leaves.items():
+    _check(named_leaves(state), file)
+
+    def read(name: str, leaf: Any) -> Any:
         array = jnp.asarray(file.read(name))
-        if isinstance(leaf, nnx.Variable):
-            leaf, dtype = leaf.replace(array.astype(leaf.dtype)), leaf.dtype
-            if array.dtype != dtype:
-                leaf.set_metadata(**{STORED: str(array.dtype)})
-            filled.append((path, leaf))
-        else:
-            filled.append((path, array))
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+        if not isinstance(leaf, nnx.Variable):
+            return array
+        new = leaf.replace(array.astype(leaf.dtype))
+        if array.dtype != leaf.dtype:
+            new.set_metadata(**{STORED: str(array.dtype)})
+        return new
+
+    return nnx.merge(graphdef, filled_state(state, read))
 
 
-def _check(leaves: dict[str, tuple[Any, Any]], file: TensorFile) -> None:
-    problems = {
-        "missing": sorted(set(leaves) - set(file.header)),
-        "unexpected": sorted(set(file.header) - set(leaves)),
-        "wrong": [],
+def _check(leaves: dict[str, Any], file: TensorFile) -> None:
+    wanted = {
+        name: _Kind(str(leaf.dtype), tuple(leaf.shape), isinstance(leaf, nnx.Param)) for name, leaf in leaves.items()
     }
-    for name, (_, leaf) in leaves.items():
-        if name not in file.header:
-            continue
-        wanted, shape = (str(leaf.dtype), tuple(leaf.shape)), file.shape(name)
-        dtype = file.dtype(name)
-        rounded = isinstance(leaf, nnx.Param) and (dtype, wanted[0]) == ("bfloat16", "float32")
-        same = dtype == wanted[0] or rounded
-        if not same or shape != wanted[1]:
-            problems["wrong"].append(f"{name} is {dtype}{list(shape)} instead of {wanted[0]}{list(wanted[1])}")
-    if any(problems.values()):
-        said = "; ".join(f"{what} {_some(names)}" for what, names in problems.items() if names)
+    found = {name: _Kind(file.dtype(name), file.shape(name)) for name in file.header}
+    said = misfits(wanted, found, _Kind.may_be)
+    if said:
         raise UserError(f"{file.path} does not fit the config.json beside it: {said}; {REPAIR}")
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"
+class _Kind(NamedTuple):
+    """What an array is. Parameters that were rounded to bfloat16 may be so in the file."""
 
+    dtype: str
+    shape: tuple[int, ...]
+    is_param: bool = False
 
-def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+    def may_be(self, found: _Kind) -> bool:
+        rounded = self.is_param and (found.dtype, self.dtype) == ("bfloat16", "float32")
+        return self.shape == found.shape and (self.dtype == found.dtype or rounded)
 
 
 def _array(leaf: Any) -> Any:

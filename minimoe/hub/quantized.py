@@ -16,6 +16,7 @@ from flax import nnx
 from minimoe.config import from_fields
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
+from minimoe.model.paths import path_name
 from minimoe.moe import Experts
 from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
 from minimoe.quant.recipes import RECIPES, QuantRecipe
@@ -147,14 +148,14 @@ def describe(model: MoETransformer) -> Quantization | None:
         kind = next((name for name, cls in MODULES.items() if isinstance(module, cls)), None)
         if kind is not None:
             arrays = {name: StoredArray.of(q) for name, q in sorted(vars(module).items()) if isinstance(q, QTensor)}
-            modules[_dotted(path)] = QuantizedModule(kind, arrays, module.activations)
+            modules[path_name(path)] = QuantizedModule(kind, arrays, module.activations)
     modules = dict(sorted(modules.items()))
     return Quantization(_recipe_name(model, modules), modules) if modules else None
 
 
 def _recipe_name(model: MoETransformer, modules: Mapping[str, QuantizedModule]) -> str:
     """The first recipe whose rules give just these modules, or "custom": it is read off the model, not remembered."""
-    kept = [_dotted(path) for path, m in nnx.iter_modules(model) if isinstance(m, tuple(FLOAT_MODULES.values()))]
+    kept = [path_name(path) for path, m in nnx.iter_modules(model) if isinstance(m, tuple(FLOAT_MODULES.values()))]
     paths = [*modules, *kept]
     narrow = any(STORED in leaf.get_metadata() for _, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)))
     for recipe in RECIPES.values():
@@ -177,7 +178,7 @@ def install(quantization: Quantization, model: MoETransformer) -> MoETransformer
     Raises:
       UserError: if the model has no such place, or another kind or size of module there.
     """
-    places: dict[str, Any] = {_dotted(path): module for path, module in nnx.iter_modules(model)}
+    places: dict[str, Any] = {path_name(path): module for path, module in nnx.iter_modules(model)}
     for name, described in quantization.modules.items():
         module = places.get(name)
         wanted = {} if module is None else _stored_shapes(module)
@@ -203,7 +204,3 @@ def _stored_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
         stacks = {"gate_up": module.gate_up_proj.shape, "down": module.down_proj.shape}
         return {name: (e, o, i) for name, (e, i, o) in stacks.items()}
     return {}
-
-
-def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))

@@ -17,6 +17,7 @@ from minimoe.config import LayerConfig, ModelConfig
 from minimoe.errors import UserError
 from minimoe.layers import RMSNorm, SwiGLU, as_mask
 from minimoe.layers.token_ids import TokenIds, as_token_ids, known_ids
+from minimoe.model.paths import path_name
 from minimoe.moe import MoELayer, Routing
 
 
@@ -270,6 +271,6 @@ def check_trainable(model: nnx.Module) -> None:
     """
     for path, module in nnx.iter_modules(model):
         if getattr(module, "holds_codes", False):
-            where = ".".join(map(str, path)) or "the model"
+            where = path_name(path) or "the model"
             repair = "train the floats, minimoe.quant.dequantize_model(model), and quantize again"
             raise UserError(f"the model is quantized ({where} holds codes), and codes have no gradient; {repair}")

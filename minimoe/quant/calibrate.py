@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.errors import UserError
 from minimoe.layers import as_mask, swiglu
 from minimoe.model import MoETransformer
+from minimoe.model.paths import path_name
 from minimoe.moe import Experts, used_experts
 from minimoe.quant.models import replace_module
 
@@ -205,7 +206,7 @@ def collect(model: MoETransformer, batches: Iterable[Int[np.ndarray, "B L"] | In
         raise UserError("collect got no batch; pass token ids [B, L] from the training split")
     matrices: dict[str, InputStatistics] = {}
     for path, module in nnx.iter_modules(twin):
-        name = ".".join(map(str, path))
+        name = path_name(path)
         if isinstance(module, RecordingLinear):
             matrices[name] = _statistics(module.seen)
         elif isinstance(module, RecordingExperts):

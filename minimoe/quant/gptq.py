@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
+from minimoe.model.paths import path_name
 from minimoe.moe import Experts
 from minimoe.quant.calibrate import Calibration, InputStatistics
 from minimoe.quant.layers import QuantExperts
@@ -228,7 +229,7 @@ def gptq_model(
         raise UserError("the recipe leaves all experts as they are, and gptq_model rounds experts; use quantize_model")
     round_stack = functools.partial(gptq_experts, shrinkage=shrinkage, min_rows=min_rows, damping=damping)
     for path, module in found:
-        experts, name = originals[path], ".".join(map(str, path))
+        experts, name = originals[path], path_name(path)
         assert isinstance(experts, Experts)  # what quantize_model replaces by QuantExperts
         gate_up, down = output_first(experts)
         module.gate_up = round_stack(gate_up, calibration[f"{name}.gate_up_proj"], module.gate_up.spec)

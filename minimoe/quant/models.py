@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer, copy_model
+from minimoe.model.paths import path_name
 from minimoe.moe import Experts, Router
 from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
 from minimoe.quant.recipes import RECIPES, QuantRecipe, Rule, get_recipe
@@ -61,11 +62,11 @@ def quantize_model(model: MoETransformer, recipe: str | QuantRecipe) -> MoETrans
     modules = [(path, module) for path, module in nnx.iter_modules(copy) if isinstance(module, QUANTIZABLE)]
     if any(isinstance(module, QUANTIZED) for _, module in nnx.iter_modules(copy)):
         raise UserError("the model is quantized already; start from the float model")
-    check_rules(recipe, [_dotted(path) for path, _ in modules])
+    check_rules(recipe, [path_name(path) for path, _ in modules])
     for path, module in modules:
-        rule = recipe.rule_for(_dotted(path))
+        rule = recipe.rule_for(path_name(path))
         if rule is not None and rule.weight is not None:
-            replace_module(copy, path, _quantized(_dotted(path), module, rule.weight, rule.activations))
+            replace_module(copy, path, _quantized(path_name(path), module, rule.weight, rule.activations))
     if recipe.rest is not None:
         _round_rest(copy, {id(module) for path, module in modules if _is_quantized(recipe, path)}, recipe.rest)
     return copy_model(copy)  # what no rule took is shared with the original until here
@@ -74,12 +75,8 @@ def quantize_model(model: MoETransformer, recipe: str | QuantRecipe) -> MoETrans
 QUANTIZABLE = (nnx.Linear, nnx.Embed, Experts, Router)
 
 
-def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))
-
-
 def _is_quantized(recipe: QuantRecipe, path: tuple[Any, ...]) -> bool:
-    rule = recipe.rule_for(_dotted(path))
+    rule = recipe.rule_for(path_name(path))
     return rule is not None and rule.weight is not None
 
 

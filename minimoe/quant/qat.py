@@ -26,6 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from minimoe.model import MoETransformer
+from minimoe.model.paths import path_name
 from minimoe.moe import Experts
 from minimoe.quant.models import QUANTIZABLE, QuantRecipe, check_rules, get_recipe
 from minimoe.quant.specs import Spec
@@ -118,7 +119,7 @@ def qat_transform(model: MoETransformer, recipe: str | QuantRecipe) -> QatTransf
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     modules = {path: module for path, module in nnx.iter_modules(model) if isinstance(module, QUANTIZABLE)}
-    names = {path: ".".join(map(str, path)) for path in modules}
+    names = {path: path_name(path) for path in modules}
     check_rules(recipe, list(names.values()))
     targets = []
     for path in sorted(modules, key=lambda path: names[path]):

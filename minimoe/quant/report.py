@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Int
 from minimoe.errors import UserError
 from minimoe.layers import as_mask
 from minimoe.model import MoETransformer
+from minimoe.model.paths import path_name
 from minimoe.moe import Routing, used_experts
 from minimoe.quant.tensor import QTensor
 
@@ -82,7 +83,7 @@ def size_report(model: nnx.Module) -> SizeReport:
     rows = []
     for path, module in nnx.iter_modules(model):
         for name, value in vars(module).items():
-            dotted = ".".join([*map(str, path), name])
+            dotted = path_name([*path, name])
             if isinstance(value, QTensor):
                 count = math.prod(value.shape)
                 bits = value.bits_per_value

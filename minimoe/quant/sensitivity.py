@@ -15,6 +15,7 @@ from flax import nnx
 from minimoe.data import Document, Tokenizer
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
+from minimoe.model.paths import path_name
 from minimoe.moe import MoELayer, Router
 from minimoe.quant.calibrate import Calibration
 from minimoe.quant.gptq import DAMPING, gptq_experts, output_error, output_first
@@ -85,7 +86,7 @@ def quantized_groups(
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     groups: dict[str, list[tuple[tuple[Any, ...], nnx.Module]]] = {}
     for path, module in nnx.iter_modules(quantize_model(model, recipe)):
-        name = ".".join(map(str, path))
+        name = path_name(path)
         rule = recipe.rule_for(name)
         if isinstance(module, (*QUANTIZED, Router)) and rule is not None and rule.weight is not None:
             groups.setdefault(group(name), []).append((path, module))

@@ -19,6 +19,7 @@ from minimoe.data import Tokenizer
 from minimoe.errors import UserError
 from minimoe.files import UNFINISHED, sync_folder, writing
 from minimoe.model import MoETransformer
+from minimoe.model.paths import filled_state, misfits, named_leaves
 from minimoe.training.failed_save import reported_once
 from minimoe.training.run_folder import STEPS_FOLDER, RunConfig, check_path, read_run_config, run_tokenizer
 
@@ -166,31 +167,28 @@ def _is_pattern(path: Path) -> bool:
 
 def _pure(node: Any) -> dict[str, Any]:
     """Flat ``path -> array`` of a module's variables: the names on disk."""
-    return {"/".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(node))}
+    return {name: variable[...] for name, variable in named_leaves(node, "/").items()}
 
 
 def _fill(node: Any, saved: Mapping[str, Any], folder: Path) -> None:
     """Writes saved arrays into a module; every missing, unexpected or misshapen name is reported at once."""
     _check_names(_named_shapes(node), {name: tuple(array.shape) for name, array in saved.items()}, folder)
-    state = nnx.state(node)
-    leaves = nnx.to_flat_state(state)
-    filled = [v.replace(jax.numpy.asarray(saved["/".join(map(str, path))], v.dtype)) for path, v in leaves]
-    nnx.update(node, nnx.from_flat_state([(path, v) for (path, _), v in zip(leaves, filled, strict=True)]))
+
+    def read(name: str, variable: Any) -> Any:
+        return variable.replace(jax.numpy.asarray(saved[name], variable.dtype))
+
+    nnx.update(node, filled_state(nnx.state(node), read, "/"))
 
 
 def _named_shapes(node: Any) -> Shapes:
     """Of a module's variables, abstract ones too."""
-    return {"/".join(map(str, path)): tuple(v.shape) for path, v in nnx.to_flat_state(nnx.state(node))}
+    return {name: tuple(variable.shape) for name, variable in named_leaves(node, "/").items()}
 
 
 def _check_names(wanted: Shapes, saved: Shapes, folder: Path) -> None:
-    missing, unexpected = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
-    wrong = [name for name in wanted if name in saved and wanted[name] != saved[name]]
-    if missing or unexpected or wrong:
-        raise UserError(
-            f"checkpoint {folder} is of another model: missing {missing[:3]}, unexpected {unexpected[:3]}, "
-            f"other shapes {wrong[:3]}; use the config.json it was trained with"
-        )
+    said = misfits(wanted, saved)
+    if said:
+        raise UserError(f"checkpoint {folder} is of another model: {said}; use the config.json it was trained with")
 
 
 @contextlib.contextmanager

@@ -18,11 +18,11 @@ from minimoe.layers.token_ids import TokenIds, as_labels, spoil
 from minimoe.model import ModelOutput, MoETransformer, check_trainable
 from minimoe.moe import (
     SELECTORS,
-    MoELayer,
     Routing,
     bias_update,
     load_balance_loss,
     sequence_balance_loss,
+    sparse_layers,
     stack_loads,
     z_loss,
 )
@@ -106,9 +106,8 @@ def noise_streams(config: ModelConfig, key: Array) -> nnx.Rngs | None:
 
 def update_router_biases(model: MoETransformer, routing: tuple[Routing, ...], rate: float | Float[Array, ""]) -> None:
     """Moves every layer's selection bias by its load in this batch; outside the gradient, after the optimiser."""
-    sparse = [layer.ffn for layer in model.layers if isinstance(layer.ffn, MoELayer)]
-    for ffn, record in zip(sparse, routing, strict=True):
-        ffn.router.bias[...] = bias_update(ffn.router.bias[...], record.load, rate)
+    for layer, record in zip(sparse_layers(model), routing, strict=True):
+        layer.router.bias[...] = bias_update(layer.router.bias[...], record.load, rate)
 
 
 # Maps the parameters to those that the forward pass uses; equal transforms should compare equal, like recipes.
