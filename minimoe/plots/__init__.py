@@ -11,6 +11,7 @@
   `price_of_imbalance`: how balance comes and goes, and what it is worth;
 - `next_words`, `temperatures`, `two_modes`: what a teacher tells a student, and what a student can make of it;
 - `gap_over_tokens`, `gap_closed`, `exact_match_by_level`, `by_domain`: how far distillation takes a student, and where;
+- `verdict`: the closing box of a lesson, for one claim;
 - `seeds`, `curves_with_spread`: runs that differ in their seed alone;
 - `numbers` and `quantization` (from `rounding` and `recipes`), modules to be imported by name: number formats, what
   rounding does, and what smaller models lose;
@@ -47,6 +48,7 @@ from minimoe.plots.sparse import (
 )
 from minimoe.plots.style import png_bytes, save
 from minimoe.plots.toward_teacher import by_domain, exact_match_by_level, gap_closed, gap_over_tokens
+from minimoe.plots.verdict import verdict
 
 __all__ = [
     "active_and_total",
@@ -89,4 +91,5 @@ __all__ = [
     "token_experts",
     "training_curve",
     "two_modes",
+    "verdict",
 ]
