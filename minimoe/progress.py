@@ -84,8 +84,12 @@ def grade(model: MoETransformer, tokenizer: Tokenizer, form: str = "worked", num
         )
 
 
-def check_resume(out: Path, run: RunConfig, resume: bool) -> int:
+def check_resume(out: Path, run: RunConfig, resume: bool, *, method: bool = False) -> int:
     """The step to continue from; says so.
+
+    Args:
+      out: of `train_with_bar`. run: what will be trained. resume: whether to continue what is there.
+      method: whether ``run.method`` is the method of the training, and not filled in later.
 
     Raises:
       UserError: if ``out`` holds something else, or a run although ``resume`` is off, or another run, or is being
@@ -93,9 +97,9 @@ def check_resume(out: Path, run: RunConfig, resume: bool) -> int:
     """
     from minimoe.files import check_free
     from minimoe.training.checkpoint import CheckpointFolder
-    from minimoe.training.run_folder import check_folder
+    from minimoe.training.run_folder import DESCRIBED, check_folder
 
-    check_folder(out, run, resume=resume)
+    check_folder(out, run, resume=resume, parts=(*DESCRIBED, "method") if method else DESCRIBED)
     check_free(out)
     if not resume:
         return 0

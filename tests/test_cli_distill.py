@@ -170,6 +170,13 @@ def test_texts_of_another_teacher_are_refused_in_one_line(capsys, monkeypatch, t
     arguments = start("--tasks", "1", "--sampled", "2", "--alpha", "0", "--steps", "1")
     run_json(capsys, *arguments)
     (path,) = (tmp_path / "new" / "sampled").iterdir()
+    capsys.readouterr()
+    for other in (
+        ["distill", *start("--alpha", "0", "--steps", "1", "--resume")],
+        ["train", "--out", "new", "--resume"],
+    ):
+        assert app.run(other) == 2
+        assert capsys.readouterr().err.count("\n") == 1
     values = json.loads(path.read_text())
     assert values["teacher"] == model_fingerprint(load("teacher")[0])
     shutil.rmtree(tmp_path / "new" / "checkpoints")
@@ -398,3 +405,18 @@ def test_bad_input_is_one_line_exit_code_two_and_nothing_left(name, tmp_path, ca
 def test_help_has_an_example(capsys):
     assert app.run(["distill", "--help"]) == 0
     assert "Example: minimoe distill --teacher" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_resume_with_another_teacher_or_recipe_is_refused_in_one_line(capsys, tmp_path):
+    run_json(capsys, *start("--steps", "1"))
+    capsys.readouterr()
+    assert app.run(["distill", *start("--steps", "1", "--alpha", "0.5", "--resume")]) == 2
+    said = capsys.readouterr().err
+    assert "method recipe.alpha=0.5" in said
+    assert said.count("\n") == 1, said
+    shutil.rmtree(tmp_path / "teacher")
+    save(MoETransformer(TINY, rngs=nnx.Rngs(2)), tmp_path / "teacher", load_tokenizer("bpe2048"))
+    assert app.run(["distill", *start("--steps", "1", "--resume")]) == 2
+    said = capsys.readouterr().err
+    assert "method teacher='" in said
+    assert said.count("\n") == 1, said

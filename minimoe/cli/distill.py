@@ -99,13 +99,14 @@ def distill(
     teachers.check(domains)
     about: dict[str, Any] = dict(describe_data(text, documents)) if documents else {"name": "reasoning problems"}
     about |= {"tasks": tasks} | ({"sampled": sampled} if sampled else {})
-    run = dataclasses.replace(run, data=about)
+    prompts = task_prompts(min(run.recipe.steps * run.recipe.batch_size, MOST_PROMPTS), seed=seed) if on_policy else []
+    described = Distillation(recipe, teachers.by_domain(), prompts).to_dict() | {"cached": cache is not None}
+    run = dataclasses.replace(run, data=about, method=described)
     if sampled:
         check_teacher_of(out / TEXTS_FOLDER, model_fingerprint(teachers.of(DOMAIN)))
-    first = check_resume(out, run, resume)
+    first = check_resume(out, run, resume, method=True)
     problems = solved_right(out, teachers.of(DOMAIN), tokenizer, sampled, seed) if sampled else None
     data, validation = mixed_data(documents, tokenizer, run, tasks, problems=problems)
-    prompts = task_prompts(min(run.recipe.steps * run.recipe.batch_size, MOST_PROMPTS), seed=seed) if on_policy else []
     start(
         f"teacher: {teachers.description}; student {student}: {describe_run(run)}; {data.num_tokens:,} training tokens"
     )

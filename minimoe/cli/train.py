@@ -66,7 +66,7 @@ def train(
     run = make_run(config, changes, dense=dense, dropout=dropout, tokenizer=tokens, data=about)
     if tasks:
         check_length(run, tokens)
-    first = check_resume(out, run, resume)
+    first = check_resume(out, run, resume, method=True)
     data, validation = mixed_data(documents, tokens, run, tasks)
     start(f"{config}{' (dense)' if dense else ''}: {describe_run(run)}; {data.num_tokens:,} training tokens")
     tell_copies(text, documents)
