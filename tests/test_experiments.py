@@ -90,3 +90,20 @@ def test_every_experiment_has_a_file_that_asks_a_question():
         path = ROOT / "experiments" / f"{name.replace('-', '_')}.py"
         says = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         assert says.partition("\n")[0].rstrip(".").partition("?")[1] == "?", name
+
+
+def test_the_control_of_fp8_training_begins_a_millionth_away(work):
+    """The same model but for the nudge, which is small and not zero; so what it parts by is chance."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from minimoe.training.loop import init_model
+
+    run = next(run for run in EXPERIMENTS["fp8-training"]({}) if run.name == "nudged-1")
+    config = run.config(work)
+    nudged = run.learn(work, config, **run.settings).model
+    states = [nnx.state(model, nnx.Param) for model in (nudged, init_model(config.model, 1))]
+    for ours, plain in zip(*(jax.tree.leaves(state) for state in states), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1.2e-6)
+        assert (np.asarray(ours) != np.asarray(plain)).any()

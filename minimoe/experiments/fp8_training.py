@@ -1,7 +1,8 @@
 """What does training with products of 8-bit numbers cost in quality?
 
-``nano`` is trained twice with each of three seeds: with float32 products, and with emulated 8-bit ones. The runs of a
-seed see the same batches. The record says how far their losses part; lesson 04 draws them.
+``nano`` is trained three times with each of three seeds: with float32 products, with emulated 8-bit ones, and with float32
+products from weights that were nudged by a millionth. The runs of a seed see the same batches. The nudged runs are the
+control: they say how far two runs part that differ in nothing that matters. Lesson 04 draws them.
 """
 
 from __future__ import annotations
@@ -15,15 +16,34 @@ from minimoe.experiments.workplace import Workplace
 if TYPE_CHECKING:
     from minimoe.training import RunConfig
 
+NUDGE = 1e-6
+
 
 def runs(done: Mapping[str, Any]) -> list[Run]:
-    """``nano`` with float32 and with emulated 8-bit products, the same three seeds: how far the losses part."""
+    """``nano`` with float32 and with emulated 8-bit products, and a nudged control; the same three seeds."""
     found = []
     for seed in (0, 1, 2):
         changes = {"steps": 300, "seed": seed}
         found.append(Run(f"float32-{seed}", "nano", changes))
         found.append(Run(f"fp8-{seed}", "nano", changes, learn=multiply_in_8_bits, settings={"fp8": True}))
+        found.append(Run(f"nudged-{seed}", "nano", changes, learn=begin_nearby, settings={"nudge": NUDGE}))
     return found
+
+
+def begin_nearby(work: Workplace, run: RunConfig, *, nudge: float) -> Learning:
+    """The corpus, by a model whose fresh weights are each changed by a random share of at most ``nudge``."""
+    import jax
+    from flax import nnx
+
+    from minimoe.training.loop import init_model
+
+    model = init_model(run.model, run.recipe.seed)
+    for index, weight in enumerate(
+        jax.tree.leaves(nnx.state(model, nnx.Param), is_leaf=lambda v: isinstance(v, nnx.Param))
+    ):
+        key = jax.random.fold_in(jax.random.key(run.recipe.seed), index)
+        weight[...] = weight[...] * (1 + nudge * jax.random.uniform(key, weight.shape, minval=-1.0))
+    return read_corpus(work, run)._replace(model=model)
 
 
 def multiply_in_8_bits(work: Workplace, run: RunConfig, *, fp8: bool) -> Learning:

@@ -23,6 +23,7 @@ from minimoe.experiments import (
     qat_mxfp4,
     quant_recipes,
     reasoning,
+    reasoning_formats,
     small_hour,
     sparse_vs_dense,
     specialists,
@@ -55,6 +56,7 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
 # These train nothing. From the folder of runs into the record, which they save as they go.
 MEASUREMENTS: dict[str, Callable[[Path, dict[str, Any], Callable[[], None]], None]] = {
     "quant-recipes": quant_recipes.measure,
+    "reasoning-formats": reasoning_formats.measure,
     "step-times": step_times.measure,
 }
 
