@@ -10,9 +10,15 @@ import pytest
 
 import minimoe
 from minimoe.errors import UserError
-from minimoe.experiments import EXPERIMENTS, MEASUREMENTS, Run, missing_runs, read_record, run_experiment
+from minimoe.experiments import EXPERIMENTS, MEASUREMENTS, Run, missing_runs, read_record, run_experiment, run_together
+from minimoe.experiments.fact_run import FactRun, book_of, read_book
+from minimoe.experiments.knowledge_distilled import by_half, taught, written
+from minimoe.experiments.records import read_record_file
+from minimoe.experiments.run import Learning
 from minimoe.experiments.workplace import Workplace, default_folder
 from minimoe.progress import check_resume
+from minimoe.training import evaluate_facts, fact_model
+from minimoe.training.loop import init_model
 from minimoe.training.run_folder import read_run_config
 
 ROOT = Path(minimoe.__file__).parent
@@ -107,3 +113,59 @@ def test_the_control_of_fp8_training_begins_a_millionth_away(work):
     for ours, plain in zip(*(jax.tree.leaves(state) for state in states), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1.2e-6)
         assert (np.asarray(ours) != np.asarray(plain)).any()
+
+
+def toy_facts(seeds=(0, 1), learn=read_book, **settings):
+    changes = {"steps": 30, "batch_size": 32, "warmup_steps": 5, "log_every": 10, "learning_rate": 1e-2}
+    settings = {"entries": 40} | settings
+    model = fact_model(book_of(settings), 4)
+    return [
+        FactRun(f"toy-{seed}", changes=changes | {"seed": seed}, settings=settings, model=model, learn=learn)
+        for seed in seeds
+    ]
+
+
+def test_seeds_together_are_the_seeds_one_by_one(tmp_path, monkeypatch):
+    """Scanned over steps and mapped over seeds, a step is the same step."""
+    monkeypatch.setitem(EXPERIMENTS, "toy", lambda done: toy_facts())
+    assert run_experiment("toy", tmp_path, tmp_path / "alone.json")
+    run_together("toy", tmp_path, tmp_path / "together.json")
+    alone, together = (read_record_file(tmp_path / f"{name}.json")["runs"] for name in ("alone", "together"))
+    assert set(alone) == set(together) == {"toy-0", "toy-1"}
+    for name, run in alone.items():
+        other = together[name]
+        assert run["config"]["model"] == other["config"]["model"]
+        assert [line["step"] for line in other["curve"]] == [10, 20, 30]
+        for one, two in zip(run["curve"], other["curve"], strict=True):
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+            assert two["max_violation"] == pytest.approx(one["max_violation"], abs=0.05)
+        assert other["bits"] == pytest.approx(run["bits"], rel=0.02, abs=1)
+    assert alone["toy-0"]["curve"][-1]["loss"] != alone["toy-1"]["curve"][-1]["loss"]
+
+
+def test_a_teacher_is_asked_run_by_run(tmp_path, monkeypatch):
+    """What looks at every batch cannot be scanned over."""
+
+    def learn(work, run, **settings):
+        return Learning(book_of(settings), method=taught(init_model(run.model, 0), {"alpha": 0.5}))
+
+    monkeypatch.setitem(EXPERIMENTS, "toy", lambda done: toy_facts(learn=learn))
+    with pytest.raises(UserError, match="one by one"):
+        run_together("toy", tmp_path, tmp_path / "record.json")
+    with pytest.raises(UserError, match="no experiment of training runs"):
+        run_together("quant-recipes", tmp_path)
+
+
+def test_facts_of_a_teacher_reach_the_half_that_was_read(tmp_path, monkeypatch):
+    """The written numbers are the teacher's, right or wrong, and the loss is that of the digits."""
+    run = toy_facts()[0]
+    book = book_of(run.settings)
+    model = init_model(run.model, 3)
+    numbers = written(model, book)
+    assert numbers.shape == (40, 3)
+    assert evaluate_facts(model, book.with_numbers(numbers)).recalled == 1.0
+    work = Workplace(tmp_path)
+    halves = by_half(work, model, run.settings)
+    assert set(halves) == {"read", "unread"}
+    together = evaluate_facts(model, book).recalled
+    assert (halves["read"] + halves["unread"]) / 2 == pytest.approx(together)

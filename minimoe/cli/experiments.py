@@ -60,15 +60,21 @@ def run(
     only: Annotated[
         str, typer.Option(help="Runs whose name matches, as '*-0'; two processes may share a record.")
     ] = "*",
+    together: Annotated[
+        bool, typer.Option("--together", help="All seeds of a run at once, in memory: for an accelerator.")
+    ] = False,
 ) -> int:
     """Run an experiment, or what is left of it; Ctrl-C loses nothing.
 
     Example: minimoe experiments run sparse-vs-dense --work runs/experiments
     """
-    from minimoe.experiments import run_experiment
+    from minimoe.experiments import run_experiment, run_together
     from minimoe.experiments.workplace import default_folder
 
     start()
+    if together:
+        run_together(name, work or default_folder(), record, only=only)
+        return 0
     return 0 if run_experiment(name, work or default_folder(), record, minutes=minutes, only=only) else 130
 
 

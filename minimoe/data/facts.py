@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int, Int32, Int64
 
 from minimoe.checks import whole
 from minimoe.data.batches import Batch, TrainingData, _Epoch
@@ -86,6 +86,26 @@ class FactBook(TrainingData):
     def text(self, index: int) -> str:
         """Entry number ``index`` as text, name first."""
         return bytes(self.entries[index].astype(np.uint8)).decode("ascii")
+
+    def part(self, first: int, last: int) -> FactBook:
+        """Entries ``first`` to ``last - 1`` as a book of their own.
+
+        Raises:
+          UserError: if that is no entry, or more than there are.
+        """
+        if not 0 <= first < last <= self.size:
+            raise UserError(f"part({first}, {last}) of a book with {self.size} entries; give 0 <= first < last <= size")
+        return self._with_entries(self.entries[first:last])
+
+    def with_numbers(self, numbers: Int[np.ndarray, "N digits"]) -> FactBook:
+        """The same names with other numbers, say those that a model wrote; tokens of digits."""
+        return self._with_entries(np.concatenate([self.entries[:, : self.letters], numbers.astype(np.int32)], axis=1))
+
+    def _with_entries(self, entries: Int32[np.ndarray, "n W"]) -> FactBook:
+        book = FactBook.__new__(FactBook)
+        book.seed, book.letters, book.digits, book.entries = self.seed, self.letters, self.digits, entries
+        TrainingData.__init__(book, (DOMAIN,), (entries.reshape(-1),), self.eot_id)
+        return book
 
     def windows_per_epoch(self, length: int) -> int:
         """N: a window is an entry.

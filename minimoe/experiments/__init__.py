@@ -7,7 +7,7 @@ is in `run` (one run: trained, scored), `workplace` (where runs lie), `students`
 
 from minimoe.experiments.records import read_record, training_speed, write_record
 from minimoe.experiments.run import Learning, Run
-from minimoe.experiments.runner import EXPERIMENTS, MEASUREMENTS, missing_runs, run_experiment
+from minimoe.experiments.runner import EXPERIMENTS, MEASUREMENTS, missing_runs, run_experiment, run_together
 
 __all__ = [
     "EXPERIMENTS",
@@ -17,6 +17,7 @@ __all__ = [
     "missing_runs",
     "read_record",
     "run_experiment",
+    "run_together",
     "training_speed",
     "write_record",
 ]

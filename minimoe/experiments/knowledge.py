@@ -16,8 +16,8 @@ from minimoe.experiments.fact_run import FactRun, book_of
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
 
-ENTRIES, WIDTH = 8192, 64
-CHANGES: dict[str, Any] = {"steps": 1000, "learning_rate": 4e-3}
+ENTRIES, WIDTH = 4096, 32
+STEPS = 2000
 SEEDS = (0, 1, 2)
 
 
@@ -31,17 +31,16 @@ def fact_contestants(entries: int = ENTRIES, width: int = WIDTH) -> dict[str, Mo
     return {"dense": dense, **sparse, "dense-total": dense.replace(d_ff=17 * width)}
 
 
-def runs(
-    done: Mapping[str, Any], entries: int = ENTRIES, width: int = WIDTH, recipe: Mapping[str, Any] | None = None
-) -> list[FactRun]:
+def runs(done: Mapping[str, Any]) -> list[FactRun]:
     """A book of facts: dense, 4, 16 and 64 experts at equal FLOPs, dense of equal size, dense for longer; three seeds."""
-    models, changes = fact_contestants(entries, width), dict(recipe or CHANGES)
-    settings = {"entries": entries}
+    models, settings = fact_contestants(), {"entries": ENTRIES}
     found = []
     for seed in SEEDS:
         for name, model in models.items():
-            found.append(FactRun(f"{name}-{seed}", changes=changes | {"seed": seed}, settings=settings, model=model))
+            found.append(
+                FactRun(f"{name}-{seed}", changes={"steps": STEPS, "seed": seed}, settings=settings, model=model)
+            )
         for times in (2, 4):
-            longer = changes | {"seed": seed, "steps": times * changes["steps"]}
+            longer = {"steps": times * STEPS, "seed": seed}
             found.append(FactRun(f"dense-{times}x-{seed}", changes=longer, settings=settings, model=models["dense"]))
     return found

@@ -10,18 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from minimoe.experiments.fact_run import FactRun
-from minimoe.experiments.knowledge import CHANGES, ENTRIES, SEEDS, WIDTH, fact_contestants
+from minimoe.experiments.knowledge import ENTRIES, SEEDS, STEPS, fact_contestants
 
 
-def runs(
-    done: Mapping[str, Any], entries: int = ENTRIES, width: int = WIDTH, recipe: Mapping[str, Any] | None = None
-) -> list[FactRun]:
+def runs(done: Mapping[str, Any]) -> list[FactRun]:
     """A book of facts under five ways of balancing 16 experts; three seeds."""
     from minimoe.training import BALANCE_METHODS
 
-    model, base = fact_contestants(entries, width)["experts-16"], dict(recipe or CHANGES)
+    model, settings = fact_contestants()["experts-16"], {"entries": ENTRIES}
     return [
-        FactRun(f"{method}-{seed}", changes=base | {"seed": seed} | changes, settings={"entries": entries}, model=model)
+        FactRun(f"{method}-{seed}", changes={"steps": STEPS, "seed": seed} | changes, settings=settings, model=model)
         for seed in SEEDS
         for method, changes in BALANCE_METHODS.items()
     ]

@@ -17,6 +17,8 @@ from minimoe.experiments import (
     fp8_training,
     knowledge,
     knowledge_balance,
+    knowledge_distilled,
+    knowledge_formats,
     longer_problems,
     longer_text,
     nano,
@@ -43,6 +45,8 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
     "longer-problems": longer_problems.runs,
     "knowledge": knowledge.runs,
     "knowledge-balance": knowledge_balance.runs,
+    "knowledge-formats": knowledge_formats.runs,
+    "knowledge-distilled": knowledge_distilled.runs,
     "balance-methods": balance_methods.runs,
     "fp8-training": fp8_training.runs,
     "qat-mxfp4": qat_mxfp4.runs,
@@ -124,6 +128,8 @@ def run_together(name: str, folder: Path, record: Path | None = None, *, only: s
     """
     from minimoe.experiments.together import train_together
 
+    if name not in EXPERIMENTS:
+        raise UserError(f"{name!r} is no experiment of training runs; choose one of {', '.join(EXPERIMENTS)}")
     path, work = record or RECORDS / f"{name}.json", Workplace(folder)
     values: dict[str, Any] = {"experiment": name, "command": f"minimoe experiments run {name} --together"}
     values = read_record_file(path) if path.is_file() else values

@@ -18,6 +18,11 @@ MEANING = {
     "MaxVio": "load of the fullest expert over the mean load, less 1",
     "min": "minutes of training",
     "change": "of bits per byte",
+    "recalled": "entries of the book whose whole number is right",
+    "bits/parameter": "of the book, held by the model",
+    "rounded, R": "entries recalled once the weights are rounded by recipe R",
+    "read": "entries recalled of the half of the book that the student read",
+    "unread": "of the half that only the teacher read",
 }
 
 
@@ -25,7 +30,7 @@ def show_record(record: Mapping[str, Any], missing: Sequence[str]) -> None:
     """Prints the runs of an experiment, or the recipes of a measurement, and which runs it lacks."""
     from rich.table import Table
 
-    heads, rows = run_rows(record["runs"]) if "runs" in record else recipe_rows(record)
+    heads, rows = _rows(record)
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold underline")
     for index, head in enumerate(heads):
         table.add_column(head, justify="right" if index else "left", no_wrap=True)
@@ -38,6 +43,31 @@ def show_record(record: Mapping[str, Any], missing: Sequence[str]) -> None:
         )
     console.show("; ".join(f"{head}: {MEANING[head]}" for head in heads if head in MEANING) + ".")
     console.show("All there is, with settings and scores by domain: --json.")
+
+
+def _rows(record: Mapping[str, Any]) -> tuple[tuple[str, ...], Rows]:
+    if "runs" not in record:
+        return recipe_rows(record)
+    runs = record["runs"]
+    return fact_rows(runs) if any("recalled" in run for run in runs.values()) else run_rows(runs)
+
+
+def fact_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Rows]:
+    """Heads and cells of models that learned a book of facts: parameters, entries recalled, bits held, once rounded."""
+    cells = []
+    for name, run in runs.items():
+        formats = ", ".join(f"{recipe} {share:.1%}" for recipe, share in run.get("formats", {}).items())
+        halves = [f"{run[half]:.1%}" if half in run else "" for half in ("read", "unread")]
+        sizes = f"{run['total_params']:,}", f"{run['active_params']:,}"
+        cells.append((name, *sizes, f"{run['recalled']:.1%}", f"{run['bits_per_param']:.2f}", *halves, formats))
+    heads = ("run", "parameters", "active", "recalled", "bits/parameter", "read", "unread", "rounded, R")
+    return _filled(heads, cells)
+
+
+def _filled(heads: tuple[str, ...], cells: list[tuple[str, ...]]) -> tuple[tuple[str, ...], Rows]:
+    """Without the columns that no row fills."""
+    filled = [index for index in range(len(heads)) if any(row[index] for row in cells)]
+    return tuple(heads[index] for index in filled), [tuple(row[index] for index in filled) for row in cells]
 
 
 def run_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Rows]:
@@ -58,8 +88,7 @@ def run_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Ro
         fullest = f"{statistics.mean(routing['max_violation_global']):.2f}" if routing else ""
         cells.append((name, f"{run['tokens'] / 1e6:.2f}M", *written, *solved, fullest, f"{minutes:.1f}"))
     heads = ("run", "tokens", "bits/byte", "rounded", "worked", "direct", "MaxVio", "min")
-    filled = [index for index in range(len(heads)) if any(row[index] for row in cells)]
-    return tuple(heads[index] for index in filled), [tuple(row[index] for index in filled) for row in cells]
+    return _filled(heads, cells)
 
 
 def recipe_rows(record: Mapping[str, Any]) -> tuple[tuple[str, ...], Rows]:

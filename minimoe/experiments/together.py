@@ -91,13 +91,14 @@ class _Log:
         """Notes some of ``count`` steps after ``first``; ``metrics`` has one row a step."""
         import jax
 
+        from minimoe.training import StepMetrics
         from minimoe.training.loop import step_record
 
         speed = (first + count) * self.per_step / seconds
         for index in range(count):
             step = first + index + 1
             if step % self.recipe.log_every == 0 or step == self.recipe.steps:
-                one = jax.tree.map(lambda array, at=index: array[at], metrics)
+                one = StepMetrics(**jax.tree.map(lambda array, at=index: array[at], metrics))
                 self.records.append(step_record(one, self.recipe, step, step * self.per_step, seconds, speed))
 
     def evaluate(self, step: int, model: Any, seconds: float) -> None:
@@ -144,7 +145,7 @@ def _program(
             objective=changes.objective,
             transform_params=changes.transform_params,
         )
-        return nnx.state((model, optimizer)), metrics
+        return nnx.state((model, optimizer)), vars(metrics)  # a dict: the record's own arrays have no axis of seeds
 
     @jax.jit
     def advance(state, batches, keys, steps):
