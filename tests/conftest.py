@@ -56,21 +56,23 @@ except (ImportError, AttributeError):
 
 # Files that take long, longest first: two workers end at the same time only if these begin early.
 LONG_FILES = (
+    "test_cli_distill.py",
     "test_cli.py",
     "test_hub_pretrained.py",
-    "test_cli_distill.py",
     "test_bench.py",
+    "test_docs.py",
+    "test_moe_dispatch.py",
     "test_exercises.py",
     "test_exercises_mutants.py",
+    "test_exercises_judging.py",
     "test_experiments.py",
     "test_training.py",
     "test_distill_offline.py",
-    "test_docs.py",
+    "test_moe_routing.py",
     "test_quant_qat.py",
     "test_notebook_build.py",
     "test_distill_on_policy.py",
     "test_moe_layer.py",
-    "test_moe_dispatch.py",
 )
 COMPILED_AT_ONCE = 2000  # a program in memory costs 0.25 to 1 MB
 compiled = 0
