@@ -157,7 +157,7 @@ def test_the_names_in_configs_are_the_registered_ones():
     from minimoe import moe
 
     assert (*moe.AFFINITIES,) == SCORES
-    assert (*moe.SELECTORS,) == SELECTORS
+    assert (*moe.SELECTORS,) == (*SELECTORS,)
     assert (*moe.DISPATCHERS,) == DISPATCHES
 
 

@@ -6,8 +6,6 @@ once per expert.
 
 from __future__ import annotations
 
-import math
-
 from minimoe.config import ModelConfig, MoEConfig
 from minimoe.cost.params import count_params
 
@@ -39,14 +37,5 @@ def training_flops_per_token(config: ModelConfig, context: int | None = None) ->
 
 
 def moe_layer_flops(config: MoEConfig, tokens: int) -> float:
-    """Useful forward FLOPs of one sparse layer on ``tokens`` tokens: router, chosen experts, shared experts.
-
-    Noisy top-k is counted as in use, without its noise; under expert choice every expert fills all its slots.
-    """
-    expert = 2 * config.expert_params
-    assignments: int | float = tokens * config.top_k
-    if config.select == "expert_choice":
-        slots = math.ceil(round(config.capacity_factor * assignments / config.num_experts, 6))
-        assignments = config.num_experts * min(tokens, slots)
-    router = 2 * config.d_model * config.num_experts
-    return float(tokens * router + (assignments + tokens * config.num_shared_experts) * expert)
+    """Useful forward FLOPs of one sparse layer on ``tokens`` tokens: `minimoe.MoEConfig.flops`."""
+    return config.flops(tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from minimoe.config import ModelConfig
+from minimoe.layers import swiglu_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ def count_params(config: ModelConfig) -> ParamCount:
       >>> f"{count.total / 1e6:.1f}M total, {count.active / 1e6:.1f}M active"
       '11.4M total, 3.1M active'
     """
-    d, matrix = config.d_model, config.vocab_size * config.d_model
+    d, matrix = config.d_model, config.embedding_params
     residual = 2 * config.num_layers * config.residual.num_params(d)  # two branches a block
     attention = router = shared = routed = active = 0
     for layer, count in config.layer_counts.items():
@@ -58,18 +59,18 @@ def count_params(config: ModelConfig) -> ParamCount:
         attention += count * layer.attention.num_params(d)
         if layer.moe is None:
             assert layer.d_ff is not None
-            shared += count * 3 * d * layer.d_ff
+            shared += count * swiglu_params(d, layer.d_ff)
             continue
         moe = layer.moe
         router += count * moe.router_params
-        shared += count * moe.num_shared_experts * moe.expert_params
+        shared += count * moe.shared_params
         routed += count * moe.num_experts * moe.expert_params
         active += count * moe.top_k * moe.expert_params
     return ParamCount(
         embedding=matrix,
         head=0 if config.tie_embeddings else matrix,
         attention=attention,
-        norms=(2 * config.num_layers + 1) * d + residual,
+        norms=config.norm_params + residual,
         router=router,
         shared=shared,
         routed=routed,

@@ -2,10 +2,10 @@
 
 from minimoe.layers.initializers import fan_in
 from minimoe.layers.masks import as_mask
-from minimoe.layers.norm import RMSNorm
+from minimoe.layers.norm import RMSNorm, norm_params
 from minimoe.layers.residual import ADD, RESIDUALS, AddConfig, ResidualConfig
 from minimoe.layers.rope import apply_rope, rope_angles
-from minimoe.layers.swiglu import SwiGLU, swiglu
+from minimoe.layers.swiglu import SwiGLU, swiglu, swiglu_params
 
 __all__ = [
     "ADD",
@@ -17,6 +17,8 @@ __all__ = [
     "apply_rope",
     "as_mask",
     "fan_in",
+    "norm_params",
     "rope_angles",
     "swiglu",
+    "swiglu_params",
 ]

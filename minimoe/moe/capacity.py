@@ -10,7 +10,6 @@ the batch. `minimoe.moe.dropless` drops nothing.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +34,7 @@ def expert_capacity(tokens: int, config: MoEConfig) -> int:
       Lepikhin et al., `GShard <https://arxiv.org/abs/2006.16668>`_, section 2.2, with the factor of Fedus et al.,
       `Switch Transformers <https://arxiv.org/abs/2101.03961>`_, eq. 3.
     """
-    slots = config.capacity_factor * tokens * config.top_k / config.num_experts
-    return min(tokens, math.ceil(round(slots, 6)))  # 1.1 * 10 is a little more than 11 in binary
+    return config.slots(tokens)
 
 
 def drop_rate(load: Float[Array, "E"], capacity: int) -> Float[Array, ""]:

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minimoe.config import MoEConfig
+from minimoe.config import SELECTORS as FACTS
+from minimoe.config import MoEConfig, SelectorFacts
 from minimoe.errors import UserError
 from minimoe.layers import as_mask
 from minimoe.layers.token_ids import TokenIds, as_token_ids, known_ids
@@ -192,31 +193,23 @@ def _expert_choice(config: MoEConfig, probs: Array, bias: Array, *, where: Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Selector:
-    """A selector, and the facts about it that other code asks for.
+class Selector(SelectorFacts):
+    """A selector: how it chooses, and the facts that its config knows too.
 
     Attributes:
       choose: ``(config, probs [T, E], bias [E], *, tokens, table, where) -> Choice``; each takes what it needs.
-      uses_bias: whether the selection bias changes a choice. Bias balancing is of no use where it does not.
-      uses_token_ids: whether it looks experts up by token id, and so needs ``tokens`` and a table.
-      uses_noise: whether the logits get learned noise while training (added before anything is chosen).
-      lists_all_experts: whether K is E, every row of ``experts`` is 0..E-1 and ``used`` says which pairs count. Weights
-        are then the affinities themselves, since how many experts a token has is not its own choice.
-      counts_slots: whether an expert takes only as many tokens as it has slots. The tokens of a batch then compete.
     """
 
-    choose: Callable[..., Choice]
-    uses_bias: bool = True
-    uses_token_ids: bool = False
-    uses_noise: bool = False
-    lists_all_experts: bool = False
-    counts_slots: bool = False
+    choose: Callable[..., Choice] = _topk
 
 
+_CHOOSE: dict[str, Callable[..., Choice]] = {
+    "topk": _topk,
+    "group_limited": _group_limited,
+    "noisy_topk": _topk,
+    "hash": _hash,
+    "expert_choice": _expert_choice,
+}
 SELECTORS: dict[str, Selector] = {
-    "topk": Selector(_topk),
-    "group_limited": Selector(_group_limited),
-    "noisy_topk": Selector(_topk, uses_noise=True),
-    "hash": Selector(_hash, uses_bias=False, uses_token_ids=True),
-    "expert_choice": Selector(_expert_choice, uses_bias=False, lists_all_experts=True, counts_slots=True),
+    name: Selector(choose=_CHOOSE[name], **dataclasses.asdict(facts)) for name, facts in FACTS.items()
 }

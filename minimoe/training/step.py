@@ -17,7 +17,6 @@ from minimoe.layers import as_mask
 from minimoe.layers.token_ids import TokenIds, as_labels, spoil
 from minimoe.model import ModelOutput, MoETransformer, check_trainable
 from minimoe.moe import (
-    SELECTORS,
     Routing,
     bias_update,
     load_balance_loss,
@@ -99,7 +98,7 @@ def sequence_loss(routing: tuple[Routing, ...], where: Bool[Array, "B L"]) -> Fl
 def noise_streams(config: ModelConfig, key: Array) -> nnx.Rngs | None:
     """The random streams a training step of this model draws from: ``dropout``, ``routing``; None if neither."""
     streams = {"dropout": key} if config.dropout else {}
-    if any(layer.moe and SELECTORS[layer.moe.select].uses_noise for layer in config.layer_counts):
+    if any(layer.moe and layer.moe.facts.uses_noise for layer in config.layer_counts):
         streams["routing"] = jax.random.fold_in(key, 1)
     return nnx.Rngs(**streams) if streams else None
 
