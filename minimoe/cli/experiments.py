@@ -93,3 +93,20 @@ def ship(
 
     start()
     write_out(f"{name}: {ship_model(name, checkpoint, recipe, into):.4f} bits per byte (full)")
+
+
+@app.command("results")
+def results(
+    out: Annotated[Path | None, typer.Option(help="File to write; default: print the page.")] = None,
+) -> None:
+    """All recorded numbers as one page of tables, in Markdown.
+
+    Example: minimoe experiments results --out notebooks/RESULTS.md
+    """
+    from minimoe.experiments.results import results_page
+    from minimoe.files import write_atomically
+
+    if out is None:
+        write_out(results_page().rstrip("\n"))
+    else:
+        write_atomically(out, results_page())
