@@ -18,7 +18,7 @@ from minimoe.experiments.records import POINTS, RECORDS, read_record_file, thin_
 NOTEBOOKS = Path(minimoe.__file__).parent.parent / "notebooks" / "source"
 
 
-def full_record(steps: int = 1000) -> dict:
+def full_record(steps: int = 10 * POINTS) -> dict:
     """A record as earlier versions wrote it: every curve a list of records with all their fields."""
     rng = np.random.default_rng(0)
     train = [

@@ -21,10 +21,12 @@ from minimoe.errors import UserError
 from minimoe.files import write_atomically
 
 RECORDS = Path(__file__).parent.parent / "records"
-POINTS = 100  # of a curve: enough for a figure
+POINTS = 40  # of a curve: enough for a figure
 DIGITS = 6
 # What figures draw. The other lines of metrics.jsonl stay in the run's folder.
 DRAWN = ("step", "tokens", "seconds", "loss", "max_violation")
+# What is kept of an evaluation on the way; the last one is kept whole.
+SCORED = ("kind", "step", "tokens", "seconds", "protocol", "bits_per_byte", "per_domain")
 Record = dict[str, Any]
 
 
@@ -108,17 +110,25 @@ def _packed(run: Mapping[str, Any]) -> Record:
     train = [record for record in curve if record["kind"] == "train"]
     columns = {name: [_rounded(record[name]) for record in train] for name in DRAWN if train and name in train[0]}
     evaluations = [record for record in curve if record["kind"] == "eval"]
+    on_the_way = [_rounded({name: one[name] for name in SCORED if name in one}) for one in evaluations[:-1]]
+    evaluations = on_the_way + evaluations[-1:]
+    if "tokens" in columns and len(per_step := {one["tokens"] / one["step"] for one in train}) == 1:
+        columns["tokens"] = per_step.pop()  # of a step: the column is this times ``step``
     return {**run, "tokens_per_second": training_speed(run), "curve": {"train": columns, "eval": evaluations}}
 
 
 def _rows(columns: Mapping[str, Sequence[Any]]) -> list[Record]:
     """The inverse of the columns of `_packed`."""
+    if not isinstance(columns.get("tokens", []), list):
+        columns = {**columns, "tokens": [round(columns["tokens"] * step) for step in columns["step"]]}
     rows = zip(*columns.values(), strict=True)
     return [{"kind": "train", **dict(zip(columns, row, strict=True))} for row in rows]
 
 
 def _rounded(value: Any) -> Any:
     """Floats with `DIGITS` significant digits."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
