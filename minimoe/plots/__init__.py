@@ -5,6 +5,7 @@
 - `bits_per_byte_by_domain`, `ladder`, `bytes_by_part`: finished models side by side;
 - `assignments`, `parameter_parts`, `active_and_total`, `experts_read`, `time_per_token`, `costs_side_by_side`: what
   sparsity buys and costs;
+- `moe_layer`: a drawing of one layer;
 - `score_functions`, `choices`, `changed_outputs`, `expert_and_token`, `damage_by_use`, `dispatch_clocks`: how tokens are
   scored and routed, and at what price;
 - `load_film`, `over_steps`, `loss_ranges`, `before_and_after`, `choices_under_bias`, `quality_against_balance`,
@@ -32,6 +33,7 @@ from minimoe.plots.balancing import (
 )
 from minimoe.plots.coloured_text import token_experts
 from minimoe.plots.curves import compare_runs, training_curve
+from minimoe.plots.diagram import moe_layer
 from minimoe.plots.dispatch import changed_outputs, damage_by_use, dispatch_clocks, expert_and_token
 from minimoe.plots.distillation import next_words, temperatures, two_modes
 from minimoe.plots.finished_models import bits_per_byte_by_domain, ladder
@@ -75,6 +77,7 @@ __all__ = [
     "ladder",
     "load_film",
     "loss_ranges",
+    "moe_layer",
     "next_words",
     "over_steps",
     "parameter_parts",
