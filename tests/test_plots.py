@@ -184,29 +184,6 @@ def test_balance_of_a_dense_run_is_refused():
         plots.balance_over_time(make_records(layers=0))
 
 
-@pytest.mark.parametrize("experts", [1, 8, 64])
-@pytest.mark.parametrize("layers", [1, 4, 5])
-def test_load_bars_are_relative_to_the_mean(experts: int, layers: int):
-    load = np.random.default_rng(2).integers(1, 100, (layers, experts))
-    figure = draw(plots.load_bars(load))
-    panels = [axes for axes in figure.axes if axes.get_visible()]
-    assert len(panels) == layers
-    for row, axes in zip(load, panels, strict=True):
-        np.testing.assert_allclose([bar.get_height() for bar in axes.patches], row / row.mean())
-        assert f"MaxVio {row.max() / row.mean() - 1:.2f}" in axes.get_title(loc="left")
-
-
-def test_load_bars_mark_the_busiest_and_the_dead():
-    axes = draw(plots.load_bars(np.array([[1, 0, 5, 2]]))).axes[0]
-    assert [to_hex(bar.get_facecolor()).upper() == style.ALARM for bar in axes.patches] == [False, False, True, False]
-    np.testing.assert_array_equal(axes.lines[0].get_xdata(), [1])
-    assert "1 dead" in axes.get_title(loc="left")
-    assert "no load" in draw(plots.load_bars(np.zeros((1, 4)))).axes[0].get_title(loc="left")
-
-
-# ---- text
-
-
 def test_each_token_has_the_colour_and_number_of_its_first_expert():
     tokens, experts = ["To", " be", "\n", "or$x$"], np.array([[3, 0], [0, 1], [11, 2], [3, 3]])
     axes = draw(plots.token_experts(tokens, experts, "layer 2")).axes[0]
@@ -301,7 +278,7 @@ def test_spread_moves_labels_apart_inside_the_axes():
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_save_writes_whole_files_in_the_format_of_the_name(tmp_path: Path, suffix: str):
-    path = plots.save(plots.load_bars(np.ones((1, 4))), tmp_path / "new" / f"figure.{suffix}")
+    path = plots.save(plots.assignments([(0, 1)], 4), tmp_path / "new" / f"figure.{suffix}")
     assert path.read_bytes()[:5].lstrip(b"\x89").startswith({"png": b"PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
@@ -320,7 +297,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_figures_are_images_in_a_notebook_and_the_same_every_time():
-    first, second = (plots.load_bars(np.ones((1, 4)))._repr_png_() for _ in range(2))
+    first, second = (plots.assignments([(0, 1)], 4)._repr_png_() for _ in range(2))
     assert first == second
     assert io.BytesIO(first).read(4) == b"\x89PNG"
 

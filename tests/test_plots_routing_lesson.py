@@ -27,6 +27,7 @@ def test_score_functions_draw_values_and_slopes():
     np.testing.assert_array_equal(left.lines[0].get_ydata(), at**2)
     np.testing.assert_array_equal(right.lines[1].get_ydata(), 1)
     assert ticks_of(left.get_legend().get_texts()) == ["a $", "b"]
+    assert left.lines[0].get_linestyle() != left.lines[1].get_linestyle()
     with pytest.raises(UserError, match="must have the same names"):
         affinities.score_functions(at, {"a": at}, {"b": at})
 
@@ -51,40 +52,18 @@ def test_impossible_choices_are_refused(chosen, tokens):
         affinities.choices(np.ones((1, 2)), chosen, tokens)
 
 
-def test_the_board_shows_scores_choices_and_load():
-    chosen = np.array([[True, False, True], [True, True, False]])
-    board = draw(affinities.routing_board(np.array([0.5, 0.2, 0.4]), np.array([0.0, -0.7, 0.1]), chosen))
-    left, middle, right = board.axes
-    affinity, score = ([bar.get_height() for bar in group] for group in left.containers)
-    np.testing.assert_allclose(affinity, [0.5, 0.2, 0.4])
-    np.testing.assert_allclose(score, [0.5, -0.5, 0.5])
-    assert left.get_ylim()[0] < -0.5
-    np.testing.assert_array_equal(left.lines[1].get_xdata(), [0, 2])
-    np.testing.assert_array_equal(middle.images[0].get_array(), chosen)
-    assert [bar.get_height() for bar in right.containers[0]] == [2, 1, 1]
-    assert ticks_of(middle.get_yticklabels()) == ["your token", "token 1"]
-
-
 def test_clocks_share_colours_and_leave_gaps():
     rows = {"loop": [1.0, 2.0], "ragged": [3.0, float("nan")]}
     panels = {"tokens": ([1, 16], rows), "experts": ([8], {"ragged": [5.0]})}
     left, right = draw(dispatch.dispatch_clocks(panels)).axes
     assert list(left.lines[0].get_ydata()) == [1.0, 2.0]
     assert left.lines[1].get_color() == right.lines[0].get_color() == style.color_of(1)
+    assert left.lines[1].get_marker() == right.lines[0].get_marker() != left.lines[0].get_marker()
     assert ticks_of(left.get_xticklabels()) == ["1", "16"]
     with pytest.raises(UserError, match="loop: 1 times for 2 sizes"):
         dispatch.dispatch_clocks({"tokens": ([1, 2], {"loop": [1.0]})})
     with pytest.raises(UserError, match="hold no times"):
         dispatch.dispatch_clocks({})
-
-
-def test_combinations_are_written_out_until_they_are_too_long():
-    axes = draw(dispatch.combinations({"one": 1, "small": 120, "huge": 10**20})).axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [1, 120, 1e20]
-    assert texts_of(axes) == ["1", "120", r"$1.0\times10^{20}$"]
-    for counts in ({}, {"none": 0}):
-        with pytest.raises(UserError, match="at least one count"):
-            dispatch.combinations(counts)
 
 
 def test_changed_outputs_count_earlier_tokens_alone():
@@ -98,17 +77,23 @@ def test_changed_outputs_count_earlier_tokens_alone():
             dispatch.changed_outputs(bad)
 
 
-def test_information_draws_a_curve_and_levels():
-    levels = {"layer 0": 0.4, "hash": 0.01}
-    axes = draw(dispatch.information_by_window([1, 8, 32], [0.5, 1.5, 2.2], levels, ceiling=2.5)).axes[0]
-    heights = [line.get_ydata()[0] for line in axes.lines]
-    assert heights == [2.5, 0.4, 0.01, 0.5]
-    assert texts_of(axes) == [
-        "all there is to know  2.50",
-        "a reader of the window  2.20",
-        "layer 0  0.40",
-        "hash  0.01",
-    ]
-    draw(dispatch.information_by_window([1], [0.0], {}, ceiling=1.0))
-    with pytest.raises(UserError, match="2 widths and 1 values"):
-        dispatch.information_by_window([1, 2], [0.5], {}, ceiling=1.0)
+def test_bits_of_a_choice_stand_beside_those_of_the_token():
+    axes = draw(dispatch.expert_and_token({"layer 0": (0.5, 0.1), "hash": (0.01, -0.02)}, 1.08)).axes[0]
+    alone, beyond = ([bar.get_width() for bar in group] for group in axes.containers)
+    assert (alone, beyond) == ([0.5, 0.01], [0.1, -0.02])
+    assert texts_of(axes) == ["0.50", "0.01", "0.10", "-0.02"]
+    assert axes.lines[0].get_xdata()[0] == 1.08
+    with pytest.raises(UserError, match="give at least one router"):
+        dispatch.expert_and_token({}, 1.0)
+
+
+def test_damage_has_a_marker_a_domain():
+    use, damage = np.array([[2.0, 0.1], [0.2, 1.5]]), np.array([[0.3, 0.0], [0.0, 0.2]])
+    axes = draw(dispatch.damage_by_use(use, damage, ["verse", "code"])).axes[0]
+    first, second = axes.lines[1:]
+    np.testing.assert_array_equal(first.get_ydata(), damage[0])
+    np.testing.assert_array_equal(second.get_xdata(), use[1])
+    assert first.get_marker() != second.get_marker()
+    assert ticks_of(axes.get_legend().get_texts()) == ["verse", "code"]
+    with pytest.raises(UserError, match="one name a row"):
+        dispatch.damage_by_use(use, damage, ["verse"])

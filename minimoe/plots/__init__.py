@@ -1,12 +1,13 @@
 """One function a figure: plain values in, a matplotlib `Figure` out. Nothing here draws on a screen or needs JAX.
 
 - `training_curve`, `compare_runs`: learning curves from the records of runs;
-- `experts_by_domain`, `balance_over_time`, `load_bars`, `token_experts`: where tokens go;
+- `experts_by_domain`, `balance_over_time`, `token_experts`: where tokens go;
 - `bits_per_byte_by_domain`, `ladder`, `bytes_by_part`: finished models side by side;
 - `assignments`, `parameter_parts`, `active_and_total`, `experts_read`, `time_per_token`, `costs_side_by_side`: what
   sparsity buys and costs;
-- `score_functions`, `choices`, `routing_board`, `changed_outputs`, `combinations`, `information_by_window`,
-  `dispatch_clocks`: how tokens are scored and routed, and at what price;
+- `moe_layer`: a drawing of one layer;
+- `score_functions`, `choices`, `changed_outputs`, `expert_and_token`, `damage_by_use`, `dispatch_clocks`: how tokens are
+  scored and routed, and at what price;
 - `load_film`, `over_steps`, `loss_ranges`, `before_and_after`, `choices_under_bias`, `quality_against_balance`,
   `price_of_imbalance`: how balance comes and goes, and what it is worth;
 - `next_words`, `temperatures`, `two_modes`: what a teacher tells a student, and what a student can make of it;
@@ -20,7 +21,7 @@
 
 from __future__ import annotations
 
-from minimoe.plots.affinities import choices, routing_board, score_functions
+from minimoe.plots.affinities import choices, score_functions
 from minimoe.plots.balancing import (
     before_and_after,
     choices_under_bias,
@@ -32,11 +33,12 @@ from minimoe.plots.balancing import (
 )
 from minimoe.plots.coloured_text import token_experts
 from minimoe.plots.curves import compare_runs, training_curve
-from minimoe.plots.dispatch import changed_outputs, combinations, dispatch_clocks, information_by_window
+from minimoe.plots.diagram import moe_layer
+from minimoe.plots.dispatch import changed_outputs, damage_by_use, dispatch_clocks, expert_and_token
 from minimoe.plots.distillation import next_words, temperatures, two_modes
 from minimoe.plots.finished_models import bits_per_byte_by_domain, ladder
 from minimoe.plots.model_bytes import bytes_by_part
-from minimoe.plots.routing import balance_over_time, experts_by_domain, load_bars
+from minimoe.plots.routing import balance_over_time, experts_by_domain
 from minimoe.plots.seed_spread import curves_with_spread, seeds
 from minimoe.plots.sparse import (
     active_and_total,
@@ -61,28 +63,27 @@ __all__ = [
     "changed_outputs",
     "choices",
     "choices_under_bias",
-    "combinations",
     "compare_runs",
     "costs_side_by_side",
     "curves_with_spread",
+    "damage_by_use",
     "dispatch_clocks",
     "exact_match_by_level",
+    "expert_and_token",
     "experts_by_domain",
     "experts_read",
     "gap_closed",
     "gap_over_tokens",
-    "information_by_window",
     "ladder",
-    "load_bars",
     "load_film",
     "loss_ranges",
+    "moe_layer",
     "next_words",
     "over_steps",
     "parameter_parts",
     "png_bytes",
     "price_of_imbalance",
     "quality_against_balance",
-    "routing_board",
     "save",
     "score_functions",
     "seeds",

@@ -1,4 +1,4 @@
-"""Figures of one routing decision: the score functions, what selectors pick from one matrix, and a board to play on.
+"""Figures of one routing decision: the score functions, and what selectors pick from one matrix.
 
 Axis letters: T tokens, E experts.
 """
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from minimoe.errors import UserError
 from minimoe.plots import style
 
-YOURS = "your token"
+DASHES = ("-", "--", "-.", ":")
 
 
 def score_functions(
@@ -42,7 +42,8 @@ def score_functions(
     for axes, curves, name in zip(panels, (affinities, slopes), ("affinity", "derivative"), strict=True):
         style.dress(axes, title=name, x="logit", grid="both")
         for index, (label, values) in enumerate(curves.items()):
-            axes.plot(logits, values, color=style.color_of(index), linewidth=1.8, label=label)
+            dash = DASHES[index % len(DASHES)]
+            axes.plot(logits, values, color=style.color_of(index), linestyle=dash, linewidth=1.8, label=label)
         axes.set_xlim(float(logits[0]), float(logits[-1]))
         axes.set_ylim(bottom=0)
     panels[0].legend(frameon=False, fontsize=style.TICK_PT, loc="upper left")
@@ -80,51 +81,6 @@ def choices(
         axes.tick_params(length=0)
         _write_load(axes, picked)
     panels[0].set_yticks(range(len(tokens)), labels=[style.shorten(token, 14) for token in tokens], parse_math=False)
-    return figure
-
-
-def routing_board(
-    affinities: Float[np.ndarray, " E"],
-    bias: Float[np.ndarray, " E"],
-    chosen: Bool[np.ndarray, "T E"],
-    title: str = "A token, a bias, and who goes where",
-) -> Figure:
-    """One token's affinities and scores; who is chosen for it and for the others; the load.
-
-    Args:
-      affinities: of the token that row 0 of ``chosen`` belongs to.
-      bias: of each expert; the score is ``affinity + bias``.
-      chosen: which experts each token uses.
-      title: above the figure.
-    """
-    experts = np.arange(len(affinities))
-    figure = style.blank(title, height_in=2.9)
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.35, 1.0, 1.0))
-    style.dress(left, title=YOURS, x="expert")
-    look = {"width": 0.38, "edgecolor": style.PALETTE[0], "linewidth": 1.0}
-    left.bar(experts - 0.2, affinities, color=style.PALETTE[0], label="affinity (weighs)", **look)
-    left.bar(experts + 0.2, affinities + bias, color="white", hatch="////", label="affinity + bias (picks)", **look)
-    left.axhline(0.0, color=style.INK, linewidth=0.8)
-    top = max(float(affinities.max()), float((affinities + bias).max()), 0.1)
-    left.set_ylim(min(0.0, 1.15 * float((affinities + bias).min())), 1.85 * top)
-    left.plot(experts[chosen[0]], np.full(chosen[0].sum(), 1.1 * top), "v", color=style.ALARM, label="chosen")
-    left.legend(frameon=False, fontsize=style.SMALL_PT, loc="upper left", handlelength=1.4)
-    shade = np.where(chosen, 1.0, 0.0)
-    style.dress(middle, title="who is chosen", x="expert", grid=None)
-    middle.imshow(shade, cmap="Blues", vmin=-0.05, vmax=1.35, aspect="auto", interpolation="nearest")
-    for edges, line in ((np.arange(1, len(chosen)), middle.axhline), (experts[1:], middle.axvline)):
-        for edge in edges:
-            line(edge - 0.5, color="white", linewidth=2.0)
-    middle.set_yticks(range(len(chosen)), labels=[YOURS, *(f"token {t}" for t in range(1, len(chosen)))])
-    middle.tick_params(length=0)
-    style.dress(right, title="load", x="expert")
-    load = chosen.sum(axis=0)
-    busy = (load == load.max()) & (load > load.mean())
-    right.bar(experts, load, width=0.7, color=[style.ALARM if b else style.PALETTE[0] for b in busy])
-    right.axhline(float(load.mean()), color=style.INK, linewidth=1.0, linestyle="--")
-    right.set_ylim(0, len(chosen) + 0.5)
-    for axes in (left, middle, right):
-        axes.set_xticks(experts)
     return figure
 
 

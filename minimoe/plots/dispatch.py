@@ -1,4 +1,4 @@
-"""Figures of dispatch: its time, combinations of experts, leaks from later tokens, information about the domain."""
+"""Figures of dispatch: its time, leaks from later tokens, information about the domain, what an expert is needed for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from minimoe.errors import UserError
 from minimoe.plots import style
 
+MARKERS = "osD^vP*"
+
 
 def dispatch_clocks(
     panels: Mapping[str, tuple[Sequence[int], Mapping[str, Sequence[float]]]],
@@ -21,7 +23,7 @@ def dispatch_clocks(
 
     Args:
       panels: under the label of its x axis, each panel's sizes and, under each name, one time a size; NaN where
-        nothing was measured. A name has the same colour in every panel.
+        nothing was measured. A name has the same colour and marker in every panel.
       title: above the figure.
 
     Raises:
@@ -41,42 +43,14 @@ def dispatch_clocks(
         for name, values in rows.items():
             if len(values) != len(sizes):
                 raise UserError(f"{name}: {len(values)} times for {len(sizes)} sizes; give one a size, NaN if none")
-            shade = style.color_of(names.index(name))
-            axes.plot(sizes, values, color=shade, marker="o", markersize=4, linewidth=1.6, label=name)
+            index = names.index(name)
+            marker = MARKERS[index % len(MARKERS)]
+            axes.plot(
+                sizes, values, color=style.color_of(index), marker=marker, markersize=5, linewidth=1.6, label=name
+            )
     grid[0].set_ylabel("milliseconds", fontsize=style.LABEL_PT)
     grid[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     grid[0].legend(frameon=False, fontsize=style.TICK_PT, loc="upper left")
-    return figure
-
-
-def combinations(counts: Mapping[str, int], title: str = "Sets of experts that a token can choose") -> Figure:
-    """A bar a layer on a logarithmic axis, with its number.
-
-    Args:
-      counts: combinations, at least 1, under each name.
-      title: above the figure.
-
-    Raises:
-      UserError: if there is nothing to draw, or a count below 1.
-    """
-    if not counts or min(counts.values()) < 1:
-        raise UserError(f"counts={dict(counts)!r} must hold at least one count, each at least 1")
-    figure = style.blank(title, height_in=1.0 + 0.3 * len(counts))
-    axes = figure.subplots()
-    style.dress(axes, x="combinations", grid="x")
-    rows, values = np.arange(len(counts)), [float(count) for count in counts.values()]
-    axes.barh(rows, values, height=0.62, color=style.PALETTE[0])
-    axes.set_xscale("log")
-    axes.set_xlim(1, max(10.0, max(values)) ** 1.2)
-    for row, count in enumerate(counts.values()):
-        text = f"{count:,}" if count < 10**9 else _power_of_ten(count)
-        axes.annotate(
-            text, (count, row), xytext=(4, 0), textcoords="offset points", va="center",
-            fontsize=style.TICK_PT, color=style.INK,
-        )  # fmt: skip
-    axes.set_yticks(rows, labels=[style.shorten(name, 34) for name in counts], parse_math=False)
-    axes.set_ylim(len(counts) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
     return figure
 
 
@@ -116,45 +90,75 @@ def changed_outputs(
     return figure
 
 
-def information_by_window(
-    widths: Sequence[int],
-    bits: Sequence[float],
-    levels: Mapping[str, float],
-    ceiling: float,
-    title: str = "What is known about the domain",
+def expert_and_token(
+    bits: Mapping[str, tuple[float, float]],
+    token_bits: float,
+    title: str = "Bits about the domain in one choice of expert",
 ) -> Figure:
-    """Information about the domain in a window of text, as a curve, and in one choice of expert, as lines across.
+    """Two bars a router: what its choice tells about the domain, and what it tells beyond the token id (hatched).
 
     Args:
-      widths: characters in the window. bits: what a reader of the window learns about the domain.
-      levels: bits under the name of each router or control.
-      ceiling: entropy of the domain, dashed.
+      bits: ``(alone, beyond the token)`` under the name of each router or control.
+      token_bits: what the token id alone tells, dashed.
       title: above the figure.
 
     Raises:
-      UserError: if widths and bits do not match.
+      UserError: if there is nothing to draw.
     """
-    if len(widths) != len(bits) or not len(widths):
-        raise UserError(f"{len(widths)} widths and {len(bits)} values; give one value a width, and at least one")
-    figure = style.blank(title, height_in=4.2)
+    if not bits:
+        raise UserError("bits={} is empty; give at least one router")
+    figure = style.blank(title, height_in=1.3 + 0.42 * len(bits))
     axes = figure.subplots()
-    style.dress(axes, x="characters in the window", y="bits about the domain")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(widths), labels=[str(width) for width in widths])
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.axhline(ceiling, color=style.INK, linewidth=1.0, linestyle="--")
-    shades = [style.color_of(1 + index) for index in range(len(levels))]
-    for level, shade in zip(levels.values(), shades, strict=True):
-        axes.axhline(level, color=shade, linewidth=1.4)
-    axes.plot(widths, bits, color=style.color_of(0), marker="o", markersize=5, linewidth=2.0)
-    axes.set_ylim(-0.03 * ceiling, 1.06 * ceiling)
-    names = ["all there is to know", "a reader of the window", *levels]
-    ends = [ceiling, bits[-1], *levels.values()]
-    labels = [f"{name}  {end:.2f}" for name, end in zip(names, ends, strict=True)]
-    style.label_ends(axes, ends, labels, [style.INK, style.color_of(0), *shades])
+    style.dress(axes, x="bits about the domain", grid="x")
+    rows = np.arange(len(bits))
+    looks = ({"color": style.PALETTE[0]}, {"color": "white", "edgecolor": style.PALETTE[1], "hatch": "////"})
+    for part, (label, look) in enumerate(zip(("the choice alone", "beyond the token id"), looks, strict=True)):
+        values = [pair[part] for pair in bits.values()]
+        at = rows + (part - 0.5) * 0.4
+        axes.barh(at, values, height=0.36, label=label, **look)  # type: ignore[arg-type]
+        for row, value in zip(at, values, strict=True):
+            axes.annotate(
+                f"{value:.2f}", (max(value, 0.0), row), xytext=(3, 0), textcoords="offset points", va="center",
+                fontsize=style.SMALL_PT, color=style.INK,
+            )  # fmt: skip
+    axes.axvline(
+        token_bits, color=style.INK, linewidth=1.2, linestyle="--", label=f"the token id alone: {token_bits:.2f}"
+    )
+    style.name_rows(axes, list(bits), limit=34)
+    axes.set_xlim(
+        min(0.0, *(min(pair) for pair in bits.values())), 1.1 * max(token_bits, *(max(p) for p in bits.values()))
+    )
+    axes.legend(frameon=False, fontsize=style.TICK_PT, loc="lower right")
     return figure
 
 
-def _power_of_ten(count: int) -> str:
-    exponent = len(str(count)) - 1
-    return rf"${count / 10**exponent:.1f}\times10^{{{exponent}}}$"
+def damage_by_use(
+    use: Float[np.ndarray, "domains E"],
+    damage: Float[np.ndarray, "domains E"],
+    domains: Sequence[str],
+    title: str = "One expert taken away: what each domain loses",
+) -> Figure:
+    """A mark for each expert and domain: how much the domain uses the expert, and what it loses without it.
+
+    Args:
+      use: share of the domain's traffic that the expert takes, as a multiple of an even split.
+      damage: bits per byte lost without the expert.
+      domains: a name for each row.
+      title: above the figure.
+
+    Raises:
+      UserError: if the shapes do not match.
+    """
+    if use.shape != damage.shape or len(domains) != len(use):
+        raise UserError(
+            f"use {use.shape}, damage {damage.shape}, {len(domains)} domains; give one shape, one name a row"
+        )
+    figure = style.blank(title, height_in=3.6)
+    axes = figure.subplots()
+    style.dress(axes, x="use of the expert (1 = an even split)", y="bits per byte lost without it", grid="both")
+    axes.axhline(0.0, color=style.INK, linewidth=0.8)
+    for index, (name, x, y) in enumerate(zip(domains, use, damage, strict=True)):
+        look = {"linestyle": "", "marker": MARKERS[index % len(MARKERS)], "color": style.color_of(index)}
+        axes.plot(x, y, markersize=6, label=style.shorten(name, 16), **look)  # type: ignore[arg-type]
+    axes.legend(frameon=False, fontsize=style.TICK_PT, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure

@@ -1,4 +1,4 @@
-"""Figures of where tokens go: experts by domain, balance over time, and load.
+"""Figures of where tokens go: experts by domain, and balance over time.
 
 Axis letters: E experts, K experts per token, T tokens.
 """
@@ -120,55 +120,6 @@ def draw_max_violation(axes: Axes, at: Float[np.ndarray, " n"], balance: Float[n
     # A deep model gets a sample of its labels; the colours run in layer order.
     named = np.unique(np.linspace(0, layers - 1, min(layers, LAYER_LABELS_UP_TO)).round().astype(int))
     style.label_key(axes, [f"layer {layer}" for layer in named], [shades[layer] for layer in named])
-
-
-def load_bars(load: Num[np.ndarray, "layers E"], title: str = "Load of each expert") -> Figure:
-    """Bars of the load of each expert, one panel a layer, against the mean load.
-
-    The busiest expert is orange; an expert without a single token carries a cross. MaxVio stands in the panel's title.
-
-    Args:
-      load: assignments, counts or shares, [layers, E].
-      title: above the figure.
-    """
-    relative = relative_share(load)
-    layers, experts = relative.shape
-    columns = 2 if layers > 1 else 1
-    rows = -(-layers // columns)
-    figure = style.blank(title, height_in=0.7 + 1.5 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for layer, axes in enumerate(panels.flat):
-        if layer >= layers:
-            axes.set_visible(False)
-            continue
-        values = np.nan_to_num(relative[layer])
-        _draw_load(axes, values)
-        last_row, first_column = layer + columns >= layers, layer % columns == 0
-        side = "load / mean load" if first_column else ""
-        style.dress(axes, title=_load_title(layer, values), x="expert" if last_row else "", y=side)
-        axes.tick_params(labelbottom=last_row)
-        axes.set_xticks(_expert_ticks(experts))
-    panels.flat[0].set_ylim(0, 1.15 * max(1.2, float(np.nanmax(relative, initial=1.0))))
-    return figure
-
-
-def _load_title(layer: int, values: Float[np.ndarray, " E"]) -> str:
-    if not values.any():
-        return f"layer {layer}: no load"
-    dead = int((values == 0).sum())
-    return f"layer {layer}: MaxVio {values.max() - 1:.2f}" + (f", {dead} dead (x)" if dead else "")
-
-
-def _draw_load(axes: Axes, values: Float[np.ndarray, " E"]) -> None:
-    experts = np.arange(len(values))
-    shades = [style.PALETTE[0]] * len(values)
-    if values.max() > 1.0:  # all equal: nobody is the busiest
-        shades[int(values.argmax())] = style.ALARM
-    axes.bar(experts, values, width=0.8, color=shades)
-    dead = experts[values == 0]
-    axes.plot(dead, np.full(len(dead), 0.15), linestyle="", marker="x", color=style.ALARM, markersize=5)
-    axes.axhline(1.0, color=style.INK, linewidth=1.0, linestyle="--")
-    axes.set_xlim(-0.6, len(values) - 0.4)
 
 
 def _draw_heat(
