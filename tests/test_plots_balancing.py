@@ -49,7 +49,9 @@ def test_over_steps_gives_a_run_one_colour_in_all_panels():
     top, bottom = draw(balancing.over_steps(panels, events={"shift": 2}, half_width=0)).axes
     assert list(top.lines[1].get_ydata()) == [3, 2, 1]
     assert top.lines[3].get_color() == bottom.lines[1].get_color() == style.color_of(1)
-    assert texts_of(top) == ["shift", "a", "b"]
+    assert texts_of(top) == ["shift"]
+    assert [text.get_text() for text in top.get_legend().get_texts()] == ["a", "b"]
+    assert [top.lines[1].get_linestyle(), top.lines[3].get_linestyle()] == ["-", "--"]
     assert bottom.get_xlabel() == "step"
     thinned = draw(balancing.over_steps({"bias": {"a": [-1.0, 1.0]}}, every=10)).axes[0]
     assert list(thinned.lines[0].get_xdata()) == [10, 20]
@@ -112,30 +114,21 @@ def test_choices_give_ties_to_the_lower_expert_and_refuse_too_many():
         balancing.choices_under_bias(np.ones((5, 4)), np.zeros(4), 5)
 
 
-# ---- quality and cost
+# ---- differences by seed
 
 
-def test_quality_shows_seeds_and_their_mean():
-    results = {"none": [(1.0, 2.0), (3.0, 2.2)], "loss-free $": [(0.2, 2.0)]}
-    measured, paper = draw(balancing.quality_against_balance(results, {"loss-free": (0.04, 9.5)})).axes
-    assert list(measured.lines[0].get_xdata()) == [1.0, 3.0]
-    assert (measured.lines[1].get_xdata()[0], measured.lines[1].get_ydata()[0]) == pytest.approx((2.0, 2.1))
-    assert texts_of(paper) == ["loss-free"]
-    assert len(draw(balancing.quality_against_balance(results)).axes) == 1
+def test_paired_gaps_mark_every_pair_and_their_mean():
+    panels = {"points": {"bias": [14.0, 20.0], "switch": [9.6, 19.4]}, "bits": {"bias": [0.01]}}
+    facts, text = draw(balancing.paired_gaps(panels)).axes
+    assert list(facts.lines[0].get_xdata()) == [0, 0]
+    assert [facts.lines[index].get_xdata()[0] for index in (2, 3, 4)] == [14, 20, 17]
+    assert facts.lines[2].get_marker() != facts.lines[3].get_marker()
+    assert texts_of(facts) == ["+17 ± 4.2", "+14.5 ± 6.9"]
+    assert texts_of(text) == ["+0.01"]
+    assert [label.get_text() for label in facts.get_yticklabels()] == ["bias", "switch"]
 
 
-@pytest.mark.parametrize("results", [{}, {"none": []}])
-def test_quality_of_no_seed_is_refused(results):
-    with pytest.raises(UserError, match="must each hold a seed"):
-        balancing.quality_against_balance(results)
-
-
-def test_price_has_a_panel_for_waiting_and_one_for_dropping():
-    left, right = draw(
-        balancing.price_of_imbalance([1, 2, 8], {"none": [1.0, 1.5, 4.0]}, [1.0, 2.0], {"none": [0.5, 0.1]})
-    ).axes
-    assert list(left.lines[0].get_ydata()) == [1.0, 1.5, 4.0]
-    assert [label.get_text() for label in left.get_xticklabels()] == ["1", "2", "8"]
-    assert list(right.lines[0].get_xdata()) == [1.0, 2.0]
-    with pytest.raises(UserError, match=r"none: 1 values for \[1, 2\]"):
-        balancing.price_of_imbalance([1, 2], {"none": [1.0]}, [1.0], {})
+@pytest.mark.parametrize("panels", [{}, {"points": {}}, {"points": {"bias": []}}])
+def test_paired_gaps_refuse_what_has_no_pair(panels):
+    with pytest.raises(UserError, match="give at least one pair each"):
+        balancing.paired_gaps(panels)

@@ -8,8 +8,8 @@
 - `moe_layer`: a drawing of one layer;
 - `score_functions`, `choices`, `changed_outputs`, `expert_and_token`, `damage_by_use`, `dispatch_clocks`: how tokens are
   scored and routed, and at what price;
-- `load_film`, `over_steps`, `loss_ranges`, `before_and_after`, `choices_under_bias`, `quality_against_balance`,
-  `price_of_imbalance`: how balance comes and goes, and what it is worth;
+- `load_film`, `over_steps`, `loss_ranges`, `before_and_after`, `choices_under_bias`, `paired_gaps`: how balance comes
+  and goes, and what it is worth;
 - `next_words`, `temperatures`, `two_modes`: what a teacher tells a student, and what a student can make of it;
 - `gap_over_tokens`, `gap_closed`, `exact_match_by_level`, `by_domain`: how far distillation takes a student, and where;
 - `verdict`: the closing box of a lesson, for one claim;
@@ -28,8 +28,7 @@ from minimoe.plots.balancing import (
     load_film,
     loss_ranges,
     over_steps,
-    price_of_imbalance,
-    quality_against_balance,
+    paired_gaps,
 )
 from minimoe.plots.coloured_text import token_experts
 from minimoe.plots.curves import compare_runs, training_curve
@@ -80,10 +79,9 @@ __all__ = [
     "moe_layer",
     "next_words",
     "over_steps",
+    "paired_gaps",
     "parameter_parts",
     "png_bytes",
-    "price_of_imbalance",
-    "quality_against_balance",
     "save",
     "score_functions",
     "seeds",

@@ -1,4 +1,4 @@
-"""Figures of balance over time: a collapse as a film, losses side by side, the bias at work, the price of imbalance.
+"""Figures of balance over time: a collapse as a film, losses side by side, the bias at work, what balance is worth.
 
 Axis letters: E experts, K experts per token, T tokens.
 """
@@ -13,7 +13,6 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from minimoe.errors import UserError
 from minimoe.plots import style
@@ -21,6 +20,7 @@ from minimoe.plots.records import smooth
 from minimoe.plots.routing import relative_share
 
 MARKERS = "osD^vP*"
+STROKES = ("-", "--", ":", "-.")
 RAW_UP_TO = 100  # points of a line; beyond that the raw values are a smear behind their average
 
 
@@ -95,7 +95,7 @@ def over_steps(
 
     Args:
       panels: the values of every step, under the name of each run, under the label of each panel's axis. A run has the
-        same colour in all panels.
+        same colour and the same stroke in all panels.
       title: above the figure.
       events: steps to mark with an upright line, under what happened there.
       half_width: points of the moving average on either side; a hundredth of the run if not given.
@@ -118,7 +118,9 @@ def over_steps(
             at = every * np.arange(1, len(values) + 1)
             if len(at) <= RAW_UP_TO:
                 axes.plot(at, values, color=shade, linewidth=0.7, alpha=0.25)
-            axes.plot(at, smooth(values, half_width), color=shade, linewidth=1.8, marker="o" if len(at) < 3 else "")
+            stroke = STROKES[names.index(name) % len(STROKES)]
+            look = {"color": shade, "linestyle": stroke, "linewidth": 1.8, "marker": "o" if len(at) < 3 else ""}
+            axes.plot(at, smooth(values, half_width), label=name, **look)  # type: ignore[arg-type]
             highest = max(highest, float(np.nanmax(values, initial=0.0)))
         if all(np.nanmin(values, initial=0.0) >= 0 for values in runs.values()):
             axes.set_ylim(-0.04 * (highest or 1.0), 1.06 * (highest or 1.0))
@@ -131,7 +133,8 @@ def over_steps(
         )  # fmt: skip
     style.start_at_zero(drawn[-1], np.asarray([float(every * longest)]))
     drawn[-1].set_xlabel("step", fontsize=style.LABEL_PT)
-    style.label_key(drawn[0], names, [style.color_of(index) for index in range(len(names))])
+    look = {"frameon": False, "fontsize": style.TICK_PT, "handlelength": 2.6}
+    drawn[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.03), **look)  # type: ignore[arg-type]
     return figure
 
 
@@ -261,85 +264,45 @@ def _top(scores: Num[np.ndarray, "T E"], top_k: int) -> np.ndarray:
     return (order[:, :, None] == np.arange(scores.shape[1])).any(axis=1)
 
 
-def quality_against_balance(
-    results: Mapping[str, Sequence[tuple[float, float]]],
-    published: Mapping[str, tuple[float, float]] | None = None,
-    title: str = "Quality against balance",
+def paired_gaps(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "Difference from the baseline, by seed"
 ) -> Figure:
-    """Each method as points of (MaxVio, bits per byte): a small one a seed, a large one their mean. Down left is best.
+    """A panel a quantity, a row a method: the difference of each pair of runs as a marker, their mean as an upright bar.
+
+    The two runs of a pair share their seed and differ in the method. A dashed line marks no difference. The n-th seed
+    has the same marker in all rows.
 
     Args:
-      results: (MaxVio, bits per byte) of each seed under the name of each method.
-      published: (MaxVio, perplexity) from a paper, drawn in a panel of its own: neither axis compares.
+      panels: differences, one a pair, under the name of each method, under the name of each quantity. A row that a
+        panel lacks is left empty.
       title: above the figure.
 
     Raises:
-      UserError: if a method has no seed.
+      UserError: if a row has no pair, or there is no row.
     """
-    if not results or not all(len(points) for points in results.values()):
-        raise UserError(f"results {list(results)} must each hold a seed; leave empty ones out")
-    figure = style.blank(title, height_in=3.6)
-    panels = figure.subplots(1, 2 if published else 1, squeeze=False, width_ratios=(2.0, 1.0) if published else None)[0]
-    style.dress(panels[0], x="MaxVio", y="bits per byte (lower is better)", grid="both", title="measured here")
-    for index, (name, points) in enumerate(results.items()):
-        array, shade = np.asarray(points, dtype=np.float64), style.color_of(index)
-        panels[0].plot(array[:, 0], array[:, 1], "o", color=shade, alpha=0.45, markersize=4)
-        marker = MARKERS[index % len(MARKERS)]
-        panels[0].plot(*array.mean(axis=0)[:, None], marker, color=shade, markersize=9, label=name)
-    panels[0].margins(0.12)
-    panels[0].set_xlim(left=0)
-    panels[0].legend(frameon=False, fontsize=style.TICK_PT, loc="best")
-    if published:
-        style.dress(panels[1], x="MaxVio", y="perplexity", grid="both", title="published")
-        for name, (violation, perplexity) in published.items():
-            panels[1].plot([violation], [perplexity], "s", color=style.INK, markersize=6)
-            look = {"xytext": (0, 7), "textcoords": "offset points", "fontsize": style.SMALL_PT}
-            side = "left" if violation == min(v for v, _ in published.values()) else "center"
-            panels[1].annotate(name, (violation, perplexity), ha=side, **look)  # type: ignore[arg-type]
-        panels[1].margins(0.45)
-        panels[1].set_xlim(0, 1.35 * max(violation for violation, _ in published.values()))
-    return figure
-
-
-def price_of_imbalance(
-    devices: Sequence[int],
-    straggler: Mapping[str, Sequence[float]],
-    capacity_factors: Sequence[float],
-    dropped: Mapping[str, Sequence[float]],
-    title: str = "What imbalance costs",
-) -> Figure:
-    """Left, the time of a step over its balanced time against the devices; right, the tokens dropped at a capacity.
-
-    Args:
-      devices: over which the experts are spread.
-      straggler: load of the busiest device over the mean, one a number of devices, under the name of each run.
-      capacity_factors: slots of an expert over the mean load.
-      dropped: share (0..1) of the assignments without a slot, one a capacity factor, under the same names.
-      title: above the figure.
-
-    Raises:
-      UserError: if a row has another length than its x values.
-    """
-    for xs, rows in ((devices, straggler), (capacity_factors, dropped)):
-        for name, values in rows.items():
-            if len(values) != len(xs):
-                raise UserError(f"{name}: {len(values)} values for {list(xs)}; give one each")
-    figure = style.blank(title, height_in=3.1)
-    left, right = figure.subplots(1, 2)
-    style.dress(left, x="devices", y="step time / balanced time", title="everyone waits for the busiest")
-    style.dress(right, x="capacity factor", title="or what does not fit is dropped")
-    for index, (name, values) in enumerate(straggler.items()):
-        look = {"color": style.color_of(index), "linewidth": 1.8, "markersize": 5.0}
-        left.plot(range(len(devices)), values, marker=MARKERS[index], label=name, **look)  # type: ignore[arg-type]
-        if name in dropped:
-            right.plot(capacity_factors, dropped[name], marker=MARKERS[index], **look)  # type: ignore[arg-type]
-    left.set_xticks(range(len(devices)), labels=[str(count) for count in devices])
-    left.axhline(1.0, color=style.INK, linewidth=1.0, linestyle="--")
-    left.set_ylim(bottom=0)
-    right.set_ylim(bottom=0)
-    right.yaxis.set_major_formatter(PercentFormatter(1.0))
-    right.set_ylabel("assignments dropped", fontsize=style.LABEL_PT)
-    left.legend(frameon=False, fontsize=style.TICK_PT, loc="upper left")
+    rows = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    empty = [name for panel in panels.values() for name, values in panel.items() if not len(values)]
+    if empty or not rows:
+        raise UserError(f"differences of {empty or 'no method'} are empty; give at least one pair each")
+    figure = style.blank(title, height_in=1.2 + 0.42 * len(rows))
+    drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (quantity, panel) in zip(drawn, panels.items(), strict=True):
+        style.dress(axes, x=quantity, grid="x")
+        axes.axvline(0.0, color=style.INK, linewidth=1.0, linestyle="--")
+        for name, values in panel.items():
+            row, array = rows.index(name), np.asarray(values, dtype=np.float64)
+            shade = style.color_of(row)
+            axes.plot([array.min(), array.max()], [row, row], color=shade, linewidth=1.2)
+            for index, value in enumerate(array):
+                axes.plot([value], [row], MARKERS[index % len(MARKERS)], color=shade, alpha=0.7, markersize=6)
+            axes.plot([array.mean()] * 2, [row - 0.3, row + 0.3], color=shade, linewidth=2.5)
+            label = f"{array.mean():+.3g}" + (f" ± {array.std(ddof=1):.2g}" if len(array) > 1 else "")
+            axes.annotate(
+                label, (1.0, row), xycoords=("axes fraction", "data"), xytext=(0, 9), textcoords="offset points",
+                ha="right", va="center", fontsize=style.SMALL_PT, color=style.blend(shade, "black", 0.25),
+            )  # fmt: skip
+        axes.margins(x=0.12)
+        style.name_rows(axes, rows)
     return figure
 
 
