@@ -77,6 +77,7 @@ def test_two_modes_label_every_curve_where_it_can_be_read():
     axes = figure.axes[0]
     np.testing.assert_array_equal([line.get_ydata() for line in axes.lines], [p, *fits.values()])
     assert texts_of(axes) == ["teacher", *fits]
+    assert len({line.get_linestyle() for line in axes.lines[1:]}) == 3  # not told apart by colour alone
     teacher, _, _, moved = axes.texts
     assert teacher.xy[0] == pytest.approx(2.2, abs=0.1)  # the mode that no fit takes
     assert moved.arrow_patch is not None
@@ -92,26 +93,6 @@ def test_two_modes_of_a_flat_density():
 
 
 # ---- on the way to the teacher
-
-
-def test_gap_over_tokens_is_the_mean_and_range_of_the_seeds():
-    curves = {
-        "alone": [[(0, 4.0), (100, 2.0)], [(100, 3.0), (50, 3.0), (0, 4.0)]],
-        "distilled": [[[0, 3.0], [100, 1.5]]],
-    }
-    axes = draw(toward_teacher.gap_over_tokens(curves, 1.0, "t")).axes[0]
-    alone, distilled, teacher = axes.lines
-    assert list(alone.get_xdata()) == [0, 50, 100]
-    assert list(alone.get_ydata()) == [4.0, 3.0, 2.5]
-    assert list(distilled.get_ydata()) == [3.0, 1.5]
-    assert teacher.get_linestyle() == "--"
-    assert len(axes.collections) == 1  # one seed has no range
-    assert texts_of(axes) == ["alone  2.500", "distilled  1.500", "teacher  1.000"]
-    late = draw(toward_teacher.gap_over_tokens(curves, 1, skip=0.75)).axes[0]
-    assert list(late.lines[0].get_xdata()) == [75, 100]
-    for wrong in ({}, {"alone": []}, {"alone": [[]]}):
-        with pytest.raises(UserError, match="must each hold a seed"):
-            toward_teacher.gap_over_tokens(wrong, 1.0)
 
 
 def test_gap_closed_writes_shares_in_both_directions():
@@ -156,16 +137,9 @@ def test_exact_match_draws_means_and_ranges():
     assert [segment[:, 1].tolist() for segment in axes.collections[0].get_segments()] == [[0.4, 0.6], [0.2, 0.2]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
     assert texts_of(axes) == ["alone", "distilled"]
+    assert alone.get_marker() != distilled.get_marker()
+    assert alone.get_linestyle() != distilled.get_linestyle()
     draw(toward_teacher.exact_match_by_level({"nothing solved": {1: [0, 0.0]}}))
     for wrong in ({}, {"alone": {}}, {"alone": {1: []}}):
         with pytest.raises(UserError, match="are empty"):
             toward_teacher.exact_match_by_level(wrong)
-
-
-def test_by_domain_joins_each_change_to_zero():
-    axes = draw(toward_teacher.by_domain({"soft": {"plays": -0.02, "code": 0.01}, "on-policy": {"code": 0.0}})).axes[0]
-    assert [list(line.get_xdata()) for line in axes.lines[:4]] == [[0, -0.02], [-0.02], [0, 0.01], [0.01]]
-    assert texts_of(axes) == ["-2.0%", "+1.0%", "+0.0%", "soft", "on-policy"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["plays", "code"]
-    with pytest.raises(UserError, match="hold no domain"):
-        toward_teacher.by_domain({"soft": {}})

@@ -11,7 +11,7 @@
 - `load_film`, `over_steps`, `loss_ranges`, `before_and_after`, `choices_under_bias`, `paired_gaps`: how balance comes
   and goes, and what it is worth;
 - `next_words`, `temperatures`, `two_modes`: what a teacher tells a student, and what a student can make of it;
-- `gap_over_tokens`, `gap_closed`, `exact_match_by_level`, `by_domain`: how far distillation takes a student, and where;
+- `gap_closed`, `exact_match_by_level`: how far distillation takes a student;
 - `verdict`: the closing box of a lesson, for one claim;
 - `seeds`, `curves_with_spread`: runs that differ in their seed alone;
 - `numbers` and `quantization` (from `rounding` and `recipes`), modules to be imported by name: number formats, what
@@ -48,7 +48,7 @@ from minimoe.plots.sparse import (
     time_per_token,
 )
 from minimoe.plots.style import png_bytes, save
-from minimoe.plots.toward_teacher import by_domain, exact_match_by_level, gap_closed, gap_over_tokens
+from minimoe.plots.toward_teacher import exact_match_by_level, gap_closed
 from minimoe.plots.verdict import verdict
 
 __all__ = [
@@ -57,7 +57,6 @@ __all__ = [
     "balance_over_time",
     "before_and_after",
     "bits_per_byte_by_domain",
-    "by_domain",
     "bytes_by_part",
     "changed_outputs",
     "choices",
@@ -72,7 +71,6 @@ __all__ = [
     "experts_by_domain",
     "experts_read",
     "gap_closed",
-    "gap_over_tokens",
     "ladder",
     "load_film",
     "loss_ranges",

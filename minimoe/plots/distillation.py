@@ -19,6 +19,7 @@ from minimoe.plots import style
 from minimoe.plots.coloured_text import FONT, visible
 
 MARKERS = "osD^vP*"
+DASHES = ("-", "--", ":", "-.")
 
 
 def next_words(
@@ -110,7 +111,7 @@ def two_modes(
     title: str = "One hump for two: each divergence chooses differently",
     name: str = "teacher",
 ) -> Figure:
-    """A density filled in grey, and one line for each fit to it, labelled at its peak.
+    """A density filled in grey, and one line for each fit to it, with a dash of its own, labelled at its peak.
 
     Args:
       x: ascending places, in the unit of the axis.
@@ -131,7 +132,7 @@ def two_modes(
     axes.fill_between(x, p, color=style.FAINT, linewidth=0)
     axes.plot(x, p, color=style.QUIET, linewidth=1.0)
     for index, row in enumerate(fits.values()):
-        axes.plot(x, row, color=style.color_of(index), linewidth=2.0)
+        axes.plot(x, row, color=style.color_of(index), linewidth=2.0, linestyle=DASHES[index % len(DASHES)])
     curves = {name: p, **fits}
     axes.set_xlim(float(x[0]), float(x[-1]))
     axes.set_ylim(0, 1.25 * max(float(row.max()) for row in curves.values()))

@@ -1,4 +1,4 @@
-"""Figures of students on the way to their teacher: the share of the gap that each closed, and where it is.
+"""Figures of students on the way to their teacher: the share of the gap that each closed, and problems solved.
 
 Bits per byte: smaller is better. Exact match: a share (0..1), larger is better.
 """
@@ -9,59 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from minimoe.errors import UserError
 from minimoe.plots import style
 
 GAP_FIELDS = ("name", "mean", "low", "high")
-Curve = Sequence[Sequence[int | float]]
-
-
-def gap_over_tokens(
-    curves: Mapping[str, Sequence[Curve]],
-    teacher: int | float,
-    title: str = "On the way to the teacher",
-    skip: float = 0.0,
-) -> Figure:
-    """Bits per byte against tokens: the mean of the seeds as a line, their range as a band, the teacher dashed.
-
-    Args:
-      curves: under the name of each student, one curve a seed: (tokens, bits per byte) of each evaluation. Between the
-        evaluations of a seed the curve is taken as straight.
-      teacher: bits per byte of the finished teacher.
-      title: above the figure.
-      skip: share (0..<1) of the tokens to leave out at the start; the axis then visibly starts later.
-
-    Raises:
-      UserError: if a student has no curve, or a curve no point.
-    """
-    if not curves or not all(runs and all(len(run) for run in runs) for runs in curves.values()):
-        raise UserError(f"curves {list(curves)} must each hold a seed, and each seed a point; leave empty ones out")
-    figure = style.blank(title, height_in=3.6)
-    axes = figure.subplots()
-    style.dress(axes, x="training tokens", y="bits per byte")
-    longest = max(float(point[0]) for runs in curves.values() for run in runs for point in run)
-    ends = []
-    for index, runs in enumerate(curves.values()):
-        at, values = _on_one_grid(runs, skip * longest)
-        shade, mean = style.color_of(index), values.mean(0)
-        if len(values) > 1:
-            axes.fill_between(at, values.min(0), values.max(0), color=shade, alpha=0.2, linewidth=0)
-        axes.plot(at, mean, color=shade, linewidth=1.8, marker="o" if len(at) <= 15 else "", markersize=3.5)
-        ends.append(float(mean[-1]))
-    axes.axhline(teacher, color=style.INK, linewidth=1.2, linestyle="--")
-    style.start_at_zero(axes, np.asarray([longest]), skip * longest)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.margins(y=0.06)
-    shades = [style.color_of(index) for index in range(len(curves))]
-    values_at_end = [*ends, float(teacher)]
-    labels = [f"{name}  {value:.3f}" for name, value in zip([*curves, "teacher"], values_at_end, strict=True)]
-    style.label_ends(axes, values_at_end, labels, [*shades, style.INK])
-    return figure
+MARKERS = "osD^vP*"
+DASHES = ("-", "--", ":", "-.")
 
 
 def gap_closed(
@@ -134,7 +91,8 @@ def exact_match_by_level(
 ) -> Figure:
     """Exact match against the level of the problem: a line through the means, an upright bar for the seeds' range.
 
-    Ways stand a little beside each other at each level, so that their bars do not cover one another.
+    Ways stand a little beside each other at each level, so that their bars do not cover one another. Each has a marker
+    and a dash of its own.
 
     Args:
       shares: the exact match (0..1) of each seed, under the level, under the name of each way. A level that a way
@@ -158,7 +116,8 @@ def exact_match_by_level(
         at = np.asarray(list(row)) + 0.06 * (index - (len(kept) - 1) / 2)
         means = [float(np.mean(values)) for values in row.values()]
         axes.vlines(at, [min(v) for v in row.values()], [max(v) for v in row.values()], color=shade, linewidth=1.4)
-        axes.plot(at, means, "o-", color=shade, linewidth=1.6, markersize=4)
+        look = {"marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)]}
+        axes.plot(at, means, color=shade, linewidth=1.6, markersize=5, **look)
         ends.append(means[-1])
     axes.set_xticks(levels, labels=[str(level) for level in levels])
     top = max(float(max(values)) for row in kept.values() for values in row.values())
@@ -166,55 +125,6 @@ def exact_match_by_level(
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     style.label_ends(axes, ends, list(kept), [style.color_of(index) for index in range(len(kept))])
     return figure
-
-
-def by_domain(
-    changes: Mapping[str, Mapping[str, int | float]],
-    title: str = "Where a teacher helps: change of bits per byte",
-    against: str = "the student alone",
-) -> Figure:
-    """A group a domain, a dot a way, joined to zero: how bits per byte differ from those of ``against``.
-
-    Args:
-      changes: relative changes of bits per byte (-0.01 is one percent fewer, better) of each domain, under the name of
-        each way. A domain that a way lacks is left out.
-      title: above the figure. against: what a change of 0 is.
-
-    Raises:
-      UserError: if there is nothing to draw.
-    """
-    domains = list(dict.fromkeys(domain for row in changes.values() for domain in row))
-    if not domains:
-        raise UserError(f"changes {list(changes)} hold no domain; give at least one")
-    figure = style.blank(title, height_in=1.1 + (0.12 + 0.18 * len(changes)) * len(domains))
-    axes = figure.subplots()
-    style.dress(axes, x=f"bits per byte against {against} (below 0: better)", grid="x")
-    for index, row in enumerate(changes.values()):
-        shade, shift = style.color_of(index), 0.72 / len(changes) * (index - (len(changes) - 1) / 2)
-        for place, domain in enumerate(domains):
-            if domain in row:
-                axes.plot([0, row[domain]], [place + shift] * 2, color=shade, linewidth=1.2, alpha=0.6)
-                axes.plot([row[domain]], [place + shift], "o", color=shade, markersize=5.5)
-                side = -1 if row[domain] < 0 else 1
-                _write_at(axes, float(row[domain]), place + shift, f"{row[domain]:+.1%}", side)
-    for place in range(1, len(domains)):
-        axes.axhline(place - 0.5, color=style.FAINT, linewidth=0.6)
-    axes.axvline(0.0, color=style.INK, linewidth=1.0)
-    axes.margins(x=0.12)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    style.name_rows(axes, domains)
-    style.label_key(axes, list(changes), [style.color_of(index) for index in range(len(changes))])
-    return figure
-
-
-def _on_one_grid(runs: Sequence[Curve], start: float) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "runs n"]]:
-    """Every place from ``start`` that any run was evaluated at and all runs reach, and each run's value there."""
-    tables = [np.asarray(sorted(run, key=lambda point: point[0]), dtype=np.float64) for run in runs]
-    last = min(table[-1, 0] for table in tables)
-    first = min(max(start, *(table[0, 0] for table in tables)), last)
-    at = np.unique(np.concatenate([table[:, 0] for table in tables] + [[first, last]]))
-    at = at[(at >= first) & (at <= last)]
-    return at, np.stack([np.interp(at, table[:, 0], table[:, 1]) for table in tables])
 
 
 def _mark_levels(axes: Axes, levels: Mapping[str, float], write: Callable[[float], str]) -> None:
@@ -255,10 +165,3 @@ def _duration(seconds: int | float | None) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _write_at(axes: Axes, x: float, y: int | float, text: str, side: int) -> None:
-    axes.annotate(
-        text, (x, y), xytext=(6 * side, 0), textcoords="offset points", va="center", ha="left" if side > 0 else "right",
-        fontsize=style.SMALL_PT, color=style.INK,
-    )  # fmt: skip
