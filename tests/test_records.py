@@ -12,8 +12,9 @@ import pytest
 
 import minimoe
 from minimoe.errors import UserError
-from minimoe.experiments import read_record, training_speed, write_record
+from minimoe.experiments import EXPERIMENTS, MEASUREMENTS, read_record, training_speed, write_record
 from minimoe.experiments.records import POINTS, RECORDS, read_record_file, thin_curve
+from minimoe.experiments.results import results_page
 
 NOTEBOOKS = Path(minimoe.__file__).parent.parent / "notebooks" / "source"
 
@@ -107,3 +108,19 @@ def test_notebooks_do_not_import_commands():
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not any(f"{name}.".startswith("minimoe.cli.") for name in names), f"{path}:{node.lineno}"
+
+
+def test_the_page_of_results_is_up_to_date():
+    """Whoever changes a record writes the page again: `minimoe experiments results --out notebooks/RESULTS.md`."""
+    page = Path(__file__).parent.parent / "notebooks" / "RESULTS.md"
+    assert page.read_text(encoding="utf-8") == results_page()
+
+
+def test_a_page_has_every_way_and_every_seed():
+    page = results_page()
+    runs = read_record("knowledge")["runs"]
+    row = "| experts-16 | " + " | ".join(f"{runs[f'experts-16-{seed}']['recalled']:.1%}" for seed in range(3))
+    assert row in page
+    for name in {**EXPERIMENTS, **MEASUREMENTS}:
+        assert (f"minimoe experiments show {name}`" in page) == (RECORDS / f"{name}.json").is_file(), name
+    assert "nan" not in page.lower().replace("nano", "")
