@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from minimoe.experiments.fact_run import FactRun, book_of
+from minimoe.experiments.run import Run
 
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
@@ -31,10 +32,10 @@ def fact_contestants(entries: int = ENTRIES, width: int = WIDTH) -> dict[str, Mo
     return {"dense": dense, **sparse, "dense-total": dense.replace(d_ff=17 * width)}
 
 
-def runs(done: Mapping[str, Any]) -> list[FactRun]:
+def runs(done: Mapping[str, Any]) -> list[Run]:
     """A book of facts: dense, 4, 16 and 64 experts at equal FLOPs, dense of equal size, dense for longer; three seeds."""
     models, settings = fact_contestants(), {"entries": ENTRIES}
-    found = []
+    found: list[Run] = []
     for seed in SEEDS:
         for name, model in models.items():
             found.append(

@@ -12,12 +12,13 @@ from typing import Any
 
 from minimoe.experiments.fact_run import FactRun
 from minimoe.experiments.knowledge import SEEDS, fact_contestants
+from minimoe.experiments.run import Run
 
 ENTRIES, STEPS = 8192, 3000
 METHODS = ("none", "switch", "sequence", "loss-free")
 
 
-def runs(done: Mapping[str, Any]) -> list[FactRun]:
+def runs(done: Mapping[str, Any]) -> list[Run]:
     """A book of facts too large for 16 experts, under four ways of balancing them; three seeds."""
     from minimoe.training import BALANCE_METHODS
 

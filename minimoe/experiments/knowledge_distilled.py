@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from minimoe.experiments.fact_run import FactRun, book_of
 from minimoe.experiments.knowledge import ENTRIES, SEEDS, STEPS, WIDTH, fact_contestants
-from minimoe.experiments.run import Learning
+from minimoe.experiments.run import Learning, Run
 from minimoe.experiments.workplace import Workplace
 
 if TYPE_CHECKING:
@@ -31,15 +31,15 @@ WAYS: dict[str, dict[str, Any]] = {
 TEACHER = "knowledge-distilled/teacher-0"
 
 
-def runs(done: Mapping[str, Any]) -> list[FactRun]:
+def runs(done: Mapping[str, Any]) -> list[Run]:
     """A teacher learns a book; students learn half of it from the book, from its logits or from its text; three seeds."""
     teacher = fact_contestants(ENTRIES, 2 * WIDTH)["experts-16"]
-    found = [FactRun("teacher-0", changes={"steps": STEPS}, settings={"entries": ENTRIES}, model=teacher)]
+    found: list[Run] = [FactRun("teacher-0", changes={"steps": STEPS}, settings={"entries": ENTRIES}, model=teacher)]
     student = fact_contestants()["experts-4"]
     for seed in SEEDS:
         for name, way in WAYS.items():
             settings = {"entries": ENTRIES, "half": True} | way
-            more = {"learn": read_half, "settings": settings, "scores": (by_half,), "model": student}
+            more: dict[str, Any] = {"learn": read_half, "settings": settings, "scores": (by_half,), "model": student}
             found.append(FactRun(f"{name}-{seed}", changes={"steps": STUDENT_STEPS, "seed": seed}, **more))
     return found
 

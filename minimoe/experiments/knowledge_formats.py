@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minimoe.experiments.fact_run import FactRun, book_of
 from minimoe.experiments.knowledge import ENTRIES, SEEDS, STEPS, fact_contestants
-from minimoe.experiments.run import Learning
+from minimoe.experiments.run import Learning, Run
 from minimoe.experiments.workplace import Workplace
 
 if TYPE_CHECKING:
@@ -24,15 +24,15 @@ TRAINED = ("int4", "mxfp4", "v4")
 CALIBRATED = ("int4", "mxfp4")
 
 
-def runs(done: Mapping[str, Any]) -> list[FactRun]:
+def runs(done: Mapping[str, Any]) -> list[Run]:
     """A book of facts, rounded after training by every recipe, or trained with rounding; three seeds."""
     model = fact_contestants()["experts-4"]
-    found = []
+    found: list[Run] = []
     for seed in SEEDS:
         for qat in (None, *TRAINED):
             settings = {"entries": ENTRIES} | ({} if qat is None else {"qat": qat})
             name = "plain" if qat is None else f"qat-{qat}"
-            more = {"learn": read_rounded, "settings": settings, "scores": (rounded,), "model": model}
+            more: dict[str, Any] = {"learn": read_rounded, "settings": settings, "scores": (rounded,), "model": model}
             found.append(FactRun(f"{name}-{seed}", changes={"steps": STEPS, "seed": seed}, **more))
     return found
 

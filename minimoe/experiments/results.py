@@ -116,8 +116,8 @@ def _measurement(record: Mapping[str, Any]) -> list[str]:
     if "recipes" in record:
         heads, rows = recipe_rows(record)
         return [f"Protocol: {record['protocol']}.", table(heads, rows)]
-    rows = ((name, f"{ms:.1f}", f"{record['ratio'][name]:.2f}") for name, ms in record["milliseconds"].items())
-    return [f"On {record['machine']}:", table(("model", "milliseconds", "over dense"), rows)]
+    times = [(name, f"{ms:.1f}", f"{record['ratio'][name]:.2f}") for name, ms in record["milliseconds"].items()]
+    return [f"On {record['machine']}:", table(("model", "milliseconds", "over dense"), times)]
 
 
 def _shipped() -> str:

@@ -49,7 +49,8 @@ def _alternating(models: dict[str, ModelConfig], work: Workplace) -> dict[str, l
     from minimoe.training import Recipe, RunConfig, train_step
     from minimoe.training.loop import init_training
 
-    data, seconds = training_data(work.corpus, work.tokenizer), {name: [] for name in models}
+    data = training_data(work.corpus, work.tokenizer)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
     recipes = {name: Recipe.preset("nano", router_bias_rate=0.02 if m.moe else 0.0) for name, m in models.items()}
     states = {
         name: init_training(RunConfig(model, recipes[name], {}, work.tokenizer.name)) for name, model in models.items()
@@ -57,10 +58,12 @@ def _alternating(models: dict[str, ModelConfig], work: Workplace) -> dict[str, l
     with Bar("step times", ROUNDS) as bar:
         for step in range(ROUNDS):
             batch = data.batch(0, step, recipes[BASELINE].batch_size, models[BASELINE].context_length)
-            arrays = [jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.where)]
+            tokens, targets, where = (jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.where))
             for name, (model, optimizer) in states.items():
                 began = time.perf_counter()
-                metrics = train_step(model, optimizer, *arrays, jax.random.key(step), recipe=recipes[name])
+                metrics = train_step(
+                    model, optimizer, tokens, targets, where, jax.random.key(step), recipe=recipes[name]
+                )
                 jax.block_until_ready(metrics)
                 seconds[name].append(time.perf_counter() - began)
             bar.update(step + 1)

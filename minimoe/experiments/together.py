@@ -7,6 +7,7 @@ by ``dispatch="dense"``, which gives the same numbers up to rounding and has no 
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -136,7 +137,7 @@ def _program(
 
     def one_step(state, batch, key):
         model, optimizer = nnx.merge(graphdef, state)
-        metrics = train_step.__wrapped__(
+        metrics = inspect.unwrap(train_step)(
             model,
             optimizer,
             *batch,

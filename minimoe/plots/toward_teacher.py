@@ -116,8 +116,8 @@ def exact_match_by_level(
         at = np.asarray(list(row)) + 0.06 * (index - (len(kept) - 1) / 2)
         means = [float(np.mean(values)) for values in row.values()]
         axes.vlines(at, [min(v) for v in row.values()], [max(v) for v in row.values()], color=shade, linewidth=1.4)
-        look = {"marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)]}
-        axes.plot(at, means, color=shade, linewidth=1.6, markersize=5, **look)
+        marker, dashes = MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
+        axes.plot(at, means, color=shade, linewidth=1.6, markersize=5, marker=marker, linestyle=dashes)
         ends.append(means[-1])
     axes.set_xticks(levels, labels=[str(level) for level in levels])
     top = max(float(max(values)) for row in kept.values() for values in row.values())
