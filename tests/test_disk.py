@@ -155,6 +155,57 @@ def test_a_folder_that_vanishes_in_mid_run_is_one_line(moment, text):
     assert not Path("out").exists()
 
 
+SAVED = """
+import minimoe.hub
+from flax import nnx
+from minimoe import MoETransformer
+minimoe.hub.save(MoETransformer(TINY, rngs=nnx.Rngs(0)), "float")
+"""
+TOY = """
+import minimoe.data
+from minimoe.experiments import EXPERIMENTS, Run
+from tests.test_cli import _few_documents
+minimoe.data.documents = _few_documents
+EXPERIMENTS["toy"] = lambda done: [Run("one", "tiny")]
+"""
+OTHER_COMMANDS = {
+    "quantize": (
+        SAVED + "small_files()",
+        ["quantize", "float", "--recipe", "int8", "--out", "out", "--no-eval"],
+        "out cannot be written: the file would be larger",
+        [],
+    ),
+    "quantize, at the picture": (
+        SAVED + "import minimoe.cli.quantize as c; before(c, 'draw', 1, full)",
+        ["quantize", "float", "--recipe", "int8", "--out", "out", "--no-eval"],
+        "out/sizes.png cannot be written: the disk is full",
+        ["config.json", "model.safetensors"],
+    ),
+    "experiments, at a checkpoint": (
+        TOY + "from minimoe.training.checkpoint import CheckpointFolder as c; before(c, 'save', 1, small_files)",
+        ["experiments", "run", "toy", "--work", "out", "--record", "record.json"],
+        "toy/one/checkpoints cannot be written: the file would be larger",
+        ["toy"],
+    ),
+    "experiments, at the record": (
+        TOY + "import minimoe.experiments.runner as c; before(c, 'write_record', 1, full)",
+        ["experiments", "run", "toy", "--work", "out", "--record", "record.json"],
+        "record.json cannot be written: the disk is full",
+        ["toy"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_COMMANDS)
+def test_other_commands_stop_in_one_line_too(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trouble, arguments, said, left = OTHER_COMMANDS[name]
+    prepared = 'minimoe.config.PRESETS["tiny"] = TINY\nrecipes.RECIPES["tiny"] = TINY_RECIPE\n'
+    assert said in complaint(run(arguments, prepared + trouble))
+    assert not Path("record.json").exists()
+    assert (sorted(path.name for path in Path("out").iterdir()) if Path("out").exists() else []) == left
+
+
 def test_a_disk_that_is_really_full(text, whole):
     """A disk of a megabyte, where the system lets a user mount one; a checkpoint takes half of it."""
     mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1m none small && exec "$@"', "sh"]

@@ -158,6 +158,12 @@ def test_without_a_home_nothing_is_kept(no_cache, monkeypatch):
     assert kept_programs() is None
 
 
+def test_a_home_that_is_not_there_is_not_made(no_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "nobody")
+    assert kept_programs() is None
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["file/cache", "nul\0l", "n" * 300])
 def test_a_folder_that_cannot_be_made_is_skipped(no_cache, tmp_path, monkeypatch, name):
     from minimoe import process
