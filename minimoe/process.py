@@ -120,19 +120,22 @@ def _ask_for_huge_pages(libc: ctypes.CDLL) -> bool:
 def cache_folder() -> Path | None:
     """Where compiled programs are kept: ``MINIMOE_CACHE_DIR``, else the platform's cache folder.
 
-    None if there is no place: the variable is empty, or the user has no home directory.
+    None if there is no place: the variable is empty, or the user has no home directory, or it is not there.
     """
     if "MINIMOE_CACHE_DIR" in os.environ:
         chosen = os.environ["MINIMOE_CACHE_DIR"]
         return Path(chosen) if chosen.strip() else None
+    variable = {"Windows": "LOCALAPPDATA", "Darwin": ""}.get(platform.system(), "XDG_CACHE_HOME")
+    if chosen := os.environ.get(variable):
+        return Path(chosen) / "minimoe"
     try:
-        if platform.system() == "Windows":
-            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "minimoe"
-        if platform.system() == "Darwin":
-            return Path.home() / "Library" / "Caches" / "minimoe"
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimoe"
-    except RuntimeError:  # no home directory
+        home = Path.home()
+    except RuntimeError:
         return None
+    if not home.is_dir():  # not ours to make
+        return None
+    parts = {"Windows": ("AppData", "Local"), "Darwin": ("Library", "Caches")}.get(platform.system(), (".cache",))
+    return home.joinpath(*parts, "minimoe")
 
 
 def keep_compiled_programs() -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 
 from minimoe.files import disk_error
@@ -30,6 +31,10 @@ def reported_once() -> Iterator[None]:
 
     sys.unraisablehook = report
     logger.addFilter(is_other)
+    filters = list(warnings.filters)
+    # an array whose turn had not come: its coroutine is dropped, and Python says so when the process ends
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     yield
+    warnings.filters[:] = filters  # type: ignore[index]
     sys.unraisablehook = hook
     logger.removeFilter(is_other)
