@@ -126,8 +126,8 @@ def cache_folder() -> Path | None:
         chosen = os.environ["MINIMOE_CACHE_DIR"]
         return Path(chosen) if chosen.strip() else None
     variable = {"Windows": "LOCALAPPDATA", "Darwin": ""}.get(platform.system(), "XDG_CACHE_HOME")
-    if chosen := os.environ.get(variable):
-        return Path(chosen) / "minimoe"
+    if given := os.environ.get(variable):
+        return Path(given) / "minimoe"
     try:
         home = Path.home()
     except RuntimeError:

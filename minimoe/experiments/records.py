@@ -21,7 +21,7 @@ from minimoe.errors import UserError
 from minimoe.files import write_atomically
 
 RECORDS = Path(__file__).parent.parent / "records"
-POINTS = 40  # of a curve: enough for a figure
+POINTS = 32  # of a curve: enough for a figure
 DIGITS = 6
 # What figures draw. The other lines of metrics.jsonl stay in the run's folder.
 DRAWN = ("step", "tokens", "seconds", "loss", "max_violation")

@@ -116,6 +116,16 @@ def _measurement(record: Mapping[str, Any]) -> list[str]:
     if "recipes" in record:
         heads, rows = recipe_rows(record)
         return [f"Protocol: {record['protocol']}.", table(heads, rows)]
+    if "solved" in record:
+        values = {
+            f"{recipe}-{index}": one["mean_exact_match"]
+            for recipe, sets in record["solved"].items()
+            for index, one in enumerate(sets)
+        }
+        caption = (
+            f"Problems that `{record['model']}` solves with its steps, by recipe; a seed is another set of problems:"
+        )
+        return [caption, _by_seed(values, ".1%")]
     times = [(name, f"{ms:.1f}", f"{record['ratio'][name]:.2f}") for name, ms in record["milliseconds"].items()]
     return [f"On {record['machine']}:", table(("model", "milliseconds", "over dense"), times)]
 

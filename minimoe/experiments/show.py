@@ -20,7 +20,7 @@ MEANING = {
     "change": "of bits per byte",
     "recalled": "entries of the book whose whole number is right",
     "bits/parameter": "of the book, held by the model",
-    "rounded, R": "entries recalled once the weights are rounded by recipe R",
+    "rounded by": "recipe; its row has the entries recalled after that",
     "read": "entries recalled of the half of the book that the student read",
     "unread": "of the half that only the teacher read",
 }
@@ -30,18 +30,23 @@ def show_record(record: Mapping[str, Any], missing: Sequence[str]) -> None:
     """Prints the runs of an experiment, or the recipes of a measurement, and which runs it lacks."""
     from rich.table import Table
 
-    heads, rows = _rows(record)
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold underline")
-    for index, head in enumerate(heads):
-        table.add_column(head, justify="right" if index else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console.show(table)
+    tables = [_rows(record)]
+    if any("formats" in run for run in record.get("runs", {}).values()):
+        tables.append(format_rows(record["runs"]))
+    for heads, rows in tables:
+        table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold underline")
+        for index, head in enumerate(heads):
+            table.add_column(head, justify="right" if index else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        console.show(table)
     if missing:
         console.show(
             f"Not run yet: {', '.join(missing)}. `minimoe experiments run {record['experiment']}` goes on with them."
         )
-    console.show("; ".join(f"{head}: {MEANING[head]}" for head in heads if head in MEANING) + ".")
+    console.show(
+        "; ".join(f"{head}: {MEANING[head]}" for heads, _ in tables for head in heads if head in MEANING) + "."
+    )
     console.show("All there is, with settings and scores by domain: --json.")
 
 
@@ -56,12 +61,26 @@ def fact_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], R
     """Heads and cells of models that learned a book of facts: parameters, entries recalled, bits held, once rounded."""
     cells = []
     for name, run in runs.items():
-        formats = ", ".join(f"{recipe} {share:.1%}" for recipe, share in run.get("formats", {}).items())
         halves = [f"{run[half]:.1%}" if half in run else "" for half in ("read", "unread")]
         sizes = f"{run['total_params']:,}", f"{run['active_params']:,}"
-        cells.append((name, *sizes, f"{run['recalled']:.1%}", f"{run['bits_per_param']:.2f}", *halves, formats))
-    heads = ("run", "parameters", "active", "recalled", "bits/parameter", "read", "unread", "rounded, R")
+        cells.append((name, *sizes, f"{run['recalled']:.1%}", f"{run['bits_per_param']:.2f}", *halves))
+    heads = ("run", "parameters", "active", "recalled", "bits/parameter", "read", "unread")
     return _filled(heads, cells)
+
+
+def format_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Rows]:
+    """Heads and cells of what models recall once their weights are rounded: a row for each way and recipe."""
+    shares: dict[tuple[str, str], dict[str, float]] = {}
+    for name, run in runs.items():
+        way, _, seed = name.rpartition("-")
+        for recipe, share in run.get("formats", {}).items():
+            shares.setdefault((way, recipe), {})[seed] = share
+    seeds = sorted({seed for row in shares.values() for seed in row})
+    rows = [
+        (recipe, way, *(f"{row[seed]:.1%}" if seed in row else "" for seed in seeds))
+        for (way, recipe), row in shares.items()
+    ]
+    return ("rounded by", "run", *(f"seed {seed}" for seed in seeds)), rows
 
 
 def _filled(heads: tuple[str, ...], cells: list[tuple[str, ...]]) -> tuple[tuple[str, ...], Rows]:
