@@ -45,7 +45,7 @@ def moe_layer(
     _box(axes, 8.5, middle, "sum", style.FAINT, height=0.9)
     _arrow(axes, (1.5, middle), (2.05, middle))
     for expert, affinity in enumerate(affinities):
-        at, chosen = experts - expert, expert in weights
+        at, chosen = float(experts - expert), expert in weights
         shade = style.PALETTE[0] if chosen else style.blend(style.FAINT, "white", 0.6)
         _box(axes, 5.6, at, f"expert {expert}", shade)
         axes.text(
@@ -63,9 +63,9 @@ def moe_layer(
             _arrow(axes, (6.35, at), (7.8, middle), linewidth=2.2, color=style.PALETTE[0])
             label = f"× {weights[expert]:.2f}"
             axes.text(6.5, at + 0.13, label, fontsize=style.TICK_PT, fontweight="bold", color=style.INK, bbox=WHITE)
-    _box(axes, 5.6, 0, "shared expert", style.blend(style.PALETTE[2], "white", 0.4))
-    _arrow(axes, (0.8, middle - 0.5), (4.85, 0), color=style.PALETTE[2])
-    _arrow(axes, (6.35, 0), (7.8, middle), color=style.PALETTE[2])
+    _box(axes, 5.6, 0.0, "shared expert", style.blend(style.PALETTE[2], "white", 0.4))
+    _arrow(axes, (0.8, middle - 0.5), (4.85, 0.0), color=style.PALETTE[2])
+    _arrow(axes, (6.35, 0.0), (7.8, middle), color=style.PALETTE[2])
     axes.text(9.3, middle, "output", va="center", fontsize=style.LABEL_PT, color=style.INK)
     return figure
 

@@ -123,7 +123,7 @@ probs = jax.nn.sigmoid(jnp.asarray(logits, jnp.float32))
 experts = select_topk(probs, jnp.zeros(4), top_k=2)
 load = expert_load(experts, num_experts=4)
 print("experts", experts.tolist())
-print("weights", np.asarray(combine_weights(probs, experts)).round(2).tolist())
+print("weights", *np.asarray(combine_weights(probs, experts)).round(2))
 print(f"load {load.tolist()}, mean {load.mean():.1f}; every token chose expert 0: MaxVio {max_violation(load):.1f} = 4/2 - 1")
 
 # %% [markdown]
@@ -146,7 +146,7 @@ for step in range(200):
     load = expert_load(select_topk(probs, bias, top_k=2), num_experts=4)
     history.append((tuple(np.asarray(load, int).tolist()), tuple(np.asarray(bias).round(2).tolist())))
     if step < 30 and step % 5 == 0:
-        print(f"step {step:2d}  load {load.tolist()}  MaxVio {max_violation(load):.2f}  bias {np.asarray(bias).round(2).tolist()}")
+        print(f"step {step:2d}  load {load.tolist()}  MaxVio {max_violation(load):.2f}  bias {np.asarray(bias).round(2)}")
     bias = bias_update(bias, load, rate=0.02)
 start, again = next((i, j) for j in range(200) for i in range(j) if history[i] == history[j])
 print(f"from step {start} on, loads and biases repeat every {again - start} steps")
@@ -263,14 +263,15 @@ for name in ("dense", "experts-4", "experts-16", "experts-64", "dense-total"):
     if found:
         recalled[name] = [run["recalled"] for run in found]
         print(f"{name:12} {found[0]['total_params']:9,} parameters, {found[0]['flops_per_token'] / 1e6:.2f} MFLOPs a token, "
-              f"recalled {np.mean(recalled[name]):.1%}")
+              f"recalled {np.mean(recalled[name]):.1%} ({len(found)} of 3 seeds recorded)")
     else:
         print(f"{name:12} is not recorded yet: minimoe experiments run knowledge")
-plots.seeds(recalled, quantity="share of the facts recalled", title="Figure 4: facts, three seeds") if recalled else None
+plots.seeds(recalled, quantity="share of the facts recalled", title="Figure 4: facts") if recalled else None
 
 # %% [markdown]
-# What to see: the more experts there are to choose from, the more facts are recalled, at equal arithmetic for each token.
-# `dense-total` has as many parameters as `experts-16` and multiplies with all of them.
+# What to see: dense recalls least, and each step to more experts recalls more, at nearly equal arithmetic for each token
+# (the router grows a little). `dense-total` has about the parameters of `experts-16` and multiplies with all of them. Rows
+# of one seed are a first look; the printed lines say how many seeds there are.
 #
 # ## Where the experts went
 #
@@ -381,12 +382,13 @@ facts_won = bool(recalled) and min(recalled.get("experts-16", [0])) > max(recall
 text_won = bool((equal_tokens > 0).all() and (equal_time > 0).all())
 facts = (f"Facts: dense recalls {np.mean(recalled['dense']):.0%}, 16 experts {np.mean(recalled['experts-16']):.0%}. "
          if {"dense", "experts-16"} <= set(recalled) else "Facts: not recorded yet. ")
+seeds_of_facts = min((len(values) for values in recalled.values()), default=0)
 plots.verdict(
     "Sparsity drastically reduces the TFLOPS required.",
     "At equal arithmetic a sparse model is better than a dense one; or it is as good with less.",
     facts + f"Text at 1.2M tokens: dense minus sparse {equal_tokens.mean():+.3f} bits per byte at equal tokens "
     f"({(equal_tokens > 0).sum()} of 3 seeds for sparse), {equal_time.mean():+.3f} at about equal time "
-    f"({(equal_time > 0).sum()} of 3).",
+    f"({(equal_time > 0).sum()} of 3). Seeds of the facts: {seeds_of_facts}.",
     "holds" if text_won else "holds when capacity is what the task lacks" if facts_won else "does not show here",
     "A longer record of text in which all seeds agree; lesson 01 reads one.",
 )
