@@ -16,8 +16,6 @@ from matplotlib.figure import Figure
 from minimoe.errors import UserError
 from minimoe.plots import style
 
-DASHES = ("-", "--", "-.", ":")
-
 
 def score_functions(
     logits: Float[np.ndarray, " n"],
@@ -42,7 +40,7 @@ def score_functions(
     for axes, curves, name in zip(panels, (affinities, slopes), ("affinity", "derivative"), strict=True):
         style.dress(axes, title=name, x="logit", grid="both")
         for index, (label, values) in enumerate(curves.items()):
-            dash = DASHES[index % len(DASHES)]
+            dash = style.DASHES[index % len(style.DASHES)]
             axes.plot(logits, values, color=style.color_of(index), linestyle=dash, linewidth=1.8, label=label)
         axes.set_xlim(float(logits[0]), float(logits[-1]))
         axes.set_ylim(bottom=0)

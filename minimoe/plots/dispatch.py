@@ -128,7 +128,7 @@ def expert_and_token(
     axes.set_xlim(
         min(0.0, *(min(pair) for pair in bits.values())), 1.1 * max(token_bits, *(max(p) for p in bits.values()))
     )
-    axes.legend(frameon=False, fontsize=style.TICK_PT, loc="lower right")
+    axes.legend(frameon=False, fontsize=style.TICK_PT, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3)
     return figure
 
 

@@ -113,7 +113,8 @@ def draw_max_violation(axes: Axes, at: Float[np.ndarray, " n"], balance: Float[n
     marker = "o" if len(at) < 3 else ""
     for layer, shade in enumerate(shades):
         axes.plot(at, balance[:, layer], color=shade, linewidth=0.7, alpha=0.25)
-        axes.plot(at, read.smooth(balance[:, layer]), color=shade, linewidth=1.5, marker=marker, markersize=4)
+        look = {"marker": marker, "markersize": 4, "linestyle": style.DASHES[layer % len(style.DASHES)]}
+        axes.plot(at, read.smooth(balance[:, layer]), color=shade, linewidth=1.5, **look)  # type: ignore[arg-type]
     finite = balance[np.isfinite(balance)]
     top = float(finite.max()) if len(finite) else 0.0
     axes.set_ylim(-0.05 * max(top, 0.5), 1.08 * max(top, 0.5))

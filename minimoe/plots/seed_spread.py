@@ -91,7 +91,7 @@ def curves_with_spread(
         values = np.stack([np.interp(at, read.column(run, x), _averaged(run)) for run in runs])
         shade = style.color_of(index)
         axes.fill_between(at, values.min(0), values.max(0), color=shade, alpha=0.2, linewidth=0)
-        axes.plot(at, values.mean(0), color=shade, linewidth=1.8)
+        axes.plot(at, values.mean(0), color=shade, linewidth=1.8, linestyle=style.DASHES[index % len(style.DASHES)])
         ends.append(float(values.mean(0)[-1]))
     style.start_at_zero(axes, np.asarray([longest]), skip * longest)
     if x == "tokens":

@@ -31,6 +31,7 @@ INK = "#222222"
 QUIET = "#6B6B6B"
 FAINT = "#D9D9D9"
 ALARM = "#D55E00"
+DASHES = ("-", "--", "-.", ":")  # of lines that colour alone would tell apart
 
 WIDTH_IN = 7.5
 DPI = 120
