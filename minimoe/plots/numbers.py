@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -64,6 +64,7 @@ def granularity_errors(
     matrix: Float[np.ndarray, "O I"],
     approximations: Mapping[str, Float[np.ndarray, "O I"]],
     title: str = "Where the error sits",
+    counted: Bool[np.ndarray, "..."] | None = None,
 ) -> Figure:
     """The matrix, and the absolute error of each approximation of it as an image in one common shade.
 
@@ -74,13 +75,17 @@ def granularity_errors(
       matrix: what was quantized.
       approximations: what came back, under the name of each way.
       title: above the figure.
+      counted: the values that the ratios are of; None: all. A large value that always comes back would hide the others.
 
     Raises:
-      UserError: if there is no approximation, or one has another shape.
+      UserError: if there is no approximation, or one has another shape, or ``counted`` has.
     """
     shapes = {name: values.shape for name, values in approximations.items()}
     if not shapes or any(shape != matrix.shape for shape in shapes.values()):
         raise UserError(f"approximations {shapes} must have the shape {matrix.shape} of the matrix; give at least one")
+    counted = np.ones(matrix.shape, bool) if counted is None else counted
+    if counted.shape != matrix.shape:
+        raise UserError(f"counted has the shape {counted.shape}; give one truth value for each of {matrix.shape}")
     columns = min(3, len(shapes) + 1)
     rows = -(-(len(shapes) + 1) // columns)
     panel_in = (style.WIDTH_IN - 1.0) / columns * min(1.4, max(0.5, matrix.shape[0] / matrix.shape[1]))
@@ -92,7 +97,7 @@ def granularity_errors(
     errors = {name: np.abs(matrix - values) for name, values in approximations.items()}
     largest = max(float(error.max(initial=0.0)) for error in errors.values()) or 1.0
     for axes, (name, error) in zip(panels[1:], errors.items(), strict=False):
-        image = _draw(axes, error, f"{name}: {_ratio_db(matrix, error)}", ERRORS, 0.0, largest)
+        image = _draw(axes, error, f"{name}: {_ratio_db(matrix[counted], error[counted])}", ERRORS, 0.0, largest)
     for axes in panels[len(shapes) + 1 :]:
         axes.set_axis_off()
     bar = figure.colorbar(image, ax=panels[1:] or panels, pad=0.02)
@@ -109,6 +114,6 @@ def _draw(axes: Axes, values: Float[np.ndarray, "O I"], name: str, palette: str,
     return axes.imshow(values, cmap=palette, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
 
 
-def _ratio_db(matrix: Float[np.ndarray, "O I"], error: Float[np.ndarray, "O I"]) -> str:
+def _ratio_db(matrix: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"]) -> str:
     noise, signal = (float(np.square(values, dtype=np.float64).sum()) for values in (error, matrix))
     return "exact" if noise == 0 else f"{10 * np.log10(max(signal, 1e-300) / noise):.1f} dB"

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Num
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from minimoe.errors import UserError
 from minimoe.plots import style
 
 DECIBELS_PER_BIT = 20 * math.log10(2)
 MARKERS = "osD^vP*"
+STYLES = ("-", "--", ":", "-.")
 
 
 def rounding(
@@ -99,73 +98,6 @@ def error_against_bits(
     return figure
 
 
-def error_by_block(
-    sizes: Sequence[int],
-    rows: Mapping[str, Sequence[float]],
-    chosen: tuple[str, int],
-    title: str = "Error against the size of a block",
-) -> Figure:
-    """Signal to noise (decibels, higher is better) against how many values share a scale; one line a format.
-
-    Args:
-      sizes: values that share a scale.
-      rows: decibels, one a size, under the name of each format.
-      chosen: format and size of the point to circle.
-      title: above the figure.
-
-    Raises:
-      UserError: if a row has another length than the sizes, or the chosen point is not among them.
-    """
-    short = [name for name, values in rows.items() if len(values) != len(sizes)]
-    if short or chosen[0] not in rows or chosen[1] not in sizes:
-        raise UserError(f"rows {short} must hold one value for each of {list(sizes)}, and {chosen} be one of them")
-    figure = style.blank(title, height_in=3.6)
-    axes = figure.subplots()
-    style.dress(axes, x="values that share a scale", y="signal to noise (dB)", grid="both")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(sizes), labels=[str(size) for size in sizes])
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    for index, (name, values) in enumerate(rows.items()):
-        axes.plot(sizes, values, color=style.color_of(index), linewidth=2.2 if name == chosen[0] else 1.2)
-    value = rows[chosen[0]][list(sizes).index(chosen[1])]
-    axes.plot([chosen[1]], [value], "o", markersize=11, color="none", markeredgecolor=style.INK, markeredgewidth=1.6)
-    shades = [style.color_of(index) for index in range(len(rows))]
-    style.label_ends(axes, [values[-1] for values in rows.values()], list(rows), shades)
-    return figure
-
-
-def one_block(
-    values: Num[np.ndarray, " n"],
-    answers: Mapping[str, Num[np.ndarray, " _"]],
-    title: str = "One block and what becomes of it",
-) -> Figure:
-    """A column a number: its exact value as a bar, and a marker for what each way makes of it.
-
-    Args:
-      values: the block.
-      answers: the block as it comes back, under the name of each way.
-      title: above the figure.
-
-    Raises:
-      UserError: if there is no answer, or one has another length.
-    """
-    if not answers or any(len(answer) != len(values) for answer in answers.values()):
-        raise UserError(f"answers {list(answers)} must each hold {len(values)} values; give at least one")
-    figure = style.blank(title, height_in=3.0)
-    axes = figure.subplots()
-    style.dress(axes, x="number of the block", y="value")
-    at = np.arange(len(values))
-    axes.bar(at, values, width=0.75, color=style.FAINT, label="exact")
-    for index, (name, answer) in enumerate(answers.items()):
-        shift = 0.32 * (index - (len(answers) - 1) / 2)
-        look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "color": style.color_of(index)}
-        axes.plot(at + shift, answer, linestyle="", markersize=6, label=name, **look)
-    axes.axhline(0.0, color=style.QUIET, linewidth=0.8)
-    axes.set_xticks(at)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=style.TICK_PT)
-    return figure
-
-
 def staircase(
     x: Float[np.ndarray, " n"],
     rounded: Float[np.ndarray, " n"],
@@ -186,7 +118,8 @@ def staircase(
     above.plot(x, rounded, color=style.color_of(0), linewidth=1.8)
     style.dress(below, x="weight", y="slope")
     for index, slope in enumerate(slopes.values()):
-        below.plot(x, slope, color=style.color_of(index + 1), linewidth=1.8)
+        dashes = STYLES[index % len(STYLES)]
+        below.plot(x, slope, color=style.color_of(index + 1), linewidth=1.8, linestyle=dashes)
     below.set_ylim(-0.1, 1.25 * max(1.0, *(float(slope.max()) for slope in slopes.values())))
     style.label_key(below, list(slopes), [style.color_of(index + 1) for index in range(len(slopes))])
     return figure

@@ -13,20 +13,23 @@
 # %% [markdown]
 # # 04 · Quantization: the same model in fewer bits
 #
-# A weight in float32 takes 32 bits. How many does it need? DeepSeek-V4's experts are stored in a little over four. This
-# lesson takes numbers apart, rounds them by hand, then a trained model, and asks three things of every format: how many
-# bytes, how much quality, and **is it faster or only smaller?**
+# A weight in float32 takes 32 bits. DeepSeek-V4 stores its experts in a little over four. This lesson takes numbers apart,
+# rounds them by hand and then rounds trained models. It asks three questions of every format: how many bytes does it save,
+# what does the model lose, and **is the model faster or only smaller?**
 #
 # | | |
 # | --- | --- |
-# | **You should know** | notebook 00, or: what a router and an expert are; what bits per byte measure |
-# | **You will be able to** | quantize a block by hand in int8, FP8 and FP4; choose who shares a scale; quantize a model with one call, weigh its file and score it; say why the router is left alone; train through a rounding; name formats that save memory and no time |
-# | **Time** | about four and a half minutes on two CPU cores, under 80 seconds with `MINIMOE_FAST=1` (then nothing has learnt anything, and qualities mean nothing) |
+# | **You should know** | lesson 00, or: what a router and an expert are; what bits per byte measure |
+# | **You will be able to** | read a number format from its bits; write a quantizer that packs; choose which values share a scale; quantize a model with one call and weigh its file; say what each format costs in text, in facts and in solved problems; train through a rounding; name formats that save memory and no time |
+# | **Time to study** | 45 minutes, up to the verdicts; 25 more for *Further* |
+# | **Time to run** | about two minutes on two CPU cores, under 90 seconds with `MINIMOE_FAST=1` |
+#
+# Two words first. To *quantize* a number is to replace it by the nearest of a few allowed values. The number of the
+# allowed value is its *code*, and the code is what is stored.
 
 # %%
 import os
 import platform
-import sys
 import time
 
 import flax
@@ -34,44 +37,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from IPython.display import Markdown, display
 
 import minimoe
-from minimoe import ModelConfig, hub, plots, quant
+from minimoe import hub, plots, quant
+from minimoe.experiments import read_record
 from minimoe.plots import numbers
 from minimoe.plots import quantization as figures
 from minimoe.process import keep_compiled_programs, keep_memory
 
 FAST = os.environ.get("MINIMOE_FAST") == "1"
-STEPS = 12 if FAST else 240
 began = time.monotonic()
 keep_memory()  # freed memory stays with this process: a step need not ask for it again
 keep_compiled_programs()  # a second run of this notebook need not compile again
 print(f"minimoe {minimoe.__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}")
-print(f"{os.cpu_count()} cores; one run of {STEPS} steps and a branch of it;", "fast profile" if FAST else "full profile")
+print(f"{os.cpu_count()} cores;", "fast profile" if FAST else "full profile")
 
 # %% [markdown]
 # ## The question
 #
-# "FP8 and INT8, near-lossless, a smaller footprint": near-lossless *measured how*, smaller *by how much*, and on which
-# machine does it also save time?
+# The press wrote: "FP8 and INT8, near-lossless, a smaller footprint". Near-lossless by which measure? Smaller by how much?
+# On which machine does it also save time?
 #
-# **Predict before you run.** Your guesses come back beside the numbers.
+# **Predict before you run.** Replace each `None` by a number. The notebook compares later.
 
 # %%
 my_guesses = {
-    "int8: bits per byte, relative change": 0.005,
-    "experts in FP4: bits per byte, relative change": 0.05,
-    "share of expert choices that change if the router alone is FP4": 0.05,
-    "8 rows times a 4096 x 4096 matrix, int8 on both sides: times as fast as float32": 4.0,
-    "the same with int8 weights decoded first: times as fast as float32": 1.5,
+    "text, experts in FP4: change of bits per byte, percent": None,
+    "facts, recipe v4: entries forgotten, of 100": None,
+    "problems, recipe v4: problems no longer solved, of 100": None,
+    "8 rows times a large matrix, int8 on both sides: times as fast as float32": None,
+    "the same, int8 weights decoded first: times as fast as float32": None,
 }
+questions = list(my_guesses)
+
+
+def compare(question, measured):
+    """Sets a prediction beside the measurement; without a prediction it waits for one."""
+    if my_guesses[question] is None:
+        print(f"fill in your prediction at the top and run both cells again: {question}")
+    else:
+        print(f"{question}: you predicted {my_guesses[question]:g}, measured {measured:.3g}")
+
 
 # %% [markdown]
 # ## Five numbers by hand
 #
-# Four bits, so whole numbers from -7 to 7 (-8 would have no positive partner). One scale for all five: divide by it,
-# round, multiply again. On paper: the scale, the five codes, the five values that come back. Which number suffers most,
-# relative to itself? Then give the last number a scale of its own and do it again.
+# Take the five numbers in the next cell and four bits, so whole numbers from -7 to 7. The code -8 exists too, but it has
+# no positive partner, and we leave it out. One *scale* serves all five numbers: divide by it, round, multiply again.
+#
+# Do it on paper first: the scale, the five codes, the five values that come back. Which number suffers most, relative to
+# itself? Then give the last number a scale of its own and do it again.
 
 # %%
 x = np.array([0.31, -0.12, 0.05, -0.02, 1.40])
@@ -87,771 +103,69 @@ scale, codes, back = by_hand(x)
 small_scale, small_codes, small_back = by_hand(x[:4])
 print(f"one scale  {scale:.3f}: codes {codes} -> {back.round(3)}")
 print(f"two scales {small_scale:.3f} and {x[4] / 7:.3f}: codes {small_codes} and [7] -> {small_back.round(3)} and [{x[4]}]")
+print("numbers that became 0:", int((back == 0).sum()), "with one scale,", int((small_back == 0).sum()), "with two")
 steps = np.arange(-7, 8)
 ways = {"one scale": (steps * scale, back)}
 ways["the last one apart"] = (np.append(steps * small_scale, x[4]), np.append(small_back, x[4]))
 figures.rounding(x, ways, "Figure 1: five numbers, 15 codes")
 
 # %% [markdown]
-# > **Key observation.** One large number sets the step for everybody. The small ones become 0: not slightly wrong, gone.
-# > Nothing about the format changed between the two rows; only *who shares a scale*.
+# What to see: in the upper row two small numbers land on 0, because the large number sets the step for all five. The
+# format is the same in both rows. Only *which numbers share a scale* has changed.
 #
 # ## The formula
 #
 # $$q_i=\text{round}\!\left(\frac{x_i}{s}\right),\qquad s=\frac{\max_j|x_j|}{2^{N-1}-1},\qquad \hat x_i=s\,q_i$$
 #
-# (SmoothQuant, arXiv 2211.10438, equation 1; the name of this $s$ is *absmax*.) With integers the error is at most
-# $s/2$, whatever $x_i$ is. In a product, scales of rows and columns leave the sum, and what remains is integers:
+# This is equation 1 of SmoothQuant (arXiv 2211.10438). Here $N$ is the number of bits, $q_i$ the code and $s$ the scale.
+# This choice of $s$ is called *absmax*. The error is at most $s/2$, whatever $x_i$ is. In a matrix product the scales of
+# the rows $t$ and of the columns $o$ can be taken out of the sum, and only whole numbers are summed:
 #
 # $$y_{to}=s^x_t\,s^w_o\sum_i q^x_{ti}\,q^w_{oi}$$
 #
-# (the same paper, equation 2). A scale that changes *along i* does not leave the sum. Remember that for later. The library:
+# This is equation 2 of the same paper. A scale that changes *along i* cannot be taken out of the sum.
+#
+# ## A quantizer that packs
+#
+# Two 4-bit codes fit into one byte. Here is the whole of an int4 quantizer, in which `group` neighbours share a scale.
 
 # %%
-q = quant.quantize(jnp.asarray(x[None], jnp.float32), quant.Spec("int4", quant.PerTensor()))
-print("packed codes", q.codes, " scale", q.scale, f" {q.bits} bits for 5 values, {q.bits_per_value} each")
-print("back        ", q.dequantize().round(3))
-print("five int4 codes take", q.codes.nbytes, "bytes here: two a byte, and half a byte is left over")
+def pack_int4(w, group):
+    """[O, I] -> bytes [O, I / 2] and scales [O, I / group]; codes are -7..7."""
+    blocks = w.reshape(len(w), -1, group)
+    scale = jnp.abs(blocks).max(axis=-1) / 7
+    codes = jnp.round(blocks / scale[..., None]).reshape(w.shape).astype(jnp.int8)
+    nibbles = (codes & 15).astype(jnp.uint8)  # two's complement, cut to four bits
+    return nibbles[:, 0::2] | (nibbles[:, 1::2] << 4), scale
+
+
+def unpack_int4(packed, scale, group):
+    """The values that the codes stand for: [O, I]."""
+    nibbles = jnp.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+    codes = (nibbles.astype(jnp.int8) ^ 8) - 8  # 8..15 stand for -8..-1
+    blocks = codes.reshape(len(packed), -1, group)
+    return (blocks * scale[..., None]).reshape(nibbles.shape)
+
+
+# %%
+some = jax.random.normal(jax.random.key(0), (64, 256))
+packed, scales = pack_int4(some, 32)
+theirs = quant.quantize(some, quant.INT4_GROUP32)
+np.testing.assert_array_equal(packed, theirs.codes)
+np.testing.assert_allclose(scales, theirs.scale, rtol=1e-6)
+np.testing.assert_allclose(unpack_int4(packed, scales, 32), theirs.dequantize(), rtol=1e-6)
+print(f"{some.nbytes:,} bytes of float32 -> {packed.nbytes:,} bytes of codes and {scales.nbytes:,} bytes of scales")
+print(f"the library counts {theirs.bits_per_value} bits a value: {theirs.format.bits} of code and a share of the scale")
 
 # %% [markdown]
-# Look at the bits: the codes are 4 bits each, but the one float32 scale costs more than all five. A scale is only cheap
-# if many values share it, and only good if few do. The whole subject is that bargain.
+# The library's codes are ours, bit for bit. From here on we use `quant.quantize(array, spec)`. A *spec* names the format,
+# which values share a scale, and how the scale is stored. A scale is cheap only if many values share it, and good only if
+# few do.
 #
-# ## Number lines
+# ### Exercise: int8 with a scale for each row
 #
-# Eight bits give 256 codes and four give 16. A format says where they lie. Integers are evenly spaced. Floating point
-# (`e4m3`: 4 bits of exponent, 3 of mantissa) is dense near zero. First stretched to the same largest value, as scaling
-# does:
-
-# %%
-names = ["int8", "fp8_e4m3", "fp8_e5m2", "int4", "fp4_e2m1", "nf4"]
-numbers.number_lines(names, title="Figure 2: every value of six formats, scaled alike")
-
-# %%
-for name in names:
-    f = quant.get_format(name)
-    values = f.values()
-    near = np.sum(np.abs(values) <= f.max / 10)
-    print(f"{name:9} {len(values):3} values, {near:3} of them within a tenth of the largest; "
-          f"largest {f.max:g}, smallest {f.smallest:.3g}")
-reach = ["int8", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1", "ue8m0"]
-numbers.number_lines(reach, log=True, title="Figure 3: positive values, unscaled")
-
-# %% [markdown]
-# > **Key observation.** int8 spends most of its codes on large values, FP8 on small ones. An integer's *absolute* error is
-# > constant, a float's *relative* error is (at most 1/16 for e4m3, until it runs out of exponents). Which is better depends
-# > on the numbers: outliers favour floats, a flat range favours integers. The last row has nothing but exponents. It is
-# > used for scales.
-#
-# ## Who shares a scale?
-#
-# A weight matrix, output channels as rows, with **one** planted outlier; all ways in int8. Every pair of brackets is
-# "shape of the matrix → shape of its scales".
-
-# %%
-rows, columns = 48, 96
-plain = 0.02 * jax.random.normal(jax.random.key(0), (rows, columns))
-weight = plain.at[20, 40].set(1.0)  # fifty standard deviations
-shapes = {"tensor": quant.PerTensor(), "block 16 x 32": quant.Block(16, 32), "row": quant.PerChannel(),
-          "group of 32": quant.Group(32), "group of 8": quant.Group(8)}  # fmt: skip
-found = {name: quant.quantize(weight, quant.Spec("int8", shape)) for name, shape in shapes.items()}
-for name, q in found.items():
-    rest = quant.sqnr_db(plain.at[20, 40].set(0.0), q.dequantize().at[20, 40].set(0.0))
-    print(f"{name:14} {weight.shape} -> {q.scale.shape!s:9} {q.bits_per_value:5.2f} bits a value, "
-          f"{rest:5.1f} dB without the outlier itself")
-
-# %%
-answers = {name: np.asarray(q.dequantize()) for name, q in found.items()}
-numbers.granularity_errors(np.asarray(weight), answers, "Figure 4: one outlier weight, int8 (dB with the outlier)")
-
-# %% [markdown]
-# The decibels in the titles count the outlier itself, which always comes back almost exactly; the printed ones leave it
-# out. Decibels are the power of the signal over that of the error, $10\log_{10}$ of it: 20 dB is an error of a tenth.
-#
-# ### Activations are worse
-#
-# In trained language models a few *channels* of the activations are loud for every token. Rows are tokens now, and one
-# loud channel spoils all of them:
-
-# %%
-from minimoe.quant.smooth import smoothing_factors
-
-loud = jax.random.normal(jax.random.key(1), (rows, columns)).at[:, 40].multiply(50.0)
-factors = smoothing_factors(np.abs(np.asarray(loud)).max(axis=0), np.full(columns, 0.05))
-
-def int8(values, shape):
-    return quant.quantize(values, quant.Spec("int8", shape)).dequantize()
-
-answers = {
-    "tensor": int8(loud, quant.PerTensor()),
-    "token": int8(loud, quant.PerToken()),
-    "tile of 32": int8(loud, quant.Tile(32)),
-    "channel": int8(loud.T, quant.PerChannel()).T,
-    "smoothed, token": int8(loud / factors, quant.PerToken()) * factors,
-}
-quiet = jnp.arange(columns) != 40
-for name, values in answers.items():
-    print(f"{name:16} {quant.sqnr_db(loud * quiet, values * quiet):5.1f} dB on the quiet channels")
-
-# %%
-answers = {name: np.asarray(values) for name, values in answers.items()}
-numbers.granularity_errors(np.asarray(loud), answers, "Figure 5: one loud channel, int8")
-
-# %% [markdown]
-# > **Key observation.** A scale a token does not help, because every token has the loud channel. A scale a *channel* would,
-# > but it runs along the axis that is summed and cannot leave the sum: no integer matmul with it. The last picture is
-# > SmoothQuant's way out (equation 4): divide the channel by $s_j=\max|X_j|^{\alpha}/\max|W_j|^{1-\alpha}$ and multiply the
-# > weights that read it. DeepSeek's way is small tiles, whose partial sums are scaled one by one. Both cost something.
-#
-# ### Error against bits
-#
-# Now formats and granularities together, with everything counted: bits of codes *and* scales. Three arrays: independent
-# normal numbers, numbers with heavy tails, and the activations with the loud channel.
-
-# %%
-arrays = {
-    "normal": jax.random.normal(jax.random.key(2), (256, 1024)),
-    "heavy tails": jax.random.t(jax.random.key(3), 3.0, (256, 1024)),
-    "a loud channel": jax.random.normal(jax.random.key(4), (256, 1024)).at[:, 40].multiply(50.0),
-}
-shown = ("int8_channel", "mxfp8", "fp8_tile", "int4_group32", "nf4_group64", "nvfp4", "mxfp4", "mxfp4_ocp")
-specs = {name: quant.SPECS[name] for name in shown[:: 2 if FAST else 1]}
-specs["int4, a scale a row"] = quant.Spec("int4", quant.PerChannel())
-panels = {
-    label: {
-        name: (q.bits_per_value, float(quant.sqnr_db(array, q.dequantize())))
-        for name, q in ((name, quant.quantize(array, spec)) for name, spec in specs.items())
-    }
-    for label, array in arrays.items()
-}
-figures.error_against_bits(panels, "Figure 6: what the bits buy")
-
-# %%
-for name in specs:
-    decibels = [f"{label} {row[name][1]:5.1f} dB" for label, row in panels.items()]
-    print(f"{name:20} {panels['normal'][name][0]:5.2f} bits", *decibels, sep="   ")
-
-# %% [markdown]
-# Every bit halves the step of an integer: $20\log_{10}2\approx 6.02$ dB. The dashed line is Shannon's limit for normal
-# numbers, $D=\sigma^2 2^{-2R}$, which no quantizer passes (other arrays have other limits).
-#
-# > **Key observation.** At 8 bits int8 is ahead of FP8 on well-behaved numbers and behind when one row holds large and
-# > small ones. At 4 bits the block decides, not the code: a scale a row is useless with heavy tails.
-#
-# ## A scale that is a power of two
-#
-# A byte for each 32 values is a cheap scale, if the byte is an exponent (`ue8m0`). But absmax rarely is a power of two.
-# Round the scale **up** and the largest value fits with room to spare; take the exponent of absmax, as the MX
-# specification suggests (section 6.3), and what lies between 6 and 8 times the scale **saturates**. DeepSeek rounds up:
-#
-# $$s_\text{up}=2^{\lceil\log_2(a/6)\rceil},\qquad s_\text{OCP}=2^{\lfloor\log_2 a\rfloor-2},\qquad a=\max_j|x_j|$$
-#
-# One block of eight by hand, in FP4, whose magnitudes are 0, 0.5, 1, 1.5, 2, 3, 4 and 6:
-
-# %%
-block = np.array([7.4, 5.2, -2.6, 1.2, 0.7, -0.4, 0.3, 0.1], dtype=np.float32)
-answers = {}
-for rule in ("deepseek", "ocp"):
-    s = float(quant.ue8m0_scale(jnp.asarray(np.abs(block).max()), 6.0, rule))
-    q = quant.quantize(jnp.asarray(block), quant.Spec("fp4_e2m1", quant.Group(8), "ue8m0", rule))
-    answers[rule] = np.asarray(q.dequantize())
-    error = np.abs(answers[rule] - block)
-    print(f"{rule:9} scale {s:g}, stored as the byte {q.scale[0]}; largest of x/s {np.abs(block).max() / s:.2f}")
-    print(f"{'':9} back {answers[rule]}")
-    print(f"{'':9} error of the largest {error[0]:.2f}, of the other seven together {error[1:].sum():.2f}")
-figures.one_block(block, answers, "Figure 7: rounding the scale up, or saturating")
-
-# %%
-for label, array in arrays.items():
-    both = [quant.quantize(array, spec) for spec in (quant.MXFP4, quant.MXFP4_OCP)]
-    cut = np.mean(np.asarray(both[1].scale) != np.asarray(both[0].scale))
-    up, ocp = (float(quant.sqnr_db(array, q.dequantize())) for q in both)
-    print(f"{label:15} rounded up {up:.2f} dB, OCP {ocp:.2f} dB; the rules differ in {cut:.0%} of the blocks")
-
-# %% [markdown]
-# > **Key observation.** Up: nothing saturates, and the small values of the block lose a bit. OCP: the small ones keep it,
-# > and the largest is cut. Where the two differ, decide by what the largest values are worth to you.
-#
-# ## Be the designer
-#
-# Heavy-tailed numbers again. In a live notebook choose the format and how many values share a float32 scale; on the web
-# you see one choice. Which format gains most from small blocks? Which size would you pay for (a scale is 32 bits)?
-
-# %%
-sizes = [8, 32, 128] if FAST else [8, 16, 32, 64, 128, 256, 1024]
-tails = arrays["heavy tails"]
-
-
-def decibels(format, size):
-    return float(quant.sqnr_db(tails, quant.quantize(tails, quant.Spec(format, quant.Group(size))).dequantize()))
-
-
-six = ("int8", "fp8_e4m3", "fp8_e5m2", "int4", "fp4_e2m1", "nf4")
-by_block = {name: [decibels(name, size) for size in sizes] for name in six}
-
-
-def board(format, size, name):
-    bits = quant.get_format(format).bits + 32 / size
-    title = f"{name}: {format}, {size} to a scale: {bits:.2f} bits, {by_block[format][sizes.index(size)]:.1f} dB"
-    return figures.error_by_block(sizes, by_block, (format, size), title)
-
-
-# %%
-try:
-    import ipywidgets
-except ImportError:  # pip install "minimoe[notebooks]" brings it
-    ipywidgets = None
-live = "JPY_SESSION_NAME" in os.environ or "__vsc_ipynb_file__" in globals() or "google.colab" in sys.modules
-if live and ipywidgets is not None:  # Jupyter, VS Code or Colab: someone is there to move a slider
-    formats = ipywidgets.Dropdown(options=list(by_block), value="fp4_e2m1")
-    slider = ipywidgets.SelectionSlider(options=sizes, value=32, continuous_update=False)  # redraw on release
-    ipywidgets.interact(lambda format, size: board(format, size, "Your choice"), format=formats, size=slider)
-board("fp4_e2m1", 32, "Figure 8")
-
-# %% [markdown]
-# ## A model to quantize
-#
-# Enough of random numbers. We train nano (E = 8, K = 2, one shared expert) on the bundled text; it takes a minute or so.
-# Two thirds of the way we keep a copy of model and optimiser, for an experiment further down.
-
-# %%
-from minimoe.data import documents, load_tokenizer, training_data
-from minimoe.training import Recipe, RunConfig, init_training, train_step
-
-tokenizer, corpus = load_tokenizer(), documents()
-data = training_data(corpus, tokenizer)
-nano = ModelConfig.preset("nano")
-if FAST:
-    nano = nano.replace(num_layers=2, context_length=64)
-recipe = Recipe.preset("nano", steps=STEPS)
-
-
-def run_steps(model, optimizer, first, last, transform=None):
-    """Trains from step ``first`` to ``last``; returns the losses."""
-    started, losses = time.monotonic(), []
-    for step in range(first, last):
-        batch = data.batch(recipe.seed, step, recipe.batch_size, nano.context_length)
-        given = [jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.where)]
-        key = jax.random.fold_in(jax.random.key(recipe.seed), step)
-        metrics = train_step(model, optimizer, *given, key, recipe=recipe, transform_params=transform)
-        losses.append(float(metrics.loss))
-        if (step + 1) % (STEPS // 6) == 0:
-            left = (time.monotonic() - started) / len(losses) * (last - step - 1)
-            print(f"step {step + 1}/{STEPS}  loss {losses[-1]:.2f}  ETA {left:.0f} s", flush=True)
-    return losses
-
-
-# %%
-def copied(pair):
-    graphdef, state = nnx.split(pair)
-    return nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
-
-
-BRANCH = 2 * STEPS // 3
-model, optimizer = init_training(RunConfig(nano, recipe, {}, tokenizer.name))
-losses = run_steps(model, optimizer, 0, BRANCH)
-branch = copied((model, optimizer))
-losses += run_steps(model, optimizer, BRANCH, STEPS)
-
-# %% [markdown]
-# What we score with: the **quick** protocol (about 40,000 tokens of held-out text, every domain alike), and where many
-# variants are compared, a **part** of it: the first 3,000 characters of each domain.
-
-# %%
-import dataclasses
-
-from minimoe.data import evaluation_documents
-from minimoe.training import evaluate
-
-quick = evaluation_documents(corpus, "quick")
-first = {document.domain: document for document in reversed(quick)}
-part = [dataclasses.replace(document, text=document.text[: 800 if FAST else 3000]) for document in first.values()]
-scored = part if FAST else quick
-
-
-def bits(candidate, text=part):
-    return evaluate(candidate, text, tokenizer).bits_per_byte
-
-
-before = bits(model, scored)
-print(f"float32: {before:.3f} bits per byte ({'part' if FAST else 'quick protocol'}), {bits(model):.3f} on the part")
-
-# %% [markdown]
-# ## One call, and what lies on the disk
-#
-# A **recipe** is a list of rules: a pattern on the path of a module, and what becomes of its weights and of its inputs.
-# `quantize_model` returns a model with other modules in it, which hold codes; nothing is kept in float beside them.
-
-# %%
-small = quant.quantize_model(model, "mxfp4")
-for row in quant.size_report(small).rows[:9]:
-    print(f"{row.path:42} {row.shape!s:16} {row.format:9} {row.bits_per_value:6.2f} bits a value {row.bytes:8,} bytes")
-for name, r in quant.RECIPES.items():
-    print(f"{name:10} {r.doc}")
-
-# %% [markdown]
-# Believe no size that is computed only. So save each model and ask the file system. The claim is that the file has the
-# logical bits, packed, within 3%.
-
-# %%
-import tempfile
-from pathlib import Path
-
-
-def file_bytes(candidate):
-    with tempfile.TemporaryDirectory() as folder:
-        hub.save(candidate, Path(folder) / "model")
-        return os.path.getsize(Path(folder) / "model" / "model.safetensors")
-
-
-names = ["int8", "mxfp4"] if FAST else ["int8", "int8-w8a8", "int4", "fp8", "mxfp4", "nvfp4", "v4"]
-recipes = {"bfloat16": quant.QuantRecipe("bfloat16", (), rest="bfloat16")} | {name: quant.get_recipe(name) for name in names}
-models = {"float32": model} | {name: quant.quantize_model(model, recipe) for name, recipe in recipes.items()}
-on_disk = {name: file_bytes(candidate) for name, candidate in models.items()}
-for name, size in on_disk.items():
-    report = quant.size_report(models[name])
-    print(f"{name:10} logical {report.bytes:9,}, on disk {size:9,} bytes ({size / report.bytes - 1:+.2%}); "
-          f"{report.bits_per_value:5.2f} bits a value, {report.bfloat16_bytes / report.bytes:.2f}x smaller than bfloat16")
-    assert abs(size / report.bytes - 1) < 0.03
-
-# %%
-forms = ("bfloat16", "int8", "mxfp4") if FAST else ("bfloat16", "int8", "mxfp4", "v4")
-by_path = {name: {row.path: row.bytes for row in quant.size_report(models[name]).rows} for name in forms}
-plots.bytes_by_part(by_path, "Figure 9: where the bytes of nano are")
-
-# %% [markdown]
-# > **Key observation.** "FP4" is a statement about the experts. What the recipe leaves in float32 soon is most of the
-# > file: in a model as small as nano the embedding and the attention weigh a lot. In V4-Pro the experts are nearly
-# > everything (lesson 01). The ratio of bytes does not transfer between sizes.
-#
-# ### Fake quantization
-#
-# Many libraries round the weights and keep them in float: *fake* quantization. The answers are those of the real thing,
-# the bytes are not. We use it below as a shortcut, openly, because a float model with other values needs no new
-# compilation:
-
-# %%
-from minimoe.quant.qat import qat_transform
-
-
-def rounded(source, recipe):
-    """``source`` with its weights rounded as the recipe says, in float32: fake quantization, activations left alone."""
-    graphdef, params, rest = nnx.split(source, nnx.Param, ...)
-    return nnx.merge(graphdef, qat_transform(source, recipe)(params), rest)
-
-
-fake = rounded(model, "mxfp4")
-print(f"on disk: real {on_disk['mxfp4']:,} bytes, fake {file_bytes(fake):,}, not rounded at all {on_disk['float32']:,}")
-fake_bits = bits(fake, scored)
-
-# %% [markdown]
-# ## Quality against size
-#
-# Our nano by recipe, scored on held-out text. Nothing is trained or calibrated: plain rounding to nearest.
-
-# %%
-quality = {"float32": before} | {name: bits(models[name], scored) for name in models if name != "float32"}
-for name, value in quality.items():
-    print(f"{name:10} {value:.4f} bits per byte, {value / before - 1:+.2%}, {on_disk[name] / 1e6:.2f} MB")
-guessed = list(my_guesses.values())
-print(f"mxfp4, real and fake: {quality['mxfp4']:.6f} and {fake_bits:.6f}")
-print(f"int8 {quality['int8'] / before - 1:+.2%}, you guessed {guessed[0]:+.1%}; "
-      f"mxfp4 {quality['mxfp4'] / before - 1:+.2%}, you guessed {guessed[1]:+.1%}")
-points = {name: (on_disk[name] / 1e6, value) for name, value in quality.items()}
-figures.quality_against_size(points, "megabytes on disk", "Figure 10: nano, a few minutes old", reference="float32")
-
-# %% [markdown]
-# A model of a few hundred steps has learnt little, and rough weights hurt it little: a well-trained one has more to lose.
-# So here is the same picture, with all recipes, for `small` after an hour of training. It is **recorded**, not computed
-# here: `minimoe/records/quant-recipes.json`, made by `minimoe experiments run quant-recipes`, on the quick text or on all
-# validation text, as the figure says.
-
-# %%
-from minimoe.experiments import read_record
-
-record = read_record("quant-recipes")
-protocol = record["protocol"]  # the fullest by which every recipe was scored
-after = {name: row[protocol]["relative_change"] for name, row in record["recipes"].items()}
-print(f"small, {record['float32'][protocol]['bits_per_byte']:.4f} bits per byte in float32 ({protocol}); change by recipe:")
-print(", ".join(f"{name} {change:+.2%}" for name, change in after.items()))
-whole = {name: row["full"]["relative_change"] for name, row in record["recipes"].items() if "full" in row}
-if whole:
-    print("on all validation text:", ", ".join(f"{name} {change:+.2%}" for name, change in whole.items()))
-recorded = figures.recipe_points(record, protocol)
-title = f"Figure 11: recorded, small, {protocol} protocol"
-figures.quality_against_size(recorded, "megabytes on disk", title, "float32")
-
-# %%
-worst = {}
-for name, row in record["recipes"].items():
-    domain, change = max(row[protocol]["per_domain_relative_change"].items(), key=lambda item: item[1])
-    worst[name] = change
-    print(f"{name:22} mean {after[name]:+.2%}, worst domain {change:+.2%} ({domain})")
-eight = [name for name in ("int8", "int8-w8a8", "fp8", "mxfp8") if name in worst]
-four = [name for name in ("int4", "mxfp4", "nvfp4", "v4") if name in worst]
-for label, group in (("8 bits", eight), ("4 bits", four)):
-    print(f"{label}: mean at most {max(after[name] for name in group):+.2%}, "
-          f"any domain at most {max(worst[name] for name in group):+.2%}")
-for name in ("int4", "mxfp4"):
-    print(f"{name}: {after[name]:+.2%}, calibrated with GPTQ {after[f'{name}+gptq']:+.2%}")
-figures.recorded_recipes(record, protocol, f"Figure 12: recorded, small, {protocol} protocol")
-
-# %% [markdown]
-# > **Key observation.** "Near-lossless" is a statement with a number in it, of one model, on one text; the last lines are
-# > ours. The mean hides who pays: look at the dots. Whoever reports one number should report the worst domain too.
-#
-# ## Which part suffers?
-#
-# Round one part at a time to FP4 and score the rest in float32. (`minimoe.quant.sensitivity.layer_sensitivity` does this
-# with real quantized modules; the shortcut gives the same numbers.)
-
-# %%
-kinds = {"attention": "attention", "shared expert": r"ffn\.shared", "routed experts": r"ffn\.experts"}
-floor = bits(model)
-
-
-def cost_of(pattern):
-    rule = quant.Rule(pattern, quant.MXFP4)
-    return bits(rounded(model, quant.QuantRecipe("part", (rule,)))) - floor
-
-
-losses_of = {
-    kind: np.array([cost_of(rf"^layers\.{layer}\.{path}") for layer in range(1 if FAST else nano.num_layers)])
-    for kind, path in kinds.items()
-}
-losses_of["embedding"] = np.array([cost_of("^embed$")])
-figures.sensitivity_map(losses_of, "Figure 13: bits per byte lost to FP4, one part at a time")
-
-# %%
-from minimoe.plots.model_bytes import part_of
-
-for kind, values in losses_of.items():
-    held = sum(row.bytes for row in quant.size_report(model).rows if part_of(row.path) == kind)
-    saved = held * (1 - 4.25 / 32) / 1e6
-    print(f"{kind:14} costs {values.sum():+.4f} bits per byte in all, saves {saved:.2f} MB: "
-          f"{1000 * values.sum() / saved:+.2f} thousandths a megabyte")
-
-# %% [markdown]
-# > **Key observation.** Most of the bytes are in the routed experts, and they give them up almost for free: an expert
-# > answers one token in four, and rarely alone. The embedding is used by every token, twice (it is the output head too).
-# > V4 puts its FP4 where the bytes are, and leaves embedding and head in bfloat16.
-#
-# ## Why the router stays in float32
-#
-# All recipes leave the router alone. It is tiny, so there is nothing to gain; and its error is of another kind. A weight
-# that is a little wrong makes an output a little wrong. A *choice* is right or wrong: the other expert answers. Count the
-# changed choices, with the router alone rounded, and with everything else rounded and the router exact:
-
-# %%
-from minimoe.data import windows
-
-rows_of = quant.size_report(model).rows
-share = sum(row.bytes for row in rows_of if ".router." in row.path) / sum(row.bytes for row in rows_of)
-print(f"the routers are {share:.2%} of the bytes")
-cut = windows(part, tokenizer, nano.context_length)
-some = {"tokens": jnp.asarray(cut.tokens[::2]), "where": jnp.asarray(cut.where[::2])}
-changed, costs = {}, {}
-for name, spec in {"int8": quant.INT8_CHANNEL, "fp8": quant.MXFP8, "fp4": quant.MXFP4}.items():
-    if FAST and name == "fp8":
-        continue
-    targets = {"router alone": "router$", "all but the router": "(embed|experts|_proj)$"}
-    variants = {who: rounded(model, quant.QuantRecipe(who, (quant.Rule(path, spec),))) for who, path in targets.items()}
-    changed[name] = {who: quant.routing_changes(model, m, **some) for who, m in variants.items()}
-    costs[name] = {who: bits(m) - floor for who, m in variants.items()}
-    print(name, {who: f"{c:.1%} of the choices, {costs[name][who]:+.4f} bits per byte" for who, c in changed[name].items()})
-print(f"FP4 router: {changed['fp4']['router alone']:.1%} of the choices changed, you guessed {guessed[2]:.0%}")
-both = {what: record["recipes"][name] for what, name in {"routers alone": "router-fp4_e2m1", "all routed experts": "mxfp4"}.items()}
-for what, row in both.items():
-    print(f"recorded, small, {protocol}: {what} in FP4: {row['routing_changed']:.1%} of the choices, {row[protocol]['relative_change']:+.2%}")
-figures.compared(changed, "expert choices that changed", "Figure 14: who changes the choices?", "{:.1%}".format)
-
-# %% [markdown]
-# > **Key observation.** A five-hundredth of the bytes changes about as many choices as all the others together. A changed
-# > choice is usually between two experts that scored almost alike, so it costs less than it sounds. But compare the two
-# > recorded lines: kilobytes of router against megabytes of experts. To round the router is to pay for nothing.
-#
-# ## An expert that few tokens reach
-#
-# Rounding to nearest treats all weights alike. **GPTQ** (arXiv 2210.17323) asks what the inputs look like, on some
-# calibration text, and lets later weights make up for the error of earlier ones. In a mixture of experts an expert sees
-# only *its* tokens, and unpopular experts see few. First the inputs: does our model have loud channels?
-
-# %%
-from minimoe.quant.calibrate import collect
-from minimoe.quant.sensitivity import expert_calibration_experiment
-
-
-def calibration_text(start, count):
-    return [data.batch(7, step, 1, 64).tokens for step in range(start, start + count)]
-
-
-calibrations = [collect(model, calibration_text(0, count)) for count in ((1, 4) if FAST else (1, 4, 16, 64))]
-held_out = collect(model, calibration_text(1000, 8 if FAST else 64))
-for layer in range(nano.num_layers):
-    loudest = held_out[f"layers.{layer}.attention.q_proj"].absmax
-    print(f"layer {layer}: loudest input channel of attention {loudest.max() / np.median(loudest):.1f} times the median one")
-
-# %%
-errors = expert_calibration_experiment(model, calibrations, held_out, quant.INT4_GROUP32, layers=[1])
-seen = [e for e in errors if e.rows > 0 and np.isfinite(e.gptq)]
-reached = np.array([e.rows for e in seen])
-points = {
-    "its own tokens": (reached, np.array([e.gptq / e.plain for e in seen])),
-    "5% of everybody's added": (reached, np.array([e.shrunk / e.plain for e in seen])),
-}
-for low, high in ((1, 16), (16, 128), (128, 10**9)):
-    here = (reached >= low) & (reached < high)
-    if here.any():
-        print(f"{low:3} rows and more: {here.sum():2} cases, error over plain rounding",
-              *(f"{name} {ratios[here].mean():.2f}" for name, (_, ratios) in points.items()), sep="  ")
-figures.gain_by_rows(points, "Figure 15: GPTQ in int4, one dot an expert's matrix")
-
-# %% [markdown]
-# > **Key observation.** With a handful of rows GPTQ learns them by heart; on new text it helps little, and can be worse
-# > than not calibrating at all (dots above the line). With many rows it is clearly better than rounding. A cheap remedy is
-# > to mix a little of everybody's text into the statistics of each expert. *Check the rows per expert before you trust a
-# > calibrated MoE.*
-#
-# ## The cache in fewer bits
-#
-# At long contexts the keys and values of earlier tokens outweigh the model (lesson 06). They are rounded when they
-# arrive, one row of head width at a time. Bytes of one more token, in all layers, against quality:
-
-# %%
-from minimoe.quant.kv import cache_bytes_per_token, kv_cache, through_cache
-
-names = ("bf16", "int4") if FAST else ("bf16", "fp8", "int8", "int4")
-caches = {name: cache_bytes_per_token(nano, name) for name in names}
-points = {name: (float(size), bits(through_cache(model, kv_cache(name)))) for name, size in caches.items()}
-for name, (size, value) in points.items():
-    print(f"{name:5} {size:5.0f} bytes a token, {size / caches['bf16']:.0%} of bfloat16; {value - floor:+.5f} bits per byte")
-for name, row in record["caches"].items():
-    print(f"recorded, small, quick protocol: {name:8} {row['bytes_per_token']:5} bytes a token, {row['relative_change']:+.3%}")
-figures.quality_against_size(points, "bytes of cache for one token", "Figure 16: the cache of nano (the part)")
-
-# %% [markdown]
-# With heads of 32 numbers, a float32 scale a row costs a whole bit a value. V4 stores 448 numbers in FP8 with a one-byte
-# scale for 64 and keeps the 64 that carry the position in bfloat16.
-#
-# ## The clock
-#
-# Smaller is not faster. On this CPU, one matrix of 4096 x 4096 and a few rows, in turn: float32; int8 on both sides
-# (rows are rounded when they come); int8 weights that are decoded first and then multiplied in float32. And one row of
-# int8 twice: as it is, and padded with zeros to eight.
-
-# %%
-from minimoe.bench import alternate, ratio
-from minimoe.quant.matmul import int8_matmul, qmatmul
-
-WIDTH, COUNTS = (1024, (1, 8)) if FAST else (4096, (1, 8, 64))
-kernel = jax.random.normal(jax.random.key(5), (WIDTH, WIDTH)) / WIDTH**0.5
-packed = quant.quantize(kernel.T, quant.INT8_CHANNEL)
-bare = jax.jit(lambda a, b: jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32))
-kinds_of = {"float32": (jax.jit(jnp.matmul), kernel), "int8 both sides": (jax.jit(int8_matmul), packed),
-            "int8 decoded first": (jax.jit(qmatmul), packed)}  # fmt: skip
-
-
-def clock(count):
-    rows = jax.random.normal(jax.random.key(6), (count, WIDTH))
-    codes = quant.quantize(rows, quant.INT8_TOKEN).codes
-    calls = {name: lambda f=f, w=w: f(rows, w).block_until_ready() for name, (f, w) in kinds_of.items()}
-    if count == 1:
-        calls["int8, row not padded"] = lambda: bare(codes, packed.codes).block_until_ready()
-    return alternate(calls, rounds=3 if FAST else 9, warmup=2, pause=0.01)
-
-
-times = {count: clock(count) for count in COUNTS}
-
-# %%
-milliseconds = {f"rows: {count}": {name: 1000 * t.median for name, t in row.items()} for count, row in times.items()}
-for count, row in times.items():
-    for name, timing in row.items():
-        faster = ratio(row["float32"], timing)
-        print(f"{count:3} rows, {name:21} {1000 * timing.median:7.2f} ms; {faster['median']:.2f} times as fast as float32 "
-              f"(quartiles {faster['p25']:.2f} to {faster['p75']:.2f})")
-gains = [ratio(times[8]["float32"], times[8][name])["median"] for name in ("int8 both sides", "int8 decoded first")]
-print(f"8 rows: int8 on both sides {gains[0]:.1f}x, you guessed {guessed[3]:.1f}x; "
-      f"decoded first {gains[1]:.2f}x, you guessed {guessed[4]:.1f}x")
-kept = read_record("bench-quant")["reports"][0]["results"]["int8"]["speed_over_float32"]["median"]
-print(f"recorded by `minimoe bench quant`, 8 rows, decoded first: {kept:.2f}x")
-figures.compared(milliseconds, "milliseconds", f"Figure 17: measured here, {WIDTH} x {WIDTH}", "{:.1f}".format)
-
-# %% [markdown]
-# > **Key observation.** Few rows wait for weights to arrive from memory, and int8 has a quarter of the bytes. But only if
-# > the product itself is in integers. Decoding first makes a float32 matrix in memory, which then has to be read again:
-# > smaller on disk, and *slower* than not quantizing. Whoever complains that quantization made a model slower often has
-# > this. (How slow depends on memory: the decoded matrix is new in every call. A Python process gives its pages back to
-# > the system each time and gets them zeroed again, unless it calls `keep_memory()`, as this notebook and the `minimoe`
-# > command do.) The row that was not padded is a lesson too: the same sums, by another path of the compiler.
-#
-# ### FP8 and FP4: computed, not measured
-#
-# No CPU multiplies FP8 or FP4; here both are emulated, and cost time. What would they gain where hardware has them? When one
-# text is generated, a token cannot be faster than its weights are read. **Computed** from bytes and the memory bandwidth on
-# the data sheets (terabytes a second: A800 2.04, H800 3.35, H20 4.0, B200 8.0), for the routed experts that one token of
-# DeepSeek-V4-Flash meets: 43 layers, 6 experts each of 3 x 4096 x 2048.
-
-# %%
-sheet = {"A800": 2.04e12, "H800": 3.35e12, "H20": 4.0e12, "B200": 8.0e12}
-weights = 43 * 6 * 3 * 4096 * 2048
-stored = {"bfloat16": 16.0, "FP8, 128 x 128 blocks": 8 + 32 / 128**2, "MXFP4": 4 + 8 / 32}
-print(f"{weights / 1e9:.2f} billion weights a token:", {name: f"{weights * b / 8e9:.2f} GB" for name, b in stored.items()})
-floor_ms = {chip: {name: 1000 * weights * b / 8 / speed for name, b in stored.items()} for chip, speed in sheet.items()}
-title = "Figure 18: COMPUTED: experts' bytes over data sheet bandwidth"
-figures.compared(floor_ms, "milliseconds a token, at least", title, "{:.2f}".format)
-
-# %% [markdown]
-# A lower bound and no more: attention, cache, network and kernels come on top, and with many texts at once arithmetic
-# limits, not memory. There the matrix units decide: A800 has INT8 and no FP8, H800 and H20 have FP8 and no FP4, B200 has
-# both (the same data sheets). A format without a unit still saves bandwidth, if a kernel decodes it on the chip.
-#
-# ## Training through a rounding
-#
-# If rounding hurts, train the model to live with it. But a staircase has slope 0 almost everywhere, and nothing is
-# learnt from 0. The **straight-through estimator** (arXiv 1308.3432) pretends that the slope is 1.
-
-# %%
-from minimoe.quant.qat import straight_through
-
-four = quant.get_format("fp4_e2m1")
-
-def snap(w):
-    return four.decode(four.encode(w))
-
-def pretend(w):
-    return straight_through(snap, w)
-
-w = jnp.linspace(-7.0, 7.0, 601)
-rules = {"its own": snap, "straight through": pretend}
-slopes = {name: np.asarray(jax.vmap(jax.grad(rule))(w)) for name, rule in rules.items()}
-figures.staircase(np.asarray(w), np.asarray(snap(w)), slopes, "Figure 19: FP4 (e2m1) and two slopes")
-
-# %% [markdown]
-# Now one weight that should be 2.6, which FP4 does not have (its neighbours are 2 and 3). The forward pass sees the rounded
-# weight, the gradient moves the exact one, the *master*:
-
-# %%
-def follow(start, rule, steps=80, rate=0.02):
-    master, path = jnp.float32(start), []
-    for _ in range(steps):
-        path.append((float(master), float(snap(master))))
-        master = master - rate * jax.grad(lambda w: (rule(w) - 2.6) ** 2)(master)
-    return np.array(path).T
-
-
-toy = {}
-for name, rule in rules.items():
-    master, forward = follow(0.3, rule)
-    toy |= {f"{name}: master": master, f"{name}: rounded": forward}
-    print(f"{name:17} master {master[0]:.2f} -> {master[-1]:.2f}; rounded, mean of the last 20: {forward[-20:].mean():.2f}")
-plots.over_steps({"weight": toy}, "Figure 20: small steps add up in the master", half_width=0)
-
-# %% [markdown]
-# > **Key observation.** With its own slope the weight never moves. Straight through, steps too small to change the code
-# > collect in the master until it does; then the weight rattles between the two codes around 2.6. The master in float32
-# > is not a luxury: rounded masters would forget every step.
-#
-# ### QAT against rounding afterwards
-#
-# DeepSeek-V4 does this for its experts, after pre-training (section 5.2.1 of the report). Our branch: the copy from two
-# thirds of the run now does the last third with rounded weights in every forward pass. Same batches, same learning rates,
-# same number of steps. Experts alone lose too little in a model this young (Figure 10), so here **everything but router
-# and norms** is MXFP4.
-
-# %%
-harsh = quant.QuantRecipe("all-mxfp4", (quant.Rule("(^embed|experts|_proj)$", quant.MXFP4),))
-qat_model, qat_optimizer = branch
-qat_losses = run_steps(qat_model, qat_optimizer, BRANCH, STEPS, transform=qat_transform(qat_model, harsh))
-outcomes = {
-    "plain, float32": before,
-    "plain, rounded afterwards": bits(rounded(model, harsh), scored),
-    "QAT, rounded": bits(rounded(qat_model, harsh), scored),
-    "QAT, its float32 master": bits(qat_model, scored),
-}
-for name, value in outcomes.items():
-    print(f"{name:27} {value:.4f} bits per byte, {value - before:+.4f}")
-won = outcomes["plain, rounded afterwards"] - outcomes["QAT, rounded"]
-print(f"of what rounding afterwards loses, QAT {'wins back' if won > 0 else 'wins back nothing: it is worse by'} {abs(won):.4f}")
-plots.seeds({name: [value] for name, value in outcomes.items()}, title="Figure 21: computed here, nano, one seed")
-
-# %%
-tail = {"plain": np.array(losses[BRANCH:]), "QAT": np.array(qat_losses)}
-gap = tail["QAT"] - tail["plain"]
-print(f"training loss, QAT minus plain: {gap[:5].mean():+.3f} in the first steps, {gap[-5:].mean():+.3f} in the last")
-panels = {"loss (nats/token)": tail, "difference": {"QAT minus plain": gap}}
-plots.over_steps(panels, f"Figure 22: after step {BRANCH}, the same batches")
-
-# %% [markdown]
-# A longer experiment is **recorded**: `small` after its hour of training, more steps with and without the rounding of its
-# experts, several seeds, whole validation text (`minimoe experiments run qat-mxfp4`, `minimoe/records/qat-mxfp4.json`).
-
-# %%
-def runs_of(experiment):
-    """The runs of a record, or none with the command that makes them: these experiments are long."""
-    try:
-        return read_record(experiment)["runs"]
-    except minimoe.UserError as missing:
-        print(missing)
-        return {}
-
-
-trials = runs_of("qat-mxfp4")
-recorded = {}
-for run in trials.values():
-    kind = "QAT" if run["method"]["qat"] else "plain"
-    recorded.setdefault(f"{kind}, float32", []).append(run["full"]["bits_per_byte"])
-    recorded.setdefault(f"{kind}, rounded to MXFP4", []).append(run["quantized"]["bits_per_byte"])
-for name, values in recorded.items():
-    gap = np.mean(values) - np.mean(recorded["plain, float32"])
-    print(f"{name:24} {len(values)} seed(s), {np.mean(values):.4f} bits per byte, {gap:+.4f} against plain in float32")
-pairs = {name: run["quantized"]["bits_per_byte"] / run["full"]["bits_per_byte"] - 1 for name, run in trials.items()}
-for kind in ("plain", "qat"):
-    print(f"rounding costs the {kind} runs", ", ".join(f"{loss:+.3%}" for name, loss in pairs.items() if name.startswith(kind)))
-plots.seeds(recorded, "bits per byte, whole validation text", "Figure 23: recorded, small") if recorded else None
-
-# %% [markdown]
-# ## Training in FP8
-#
-# DeepSeek-V3 went further: *all* products of training, forward and backward, with FP8 values (arXiv 2412.19437, section
-# 3.3): tiles of 1 x 128 for activations and gradients, blocks of 128 x 128 for weights, sums and masters in float32. The
-# report's loss stayed within 0.25% of bfloat16. Ours is **recorded** and emulated: nano with float32 and with FP8
-# products, three seeds each (`minimoe experiments run fp8-training`).
-
-# %%
-trials = runs_of("fp8-training")
-curves = {}
-for name, run in trials.items():
-    curves.setdefault(name.rpartition("-")[0], []).append(run["curve"])
-results = {name: [trials[t]["full"]["bits_per_byte"] for t in trials if t.startswith(f"{name}-")] for name in curves}
-for seed, (exact, eight) in enumerate(zip(results.get("float32", []), results.get("fp8", []))):
-    print(f"seed {seed}: float32 {exact:.4f}, FP8 {eight:.4f} bits per byte, {eight / exact - 1:+.2%}")
-plots.curves_with_spread(curves, skip=0.2, title="Figure 24: recorded, nano, training loss") if curves else None
-
-# %%
-if len(results) == 2:
-    gap, spread = np.mean(results["fp8"]) - np.mean(results["float32"]), max(map(np.ptp, results.values()))
-    verdict = "larger" if abs(gap) > spread else "NOT larger"
-    print(f"FP8 minus float32: {gap:+.4f} bits per byte; {verdict} than the range between seeds ({spread:.4f})")
-plots.seeds(results, "bits per byte, whole validation text", "Figure 25: recorded, nano") if results else None
-
-# %% [markdown]
-# ## What to distrust
-#
-# - **Young models are forgiving.** Ours has seen a few hundred batches. Weights that carry more information have more to
-#   lose: the recorded model loses other amounts than the one trained here, and a model of trillions of tokens will again.
-# - **No outliers, no problem.** Loud channels grow with size and training. Ours printed its ratio above. A recipe that is
-#   harmless here may not be on a model that has them.
-# - **One text.** Calibration and scores come from the same six domains. Text of another kind may use other experts.
-# - **Bits per byte** average over all tokens. Long reasoning, where one wrong token spoils the rest, is not measured.
-# - **The clock** is one CPU, one compiler version, one shape. Another CPU may have no fast int8 at all.
-# - **The computed bars** of Figure 18 are bounds, not predictions.
-# - **Emulated FP8** sums in float32. Hardware accumulators can be narrower; the V3 report describes how much that costs
-#   and the way around it.
-#
-# ## Exercises
-#
-# Three functions to write, each in place of its `raise`. `check` says what is wrong in the idea, not only that a number
-# differs; `hint("quant.absmax_int8")` says more, three times. The same checks grade a file: `minimoe exercises --help`.
+# `check` says what is wrong in the idea, not only that a number differs. `hint("quant.absmax_int8")` says more, three
+# times. The same checks grade a file: `minimoe exercises --help`.
 
 # %%
 from minimoe.exercises import check, exercises, hint
@@ -865,6 +179,201 @@ def absmax_int8(w):
 
 check("quant.absmax_int8", absmax_int8);
 
+# %% [markdown]
+# ## Formats, bit by bit
+#
+# Whole numbers are evenly spaced. A floating point number has a sign bit, *e* exponent bits and *m* mantissa bits, and is
+# named after them: E4M3 has e = 4 and m = 3. With exponent field $E$ and mantissa field $M$ its value is
+#
+# $$\pm\left(1+\frac{M}{2^m}\right)2^{E-\text{bias}}\quad\text{if }E>0,\qquad \pm\frac{M}{2^m}\,2^{1-\text{bias}}\quad\text{if }E=0$$
+#
+# The *bias* lets exponents be negative. The second case is a *subnormal* number: these fill the gap around zero evenly. Ten
+# lines decode them all, and agree with the library on every code.
+
+# %%
+def float_value(code, e, m, bias):
+    """The value of one code of 1 + e + m bits, special codes left aside."""
+    sign = -1.0 if code >> (e + m) else 1.0
+    exponent, mantissa = (code >> m) & (2**e - 1), code & (2**m - 1)
+    if exponent == 0:
+        return sign * mantissa / 2**m * 2.0 ** (1 - bias)
+    return sign * (1 + mantissa / 2**m) * 2.0 ** (exponent - bias)
+
+
+layouts = {"fp8_e4m3": (4, 3, 7), "fp8_e5m2": (5, 2, 15), "fp4_e2m1": (2, 1, 1)}
+special = {}
+for name, (e, m, bias) in layouts.items():
+    f = quant.get_format(name)
+    library = np.asarray(f.decode(jnp.asarray(f.code_points())), np.float64)
+    ours = np.array([float_value(code, e, m, bias) for code in range(2**f.bits)])
+    finite = np.isfinite(library)
+    np.testing.assert_array_equal(ours[finite], library[finite])
+    special[name] = f"{np.isinf(library).sum()} infinities, {np.isnan(library).sum()} NaN"
+scale_codes = np.asarray(quant.e8m0_decode(jnp.arange(256, dtype=jnp.uint8)), np.float64)
+np.testing.assert_array_equal(scale_codes[:255], 2.0 ** (np.arange(255) - 127.0))
+special["ue8m0"] = f"{np.isnan(scale_codes).sum()} NaN, no zero, no sign"
+
+# %%
+lines = ["| format | bits | bias | smallest above 0 | smallest normal | largest | values | special codes |", "| --- " * 8 + "|"]
+for name, bits in {"int8": "two's complement", "int4": "two's complement", "fp8_e4m3": "s eeee mmm", "fp8_e5m2": "s eeeee mm",
+                   "fp4_e2m1": "s ee m", "nf4": "a table of 16", "ue8m0": "eeeeeeee"}.items():  # fmt: skip
+    f = quant.get_format(name)
+    bias = layouts[name][2] if name in layouts else (127 if name == "ue8m0" else "")
+    normal = f"{2.0 ** (1 - bias):g}" if name in layouts else ""
+    count = len(f.values()) if name != "ue8m0" else int(np.isfinite(scale_codes).sum())
+    lines.append(f"| `{name}` | {bits} | {bias} | {f.smallest:.3g} | {normal} | {f.max:.6g} | {count} "
+                 f"| {special.get(name, 'none')} |")
+display(Markdown("\n".join(lines)))
+
+# %% [markdown]
+# Four names build on these formats:
+#
+# - **MXFP8** and **MXFP4** (*microscaling*, OCP specification 1.0): E4M3 or E2M1 codes, and one `ue8m0` byte for 32 values.
+#   The byte is an exponent, so the scale is a power of two.
+# - **NVFP4**: E2M1 codes, one E4M3 scale for 16 values, and one float32 scale for the whole array.
+# - **NF4** (*NormalFloat*, arXiv 2305.14314): 16 values taken from the normal distribution, more of them near zero.
+#
+# E4M3 gives up infinity to gain a binade up to 448. E2M1 and the integers have no NaN at all, so a NaN must be refused
+# before it is quantized.
+
+# %%
+names = ["int8", "fp8_e4m3", "fp8_e5m2", "int4", "fp4_e2m1", "nf4"]
+for name in names:
+    values = quant.get_format(name).values()
+    near = np.sum(np.abs(values) <= quant.get_format(name).max / 10)
+    print(f"{name:9} {len(values):3} values, {near:3} of them within a tenth of the largest")
+numbers.number_lines(names, title="Figure 2: every value of six formats, scaled alike")
+
+# %% [markdown]
+# What to see: integers are evenly spaced, and floats crowd around zero. So an integer's *absolute* error is constant. A
+# float's *relative* error is, at most 1/16 for E4M3, until its exponents run out.
+#
+# ## Which values share a scale?
+#
+# Next is a weight matrix with output channels as rows and **one** planted outlier. Every way is int8. The decibels leave
+# the outlier itself out, because it comes back almost exactly in every way. Decibels are $10\log_{10}$ of the power of the
+# signal over the power of the error, so 20 dB is an error of a tenth.
+
+# %%
+rows, columns = 48, 96
+plain = 0.02 * jax.random.normal(jax.random.key(0), (rows, columns))
+weight = plain.at[20, 40].set(1.0)  # fifty standard deviations
+counted = np.ones((rows, columns), bool)
+counted[20, 40] = False
+shapes = {"tensor": quant.PerTensor(), "block 16 x 32": quant.Block(16, 32), "row": quant.PerChannel(),
+          "group of 32": quant.Group(32), "group of 8": quant.Group(8)}  # fmt: skip
+found = {name: quant.quantize(weight, quant.Spec("int8", shape)) for name, shape in shapes.items()}
+for name, q in found.items():
+    decibels = quant.sqnr_db(weight * counted, q.dequantize() * counted)
+    print(f"{name:14} {weight.shape} values, {q.scale.shape!s:9} scales, "
+          f"{q.bits_per_value:5.2f} bits a value, {decibels:.1f} dB")
+answers = {name: np.asarray(q.dequantize()) for name, q in found.items()}
+numbers.granularity_errors(np.asarray(weight), answers, "Figure 3: one outlier weight, int8", counted)
+
+# %% [markdown]
+# What to see: the error fills exactly the values that share a scale with the outlier. Smaller groups confine it and cost
+# more bits for scales.
+#
+# ### Activations: one loud channel
+#
+# In many trained language models a few *channels* of the activations are loud for every token (arXiv 2208.07339). Rows are
+# tokens now, and one channel is 50 times as loud. *Smoothed* divides that channel by a factor and multiplies the weights
+# that read it by the same factor (SmoothQuant, equation 4).
+
+# %%
+from minimoe.quant.smooth import smoothing_factors
+
+loud = jax.random.normal(jax.random.key(1), (rows, columns)).at[:, 40].multiply(50.0)
+factors = smoothing_factors(np.abs(np.asarray(loud)).max(axis=0), np.full(columns, 0.05))
+
+
+def int8(values, shape):
+    return quant.quantize(values, quant.Spec("int8", shape)).dequantize()
+
+
+answers = {
+    "tensor": int8(loud, quant.PerTensor()),
+    "token": int8(loud, quant.PerToken()),
+    "tile of 32": int8(loud, quant.Tile(32)),
+    "channel": int8(loud.T, quant.PerChannel()).T,
+    "smoothed, token": int8(loud / factors, quant.PerToken()) * factors,
+}
+quiet = jnp.arange(columns) != 40
+heard = {name: float(quant.sqnr_db(loud * quiet, values * quiet)) for name, values in answers.items()}
+for name, value in heard.items():
+    print(f"{name:16} {value:5.1f} dB on the quiet channels, {value - heard['tensor']:+5.1f} against one scale for all")
+
+# %% [markdown]
+# > **Key observation.** A scale for each token helps, but least of the four. A scale for each *channel* helps most. But that
+# > scale changes along the axis that is summed, so the product can no longer be one sum of whole numbers. SmoothQuant keeps
+# > a scale for each token and moves the loudness into the weights. DeepSeek uses small tiles and scales each partial sum.
+#
+# ## Error against bits
+#
+# Now formats and groups together. All bits are counted, those of codes *and* of scales. There are three arrays: independent
+# normal numbers, numbers with heavy tails, and activations with the loud channel.
+
+# %%
+arrays = {
+    "normal": jax.random.normal(jax.random.key(2), (256, 1024)),
+    "heavy tails": jax.random.t(jax.random.key(3), 3.0, (256, 1024)),
+    "a loud channel": jax.random.normal(jax.random.key(4), (256, 1024)).at[:, 40].multiply(50.0),
+}
+specs = {name: quant.SPECS[name] for name in ("int8_channel", "mxfp8", "fp8_tile", "nf4_group64", "nvfp4", "mxfp4")}
+specs |= {"int8, groups of 32": quant.Spec("int8", quant.Group(32)),
+          "e4m3, groups of 32": quant.Spec("fp8_e4m3", quant.Group(32)),
+          "int4, groups of 32": quant.INT4_GROUP32, "int4, a scale a row": quant.Spec("int4", quant.PerChannel())}  # fmt: skip
+panels = {
+    label: {
+        name: (q.bits_per_value, float(quant.sqnr_db(array, q.dequantize())))
+        for name, q in ((name, quant.quantize(array, spec)) for name, spec in specs.items())
+    }
+    for label, array in arrays.items()
+}
+for name in specs:
+    decibels = [f"{label} {row[name][1]:5.1f} dB" for label, row in panels.items()]
+    print(f"{name:20} {panels['normal'][name][0]:5.2f} bits", *decibels, sep="   ")
+lead = {label: row["int8, groups of 32"][1] - row["e4m3, groups of 32"][1] for label, row in panels.items()}
+print("int8 minus E4M3, both in groups of 32:", ", ".join(f"{label} {gap:+.1f} dB" for label, gap in lead.items()))
+figures.error_against_bits(panels, "Figure 4: what the bits buy")
+
+# %% [markdown]
+# What to see: points to the upper left are better. The dashed line is Shannon's limit for normal numbers,
+# $D=\sigma^2 2^{-2R}$, or 6.02 dB a bit. Other arrays have other limits.
+#
+# > **Key observation.** With the same groups of 32, int8 is ahead of E4M3 on all three arrays. A comparison of `int8_channel`
+# > with `fp8_tile` says something else, because there the groups differ too. In four bits the group matters as much as the
+# > format: compare int4 with a scale a row and in groups of 32 on heavy tails.
+#
+# ## A scale that is a power of two
+#
+# In MX formats the scale is one byte, an exponent. But absmax is rarely a power of two. DeepSeek rounds the scale **up**,
+# and then every value fits. The OCP specification (section 6.3) takes the exponent of absmax, and then values between 6 and
+# 8 times the scale *saturate*: they become 6.
+#
+# $$s_\text{up}=2^{\lceil\log_2(a/6)\rceil},\qquad s_\text{OCP}=2^{\lfloor\log_2 a\rfloor-2},\qquad a=\max_j|x_j|$$
+#
+# Take a block of eight numbers in FP4. Its magnitudes are 0, 0.5, 1, 1.5, 2, 3, 4 and 6. Work out both scales first.
+
+# %%
+block = np.array([7.4, 5.2, -2.6, 1.2, 0.7, -0.4, 0.3, 0.1], dtype=np.float32)
+for rule in ("deepseek", "ocp"):
+    s = float(quant.ue8m0_scale(jnp.asarray(np.abs(block).max()), 6.0, rule))
+    q = quant.quantize(jnp.asarray(block), quant.Spec("fp4_e2m1", quant.Group(8), "ue8m0", rule))
+    error = np.abs(np.asarray(q.dequantize()) - block)
+    print(f"{rule:9} scale {s:g}, stored as the byte {q.scale[0]}; back {np.asarray(q.dequantize())}")
+    print(f"{'':9} error of the largest {error[0]:.2f}, of the other seven together {error[1:].sum():.2f}")
+for label, array in arrays.items():
+    back = [quant.quantize(array, spec).dequantize() for spec in (quant.MXFP4, quant.MXFP4_OCP)]
+    up, ocp = (float(quant.sqnr_db(array, values)) for values in back)
+    print(f"{label:15} rounded up {up:.2f} dB, OCP {ocp:.2f} dB")
+
+# %% [markdown]
+# > **Key observation.** Rounded up, nothing saturates, and the small values of the block lose a bit. With OCP's rule the
+# > small values keep that bit, and the largest is cut. Neither rule wins on all three arrays.
+#
+# ### Exercise: the scale of an FP4 block
+
 # %%
 exercises()["quant.mxfp4_scale"]
 
@@ -874,6 +383,308 @@ def mxfp4_scale(x):
 
 
 check("quant.mxfp4_scale", mxfp4_scale);
+
+# %% [markdown]
+# ## One call, and what lies on the disk
+#
+# The model `small` comes with the package. It was trained for an hour on text. It ships in int8, so we decode it to
+# float32 first. A **recipe** is a list of rules: a pattern on the path of a module, a format for its weights, and
+# optionally one for its inputs. `quantize_model` returns a model whose modules hold codes; no float copy is kept.
+
+# %%
+stored, tokenizer, config = minimoe.load_pretrained("small")
+model = quant.dequantize_model(stored)
+for row in quant.size_report(quant.quantize_model(model, "mxfp4")).rows[5:9]:
+    print(f"{row.path:32} {row.shape!s:16} {row.format:9} {row.bits_per_value:6.2f} bits a value {row.bytes:9,} bytes")
+for name, r in quant.RECIPES.items():
+    print(f"{name:10} {r.doc}")
+
+# %% [markdown]
+# A size that was only computed proves nothing. So we save each model and ask the file system.
+
+# %%
+import dataclasses
+import tempfile
+from pathlib import Path
+
+
+def file_bytes(candidate):
+    with tempfile.TemporaryDirectory() as folder:
+        hub.save(candidate, Path(folder) / "model")
+        return os.path.getsize(Path(folder) / "model" / "model.safetensors")
+
+
+recipes = {name: quant.get_recipe(name) for name in ("int8", "int4", "fp8", "mxfp4", "v4")}
+recipes["mxfp4, rest bfloat16"] = dataclasses.replace(recipes["mxfp4"], rest="bfloat16")
+reports = {}
+for name, recipe in recipes.items():
+    smaller = quant.quantize_model(model, recipe)
+    size, reports[name] = file_bytes(smaller), quant.size_report(smaller)
+    assert abs(size / reports[name].bytes - 1) < 0.03  # the file has the packed bits and little more
+    ratio = reports[name].bfloat16_bytes / reports[name].bytes
+    print(f"{name:20} on disk {size / 1e6:5.2f} MB, {reports[name].bits_per_value:5.2f} bits a value, "
+          f"{ratio:.2f}x smaller than bfloat16")
+
+# %% [markdown]
+# > **Key observation.** "FP4" is a statement about the experts. The recipe `mxfp4` leaves all other weights in float32, and
+# > its ratio compares those float32 leftovers with a model that is bfloat16 throughout. With bfloat16 leftovers the same
+# > experts give the better ratio in the last line. Ratios do not transfer between sizes: in DeepSeek-V4 the experts are a
+# > much larger share (lesson 01).
+#
+# Many libraries round weights and keep them in float32. This is *fake* quantization: the answers are those of the codes,
+# the bytes are not.
+#
+# ## What does a format cost? Three yardsticks
+#
+# Bits per byte of text are an average over many tokens that are easy to predict. Two harder yardsticks stand beside them:
+#
+# - **text**: `small`, change of bits per byte on all validation text (record `quant-recipes`);
+# - **facts**: a small model with 4 experts that has learnt a book of random facts by heart, as many as it can hold; the
+#   entries that it still recalls (record `knowledge-formats`, three seeds);
+# - **problems**: the shipped `teacher` solves reasoning problems step by step; the share with exactly the right answer
+#   (record `reasoning-formats`, three sets of 250 problems). The teacher ships in int8 too, so it was decoded first. Its
+#   int8 row is therefore a row of int8 *activations*.
+#
+# All three are **recorded**: `minimoe experiments run NAME` makes them again.
+
+# %%
+def recorded(name):
+    """A record, or an empty one with the command that makes it: these experiments are long."""
+    try:
+        return read_record(name)
+    except minimoe.UserError as missing:
+        print(missing)
+        return {"runs": {}, "solved": {}}
+
+
+texts, facts, problems = (recorded(name) for name in ("quant-recipes", "knowledge-formats", "reasoning-formats"))
+full = {name: 100 * row["full"]["relative_change"] for name, row in texts["recipes"].items()}
+after = [run for name, run in facts["runs"].items() if name.startswith("plain-")]
+forgotten = {name: [100 * (run["recalled"] - run["formats"][name]) for run in after]
+             for name in (after[0]["formats"] if after else ())}  # fmt: skip
+solved = {name: [100 * found["mean_exact_match"] for found in sets] for name, sets in problems["solved"].items()}
+unsolved = {name: [a - b for a, b in zip(solved["float32"], sets, strict=True)]
+            for name, sets in solved.items() if name != "float32"}  # fmt: skip
+print(f"text: {texts['float32']['full']['bits_per_byte']:.4f} bits per byte in float32")
+print("facts recalled in float32, by seed:", ", ".join(f"{run['recalled']:.1%}" for run in after))
+print("problems solved in float32, by set:", ", ".join(f"{share:.1f}%" for share in solved.get("float32", [])))
+
+# %%
+def three(values):
+    """Mean and, in brackets, the smallest and largest of paired differences."""
+    if not values:
+        return "not measured"
+    mean, low, high = (round(float(value), 1) + 0.0 for value in (np.mean(values), min(values), max(values)))  # no -0.0
+    return f"{mean:.1f} ({low:+.1f} to {high:+.1f})"
+
+
+lines = ["| recipe | text: change | facts forgotten, points | problems lost, points |", "| --- " * 4 + "|"]
+for name in [*full, "all-mxfp4"]:
+    if name in forgotten or name in unsolved:
+        change = f"{full[name]:+.2f}%" if name in full else "not measured"
+        lines.append(f"| `{name}` | {change} | {three(forgotten.get(name))} | {three(unsolved.get(name))} |")
+display(Markdown("\n".join(lines)))
+compare(questions[0], full["mxfp4"])
+for question, losses in zip(questions[1:3], (forgotten, unsolved), strict=True):
+    if losses:
+        compare(question, np.mean(losses["v4"]))
+
+# %% [markdown]
+# In brackets stand the smallest and the largest loss of the three seeds or sets. Each is paired: the same model, or the
+# same problems, before and after.
+#
+# > **Key observation.** On text every recipe looks near-lossless. Facts tell the formats apart: int8 forgets little, E4M3
+# > forgets far more, and four bits forget about half of the book or more. This model is full, so it has no weight to spare.
+
+# %%
+order = ("int8", "int8-w8a8", "fp8", "int4", "int4+gptq", "mxfp4", "mxfp4+gptq", "nvfp4", "v4")
+rows_of = {name: forgotten[name] for name in order if name in forgotten}
+measure = "points forgotten, of 100 entries; ± standard deviation of seeds"
+plots.seeds(rows_of, measure, "Figure 5: facts forgotten, by format") if rows_of else None
+
+# %% [markdown]
+# What to see: one dot is one seed, and dots further right have forgotten more. In every seed int8 forgets least, then E4M3,
+# then four bits. GPTQ, which is explained under *Further*, wins back a part in every
+# seed. A guess at why E4M3 loses to int8: E4M3 has only 3 bits of mantissa, and int8 with a scale for each row has finer
+# steps for most weights.
+
+# %%
+measure = "points lost, of 100 problems; ± standard deviation of sets"
+plots.seeds(unsolved, measure, "Figure 6: problems lost, by format") if unsolved else None
+
+# %% [markdown]
+# What to see: one dot is one set, and all rows but the last lie close to zero. `mxfp4` loses a few problems in every set and
+# `nvfp4` gains a few; three sets cannot tell such differences from chance. The last row tests the yardstick: `all-mxfp4`
+# rounds everything but router and norms, and it loses far more problems in every set. So the yardstick can show damage.
+#
+# ## Which part suffers?
+#
+# Now one part at a time goes to FP4, and the rest stays in float32. The text is the beginning of some validation documents,
+# six domains alike. One model and one text: read the order of sizes, not the last digit.
+
+# %%
+from minimoe.data import documents, evaluation_documents
+from minimoe.plots.model_bytes import part_of
+from minimoe.quant.qat import qat_transform
+from minimoe.training import evaluate
+
+firsts = {document.domain: document for document in reversed(evaluation_documents(documents(), "quick"))}
+part = [dataclasses.replace(document, text=document.text[: 800 if FAST else 6000]) for document in firsts.values()]
+
+
+def rounded(source, recipe):
+    """``source`` with weights rounded as the recipe says, kept in float32: fake quantization, quick to score."""
+    graphdef, params, rest = nnx.split(source, nnx.Param, ...)
+    return nnx.merge(graphdef, qat_transform(source, recipe)(params), rest)
+
+
+def bits(candidate):
+    return evaluate(candidate, part, tokenizer).bits_per_byte
+
+
+floor = bits(model)
+print(f"float32: {floor:.4f} bits per byte on this text")
+
+# %%
+paths = {"routed experts": r"ffn\.experts", "shared expert": r"ffn\.shared", "attention": "attention",
+         "embedding": "^embed$", "router": "router$"}  # fmt: skip
+for kind, path in paths.items():
+    cost = bits(rounded(model, quant.QuantRecipe("part", (quant.Rule(path, quant.MXFP4),)))) - floor
+    held = sum(row.bytes for row in quant.size_report(model).rows if part_of(row.path) == kind) / 2  # in bfloat16
+    saved = held * (1 - 4.25 / 16) / 1e6
+    print(f"{kind:14} costs {cost:+.4f} bits per byte, saves {saved:6.3f} MB: "
+          f"{1000 * cost / saved:+7.2f} thousandths a megabyte")
+for format, label in (("int8", "int8"), ("fp4_e2m1", "FP4")):
+    row = texts["recipes"][f"router-{format}"]
+    print(f"recorded, all validation text, router alone in {label}: {row['full']['relative_change']:+.2%}, "
+          f"{row['routing_changed']:.1%} of the expert choices change")
+moved = texts["recipes"]["mxfp4"]["routing_changed"]
+print(f"recorded, all routed experts in FP4: {full['mxfp4']:+.2f}%, {moved:.1%} of the choices change")
+
+# %% [markdown]
+# > **Key observation.** The routed experts hold most of the bytes, and a megabyte saved there costs least. A guess at the
+# > reason: each of them answers only a few tokens. A megabyte saved in the embedding costs far more. DeepSeek-V4 keeps its
+# > embedding in bfloat16.
+#
+# > **The router.** All recipes leave the router alone. The numbers do not show that it needs float32: int8 in the router costs
+# > nothing here. FP4 in the router costs about as much as FP4 in all routed experts, and saves kilobytes instead of
+# > megabytes. So four bits are a bad trade there, and the choice of float32 costs almost nothing.
+#
+# ## The clock
+#
+# Smaller is not the same as faster. One large matrix and a few rows are multiplied on this CPU in three ways, in turn:
+# float32; int8 on both sides, where the rows are rounded as they come; int8 weights that are decoded first and multiplied
+# in float32.
+
+# %%
+from minimoe.bench import alternate, ratio
+from minimoe.quant.matmul import int8_matmul, qmatmul
+
+WIDTH, COUNTS = (1024, (1, 8)) if FAST else (4096, (1, 8, 64))
+kernel = jax.random.normal(jax.random.key(5), (WIDTH, WIDTH)) / WIDTH**0.5
+narrow = quant.quantize(kernel.T, quant.INT8_CHANNEL)
+kinds = {"float32": (jax.jit(jnp.matmul), kernel), "int8 both sides": (jax.jit(int8_matmul), narrow),
+         "int8 decoded first": (jax.jit(qmatmul), narrow)}  # fmt: skip
+
+
+def clock(count):
+    rows = jax.random.normal(jax.random.key(6), (count, WIDTH))
+    calls = {name: lambda f=f, w=w: f(rows, w).block_until_ready() for name, (f, w) in kinds.items()}
+    return alternate(calls, rounds=3 if FAST else 9, warmup=2, pause=0.01)
+
+
+times = {count: clock(count) for count in COUNTS}
+
+# %%
+faster = {count: {name: ratio(row["float32"], row[name]) for name in list(row)[1:]} for count, row in times.items()}
+for count, row in faster.items():
+    for name, r in row.items():
+        print(f"{count:3} rows, {name:18} {r['median']:.2f} times as fast as float32 "
+              f"(quartiles {r['p25']:.2f} to {r['p75']:.2f})")
+for question, name in zip(questions[3:], faster[8], strict=True):
+    compare(question, faster[8][name]["median"])
+for report in read_record("bench-quant")["reports"][:2]:
+    kept = {name: report["results"][name]["speed_over_float32"]["median"] for name in ("int8-w8a8", "int8")}
+    print(f"recorded, {report['shape']['T']} rows: both sides {kept['int8-w8a8']:.2f}x, decoded first {kept['int8']:.2f}x")
+milliseconds = {f"rows: {count}": {name: 1000 * t.median for name, t in row.items()} for count, row in times.items()}
+figures.compared(milliseconds, "milliseconds", f"Figure 7: measured here, {WIDTH} x {WIDTH}", "{:.1f}".format)
+
+# %% [markdown]
+# What to see: shorter bars are faster. Few rows wait for the weights to come from memory, and int8 has a quarter of the
+# bytes. That helps only if the product itself is in whole numbers. Decoding first writes a float32 matrix to memory and
+# reads it again, so the file is smaller and the product is *not faster*.
+#
+# A whole model can gain more than the ratio of bytes. That is a warning about the baseline:
+
+# %%
+for report in read_record("bench-quant-decode")["reports"]:
+    if report["config"] == "random-300m" and report["shape"]["B"] == 1:
+        base, eight = report["results"]["float32"], report["results"]["int8-w8a8"]
+        gain, fewer = eight["speed_over_float32"]["median"], base["bytes"] / eight["bytes"]
+        read = {name: report["parameters"]["active"] * row["bytes"] / base["bytes"] * 4 * row["tokens_per_second"] / 1e9
+                for name, row in (("float32", base), ("int8", eight))}  # fmt: skip
+        print(f"recorded, {report['parameters']['total'] / 1e6:.0f}M parameters, one text: {gain:.2f} times as fast, "
+              f"{fewer:.2f} times fewer bytes")
+        print("gigabytes of active weights read in a second:", ", ".join(f"{name} {speed:.1f}" for name, speed in read.items()))
+
+# %% [markdown]
+# Fewer bytes can explain a gain up to their ratio and no more. The float32 model reads its weights at a lower rate than
+# the int8 model does, so the baseline is slow for another reason, which this benchmark does not find. Credit quantization
+# with the ratio of bytes at most.
+#
+# ## Training through a rounding
+#
+# A model can be trained to live with the rounding: *quantization-aware training*, QAT. But a staircase has slope 0 almost
+# everywhere, and nothing is learnt from 0. The **straight-through estimator** (arXiv 1308.3432) pretends that the slope
+# is 1. Built by hand it is one line:
+
+# %%
+from minimoe.quant.qat import straight_through
+
+four = quant.get_format("fp4_e2m1")
+
+
+def snap(w):
+    return four.decode(four.encode(w))
+
+
+def pretend(w):
+    return w + jax.lax.stop_gradient(snap(w) - w)  # the value of snap(w), the slope of w
+
+
+w = jnp.linspace(-7.0, 7.0, 601)
+rules = {"its own": snap, "straight through": pretend}
+slopes = {name: np.asarray(jax.vmap(jax.grad(rule))(w)) for name, rule in rules.items()}
+np.testing.assert_allclose(pretend(w), straight_through(snap, w), atol=1e-6)
+np.testing.assert_array_equal(slopes["straight through"], jax.vmap(jax.grad(lambda v: straight_through(snap, v)))(w))
+figures.staircase(np.asarray(w), np.asarray(snap(w)), slopes, "Figure 8: FP4 (E2M1) and two slopes")
+
+# %% [markdown]
+# What to see: above, the rounded weight jumps where the dashed line passes smoothly. Below, its own slope is 0 and the
+# pretended one is 1.
+#
+# Now one weight should become 2.6, which FP4 does not have; its neighbours are 2 and 3. The forward pass sees the rounded
+# weight, and the gradient moves the exact one, the *master*.
+
+# %%
+def follow(start, rule, steps=80, rate=0.02):
+    master, path = jnp.float32(start), []
+    for _ in range(steps):
+        path.append((float(master), float(snap(master))))
+        master = master - rate * jax.grad(lambda w: (rule(w) - 2.6) ** 2)(master)
+    return np.array(path).T
+
+
+for name, rule in rules.items():
+    master, forward = follow(0.3, rule)
+    print(f"{name:17} master {master[0]:.2f} -> {master[-1]:.2f}; "
+          f"rounded weight, mean of the last 20 steps {forward[-20:].mean():.2f}")
+
+# %% [markdown]
+# > **Key observation.** With its own slope the weight never moves. Straight through, small steps add up in the float32 master
+# > until the code changes. Then the code alternates between 2 and 3, and its mean is near 2.6.
+#
+# ### Exercise: a rounding with a slope
 
 # %%
 exercises()["quant.straight_through"]
@@ -886,8 +697,201 @@ def my_straight_through(x, scale):
 check("quant.straight_through", my_straight_through);
 
 # %% [markdown]
-# And without a check: write a recipe of your own with `quant.QuantRecipe` and `quant.Rule` that beats `mxfp4` in Figure 10, at
-# the same size or smaller. Which part do you spend the saved bytes on?
+# ### QAT against rounding afterwards
+#
+# DeepSeek-V4 trains its experts through MXFP4 after the main training (section 5.2.1 of the report). Our two trials:
+#
+# - **text**: `small` goes on for 200 steps with and without the rounding of its experts, three seeds (`qat-mxfp4`);
+# - **facts**: the small models of `knowledge-formats` are trained through the rounding from the first step.
+
+# %%
+trials = recorded("qat-mxfp4")["runs"]
+
+
+def mean_of(kind, score):
+    return np.mean([run[score]["bits_per_byte"] for name, run in trials.items() if name.startswith(kind)])
+
+
+started, rounded_at_once = (row["full"]["bits_per_byte"] for row in (texts["float32"], texts["recipes"]["mxfp4"]))
+outcomes = {"small, float32": started, "small, rounded to MXFP4 at once": rounded_at_once,
+            "200 steps more, float32": mean_of("plain", "full"), "200 steps more, then rounded": mean_of("plain", "quantized"),
+            "200 steps of QAT, rounded": mean_of("qat", "quantized")}  # fmt: skip
+for name, value in outcomes.items():
+    print(f"text: {name:32} {value:.4f} bits per byte, {value - started:+.4f}")
+trained = {}
+for recipe in ("int4", "mxfp4", "v4"):
+    pairs = [(facts["runs"][f"plain-{s}"]["formats"][recipe], facts["runs"][f"qat-{recipe}-{s}"]["formats"][recipe])
+             for s in range(3) if f"qat-{recipe}-{s}" in facts["runs"] and f"plain-{s}" in facts["runs"]]  # fmt: skip
+    trained[recipe] = [100 * (after - before) for before, after in pairs]
+    print(f"facts: {recipe:6} trained through the rounding minus rounded afterwards, points: {three(trained[recipe])}")
+
+# %% [markdown]
+# > **Key observation.** On text, going on for 200 steps made `small` worse, with and without the rounding. QAT beats only its
+# > own baseline, the longer training that is then rounded. `small` rounded at once is better than both, so at this size and
+# > with this schedule rounding at once is the better choice.
+#
+# > On facts QAT wins in every pair. These models met the rounding from their first step. They still recall less than the
+# > float32 models, so QAT narrows the loss and does not remove it.
+#
+# ## Verdicts
+
+# %%
+def shown(losses, name):
+    return three(losses.get(name))
+
+
+plots.verdict(
+    claim='"FP8 and INT8, near-lossless, smaller footprint."',
+    means="With 8-bit weights a trained model answers almost as before, and its file is about half of bfloat16.",
+    measured=f"Text: int8 {full['int8']:+.2f}%, fp8 {full['fp8']:+.2f}%. Facts forgotten: int8 {shown(forgotten, 'int8')}, "
+    f"fp8 {shown(forgotten, 'fp8')} points. Problems lost: fp8 {shown(unsolved, 'fp8')} points. "
+    f"The int8 file is {reports['int8'].bfloat16_bytes / reports['int8'].bytes:.2f}x smaller than bfloat16. On this CPU, 8 rows: "
+    f"int8 on both sides {faster[8]['int8 both sides']['median']:.2f}x, "
+    f"decoded first {faster[8]['int8 decoded first']['median']:.2f}x.",
+    says="holds when the format is int8: FP8 keeps text and problems too, but it forgets facts once a model is full",
+    would_change="A larger model with loud channels on which int8 weights lose more than the spread of seeds.",
+)
+
+# %%
+plots.verdict(
+    claim="DeepSeek-V4 stores its experts in FP4.",
+    means="Experts in MXFP4, trained through the rounding, lose little.",
+    measured=f"Text: mxfp4 {full['mxfp4']:+.2f}%, v4 {full['v4']:+.2f}%. "
+    f"Facts forgotten: mxfp4 {shown(forgotten, 'mxfp4')}, v4 {shown(forgotten, 'v4')} points. Problems lost: "
+    f"mxfp4 {shown(unsolved, 'mxfp4')}, v4 {shown(unsolved, 'v4')}, everything {shown(unsolved, 'all-mxfp4')} points. "
+    f"QAT on text: {outcomes['200 steps of QAT, rounded'] - rounded_at_once:+.4f} bits per byte against `small` rounded at once. "
+    f"QAT on facts, mxfp4: {shown(trained, 'mxfp4')} points recalled more than rounded afterwards.",
+    says="holds when the model has room to spare: text and problems hardly change, but a full model forgets, "
+    "and QAT wins back only a part",
+    would_change="A schedule on which going on does not hurt `small`, and a full model that keeps its facts in FP4.",
+)
+
+# %% [markdown]
+# ## What to distrust
+#
+# - **Small models are not large ones.** Loud channels grow with size and training. Ours are printed under *Further*.
+# - **One text.** Text of another kind may use other experts.
+# - **The clock** is one CPU and one compiler version. Another CPU may have no fast int8 at all.
+# - **FP8 and FP4 are emulated.** No CPU multiplies them. Emulated sums are float32; hardware accumulators can be narrower.
+#
+# ---
+# # Further
+#
+# ## Calibration, and an expert that few tokens reach
+#
+# Rounding to nearest treats all weights alike. **GPTQ** (arXiv 2210.17323) looks at the inputs of a matrix on some
+# calibration text and lets later weights make up for the error of earlier ones. An expert sees only *its* tokens, and an
+# unpopular expert sees few.
+
+# %%
+from minimoe.data import training_data
+from minimoe.quant.calibrate import collect
+from minimoe.quant.sensitivity import expert_calibration_experiment
+
+data = training_data(documents(), tokenizer)
+
+
+def calibration_text(start, count):
+    return [data.batch(7, step, 1, 64).tokens for step in range(start, start + count)]
+
+
+calibrations = [collect(model, calibration_text(0, count)) for count in ((4, 16) if FAST else (4, 16, 64, 256))]
+held_out = collect(model, calibration_text(1000, 8 if FAST else 64))
+for layer in range(config.num_layers):
+    loudest = held_out[f"layers.{layer}.attention.q_proj"].absmax
+    print(f"layer {layer}: loudest input channel of attention {loudest.max() / np.median(loudest):.1f} times the median one")
+
+# %%
+errors = expert_calibration_experiment(model, calibrations, held_out, quant.INT4_GROUP32, layers=[1])
+seen = [e for e in errors if e.rows > 0 and np.isfinite(e.gptq)]
+reached = np.array([e.rows for e in seen])
+points = {
+    "its own tokens": (reached, np.array([e.gptq / e.plain for e in seen])),
+    "5% of everybody's added": (reached, np.array([e.shrunk / e.plain for e in seen])),
+}
+for low, high in ((1, 64), (64, 256), (256, 1024), (1024, 10**9)):
+    here = (reached >= low) & (reached < high)
+    if here.any():
+        print(f"{low:4} rows and more: {here.sum():2} cases, error over plain rounding",
+              *(f"{name} {ratios[here].mean():.2f}" for name, (_, ratios) in points.items()), sep="  ")
+print("cases in which GPTQ is worse than rounding:", int((points["its own tokens"][1] > 1).sum()), "of", len(seen))
+figures.gain_by_rows(points, "Figure 9: GPTQ in int4, one marker a matrix of an expert")
+
+# %% [markdown]
+GPTQ_SEE
+#
+# ## Training in FP8
+#
+# DeepSeek-V3 trains with FP8 values in all products, forward and backward (arXiv 2412.19437, section 3.3): tiles of 1 x 128
+# for activations and gradients, blocks of 128 x 128 for weights, sums and masters in float32. Ours is **recorded** and
+# emulated, three seeds. The control is a float32 run whose first weights were changed by a millionth: it says how far two
+# runs part by chance.
+
+# %%
+scores = {name: run["full"]["bits_per_byte"] for name, run in recorded("fp8-training")["runs"].items()}
+gaps = {kind: [scores[f"{kind}-{seed}"] - scores[f"float32-{seed}"] for seed in range(3)] for kind in ("fp8", "nudged")}
+for kind, label in (("fp8", "FP8 products"), ("nudged", "float32, nudged by a millionth")):
+    print(f"{label:31} minus float32, by seed:", ", ".join(f"{gap:+.4f}" for gap in gaps[kind]),
+          f"bits per byte; typical size {np.sqrt(np.mean(np.square(gaps[kind]))):.4f}")
+
+# %% [markdown]
+# FP8 moves the result as far as a millionth of the weights does, and not always to the worse. So FP8 shows no cost here
+# that three seeds could tell from chance. A cost below that size would stay hidden.
+#
+# ## FP8 and FP4 on an accelerator: computed, not measured
+#
+# When one text is generated, a token cannot be faster than its weights are read. The next table divides bytes by the memory
+# bandwidth on data sheets, for the routed experts that one token of DeepSeek-V4-Flash meets: 43 layers, 6 experts each of
+# 3 x 4096 x 2048. It is a lower bound. Attention, cache, network and kernels come on top.
+
+# %%
+sheet = {"A800": 2.04e12, "H800": 3.35e12, "H20": 4.0e12, "B200": 8.0e12}  # bytes a second
+weights = 43 * 6 * 3 * 4096 * 2048
+formats = {"bfloat16": 16.0, "FP8, 128 x 128 blocks": 8 + 32 / 128**2, "MXFP4": 4 + 8 / 32}  # bits a weight
+lines = ["| milliseconds a token, at least | " + " | ".join(formats) + " |", "| --- " * (1 + len(formats)) + "|"]
+for chip, speed in sheet.items():
+    lines.append(f"| {chip} | " + " | ".join(f"{1000 * weights * b / 8 / speed:.2f}" for b in formats.values()) + " |")
+display(Markdown("\n".join(lines)))
+
+# %% [markdown]
+# A800 has matrix units for INT8 and none for FP8. H800 and H20 have FP8 and no FP4. B200 has both (the same data sheets). A
+# format without a unit still saves bandwidth, if a kernel decodes it on the chip.
+#
+# ## The cache in fewer bits
+#
+# The keys and values of earlier tokens can be quantized too, one row of head width at a time, as they arrive.
+
+# %%
+for name, row in texts["caches"].items():
+    print(f"recorded, small, quick protocol: {name:8} {row['bytes_per_token']:5} bytes a token, "
+          f"{row['relative_change']:+.3%} bits per byte")
+
+# %% [markdown]
+# With heads of 32 numbers a float32 scale a row costs one more bit a value. DeepSeek-V4 stores 448 numbers of a row in FP8,
+# with a one-byte scale for 64 of them, and keeps the 64 that carry the position in bfloat16.
+#
+# ## Names that you will meet
+#
+# - **Zero points and clipping.** A *zero point* shifts the codes, so that a range such as 0 to 5 uses all of them; here
+#   every format is symmetric. *Clipping* chooses a scale below absmax: a few large values saturate, and all others get a
+#   finer step. Calibration can search for the scale with the least error.
+# - **Static and dynamic activation scales.** A *dynamic* scale is computed from the input of the moment, as `int8-w8a8` does
+#   for each token. A *static* scale is fixed in advance from calibration text. It saves a pass over the input, and it
+#   fails on inputs that are larger than those of the calibration.
+# - **Outliers and rotations.** LLM.int8() (arXiv 2208.07339) keeps the loud channels in 16 bits and multiplies the rest in
+#   int8. QuaRot (arXiv 2404.00456) and SpinQuant (arXiv 2405.16406) multiply activations and weights by a rotation, which
+#   spreads a loud channel over all channels and leaves the product as it was.
+# - **AWQ** (arXiv 2306.00978) quantizes weights only. It finds channels whose inputs are large and scales up the weights
+#   that read them before rounding, so that these weights get a smaller relative error. It needs no gradient and little
+#   calibration text.
+# - **GGUF** is the file format of llama.cpp: one file with weights, tokenizer and settings. Its types, such as Q4_K, are
+#   blocks of low-bit codes with scales that are quantized too. It is a container and a family of formats, not a method of
+#   training or calibration.
+#
+# ## And without a check
+#
+# Write a recipe of your own with `quant.QuantRecipe` and `quant.Rule` that costs less than `mxfp4` in `bits(...)` at the same
+# size or smaller. On which part do you spend the saved bytes?
 
 # %%
 print(f"this notebook took {time.monotonic() - began:.0f} seconds")
