@@ -847,6 +847,27 @@ def topk_kl(student, values, ids, tail):
 check("distillation.topk", topk_kl);
 
 # %% [markdown]
+# ## Can facts be distilled?
+#
+# Steps have a rule behind them, and a student that reads enough steps finds it. A random fact has no rule. This teacher learned a
+# book of random names and numbers by heart. Three groups of students read one half of the book, for the same number of steps:
+# "alone" reads the book, "logits" reads it with the teacher's probabilities, "text" reads what the teacher writes below each name.
+# The other half of the names is never mentioned to them.
+
+# %%
+facts = read_record("knowledge-distilled")["runs"]
+print(f"the teacher recalls {facts['teacher-0']['recalled']:.1%} of {facts['teacher-0']['method']['entries']:,} entries")
+for way in ("alone", "logits", "text"):
+    students = [facts[f"{way}-{seed}"] for seed in range(3)]
+    read, unread = (", ".join(f"{one[half]:.2%}" for one in students) for half in ("read", "unread"))
+    print(f"{way:7} the half that it read: {read}; the half that only the teacher knows: {unread}")
+print("chance: 0.10%, since a number has three digits")
+
+# %% [markdown]
+# > **Key observation.** Nothing passes of what was not asked: on the unread half every student stays at chance. On the half that
+# > was read, the three groups overlap, so the teacher adds nothing to the book. A random number leaves no second-best answer to learn
+# > from. *Facts have to be read, one by one. Only what follows a rule can be distilled from examples of it.*
+#
 # ## Several teachers, one student
 #
 # DeepSeek-V4's last stage trains specialists first. One student then learns from all of them, on text that the student writes,
