@@ -494,7 +494,7 @@ print(f"answers for as long as the checked steps and their writing together, see
 # > word for word. So the teacher is a source of steps here, and another source would do.
 # >
 # > *The check is not decided.* Checked steps are better than unchecked ones by many points on two seeds, and a little worse on
-# > the third. The seeds differ by more than the effect. The same holds for true steps against checked ones, and for logits
+# > the third. Three pairs like these decide nothing. The same holds for true steps against checked ones, and for logits
 # > against none.
 # >
 # > *Logits keep the English.* With logits the student loses less of its text, on all three seeds. They come with every word,
@@ -560,6 +560,12 @@ for level in exact(master):
           f"solved {np.mean([exact(one)[level] for one in of('checked steps')]):.0%}")
 
 # %% [markdown]
+# > **Key observation.** Small errors do multiply: single steps hold about equally often at every level, and fewer and fewer whole
+# > solutions are right. Still fewer are right than $h^n$, because a step may hold and be the wrong one, such as a step too many.
+# > The second part does not show here: after a slip the next steps hold about as often as after right ones. But a solution that has
+# > slipped goes on from a wrong number, and a step that holds does not bring it back.
+
+# %% [markdown]
 # ## 5. Verdicts
 #
 # Two claims of the press. The boxes are written by the cells, from the numbers.
@@ -578,7 +584,7 @@ verdict(
     f"teacher, {size['teacher'] / size['student']:.1f} times as large, solves {solved(master):.0%}. True steps without a teacher: "
     f"{np.mean(found['true steps']):.0%}. On text, logits gain {text_gain.mean():.3f} bits per byte at equal tokens and "
     f"{'lose' if time_gain.mean() < 0 else 'gain'} {abs(time_gain.mean()):.3f} at equal time.",
-    says="holds when the teacher writes its steps out" if (step_gain > 0).all()
+    says="holds when the teacher writes its steps out, and nobody else does" if (step_gain > 0).all()
     else "does not show here",
     would_change="a student with answers alone, of any length of training, that comes near the student with steps",
 )
@@ -662,7 +668,7 @@ for name, want in (("the teacher likes the slip better", True), ("the teacher li
     print(f"reverse KL where {name}: {np.mean(chosen or [np.nan]):.3f} nats (mean of {len(chosen)})")
 
 # %%
-row, place, _, _ = next((spot for spot in at if by_teacher[spot[0], spot[1], spot[2]] > by_teacher[spot[0], spot[1], spot[3]]), at[0])
+row, place, _, _ = max(at, key=lambda spot: by_teacher[spot[0], spot[1], spot[2]])  # the slip that the teacher likes best
 _, rollout, true_word = slips[row]
 print(f"{'word':8} {'teacher':>8} {'student':>8}  reverse KL (nats)")
 for i in range(max(place - 8, 0), min(place + 12, len(rollout) - 1)):
@@ -672,7 +678,7 @@ for i in range(max(place - 8, 0), min(place + 12, len(rollout) - 1)):
 
 # %% [markdown]
 # > **Key observation.** The teacher is not much better than this student. At a good part of the first slips it prefers the
-# > slip as well, and there the reverse KL is small: it has little to correct. This fits the result of group C. It does not
+# > slip as well, and there the reverse KL is much smaller than at the other slips: it has less to correct. This fits the result of group C. It does not
 # > prove the cause: that would need a teacher that knows better. Papers report gains of on-policy training with such teachers.
 # >
 # > **A trap of Mixture-of-Experts models.** A mask can mean "this does not count" or "this is not there". Here the prompt does
