@@ -155,3 +155,27 @@ def test_curves_name_what_is_wrong():
         seed_spread.curves_with_spread({"a": [make_run(2, 1.0)]}, x="steps")
     with pytest.raises(UserError, match=r"groups \['a'\] must each hold runs"):
         seed_spread.curves_with_spread({"a": [[]]})
+
+
+def test_gaps_are_a_thin_line_a_seed_and_a_thick_mean():
+    gaps = {"eight $": [[(100, 0.1), (200, -0.1)], [(100, 0.3), (200, -0.3)]], "one": [[(100, 0.0), (200, 0.2)]]}
+    axes = draw(seed_spread.gaps_over_tokens(gaps)).axes[0]
+    thick = [line for line in axes.lines if line.get_label() in gaps]
+    np.testing.assert_allclose([line.get_ydata() for line in thick], [[0.2, -0.2], [0.0, 0.2]])
+    assert len({(line.get_linestyle(), line.get_marker()) for line in thick}) == 2
+    assert len(axes.lines) == 1 + 3 + 2
+
+
+@pytest.mark.parametrize("gaps", [{}, {"none": []}, {"unlike": [[(1, 0.1)], [(1, 0.1), (2, 0.2)]]}])
+def test_gaps_without_common_points_are_refused(gaps):
+    with pytest.raises(UserError, match="give at least one"):
+        seed_spread.gaps_over_tokens(gaps)
+
+
+def test_rows_of_one_figure_differ_in_more_than_colour():
+    rows = {"a": [1.0, 2.0], "b": [2.0, 3.0], "c": [3.0, 4.0]}
+    for axes in (
+        draw(sparse.time_per_token([1, 2], rows)).axes[0],
+        draw(sparse.experts_read([1, 2], rows, {})).axes[0],
+    ):
+        assert len({line.get_linestyle() for line in axes.lines}) == 3

@@ -13,7 +13,7 @@
 - `next_words`, `temperatures`, `two_modes`: what a teacher tells a student, and what a student can make of it;
 - `gap_closed`, `exact_match_by_level`: how far distillation takes a student;
 - `verdict`: the closing box of a lesson, for one claim;
-- `seeds`, `curves_with_spread`: runs that differ in their seed alone;
+- `seeds`, `curves_with_spread`, `gaps_over_tokens`: runs that differ in their seed alone;
 - `numbers` and `quantization` (from `rounding` and `recipes`), modules to be imported by name: number formats, what
   rounding does, and what smaller models lose;
 - `save`, `png_bytes`: the file, or its bytes.
@@ -38,7 +38,7 @@ from minimoe.plots.distillation import next_words, temperatures, two_modes
 from minimoe.plots.finished_models import bits_per_byte_by_domain, ladder
 from minimoe.plots.model_bytes import bytes_by_part
 from minimoe.plots.routing import balance_over_time, experts_by_domain
-from minimoe.plots.seed_spread import curves_with_spread, seeds
+from minimoe.plots.seed_spread import curves_with_spread, gaps_over_tokens, seeds
 from minimoe.plots.sparse import (
     active_and_total,
     assignments,
@@ -71,6 +71,7 @@ __all__ = [
     "experts_by_domain",
     "experts_read",
     "gap_closed",
+    "gaps_over_tokens",
     "ladder",
     "load_film",
     "loss_ranges",

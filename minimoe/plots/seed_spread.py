@@ -101,5 +101,46 @@ def curves_with_spread(
     return figure
 
 
+def gaps_over_tokens(
+    gaps: Mapping[str, Sequence[Sequence[Sequence[int | float]]]], title: str = "Gap to the baseline"
+) -> Figure:
+    """How far models are from a baseline as training goes on: a thin line a seed, a thick line for their mean.
+
+    Args:
+      gaps: under each name, one curve a seed: (tokens, bits per byte minus the baseline's) of each evaluation. All
+        curves of a name share their tokens.
+      title: above the figure.
+
+    Raises:
+      UserError: if a name has no curve, or curves of unlike lengths.
+    """
+    for name, curves in gaps.items():
+        if len({len(curve) for curve in curves} - {0}) != 1:
+            raise UserError(
+                f"{name}: curves of {[len(curve) for curve in curves]} points; give at least one, all alike"
+            )
+    if not gaps:
+        raise UserError("gaps={} is empty; give at least one")
+    figure = style.blank(title, height_in=3.9)
+    axes = figure.subplots()
+    style.dress(axes, x="training tokens", y="bits per byte minus the baseline's")
+    axes.axhline(0.0, color=style.INK, linewidth=1.0)
+    longest = 0.0
+    for index, (name, curves) in enumerate(gaps.items()):
+        table = np.asarray(curves, dtype=np.float64)  # [seeds, evaluations, 2]
+        at, values = table[0, :, 0], table[:, :, 1]
+        shade, longest = style.color_of(index), max(longest, float(at[-1]))
+        axes.plot(at, values.T, color=shade, linewidth=0.7, alpha=0.5)
+        look = {"linestyle": ("-", "--", ":", "-.")[index % 4], "marker": "oDs^v"[index % 5], "markersize": 4.5}
+        axes.plot(at, values.mean(0), color=shade, linewidth=2.0, label=name, **look)  # type: ignore[arg-type]
+    style.start_at_zero(axes, np.asarray([longest]))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.annotate(
+        "below zero: better than the baseline", (0.01, 0.02), xycoords="axes fraction", fontsize=style.SMALL_PT
+    )
+    axes.legend(frameon=False, fontsize=style.TICK_PT, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2)
+    return figure
+
+
 def _averaged(run: Sequence[Record]) -> Float[np.ndarray, " n"]:
     return read.smooth(read.column(run, "loss"), half_width=len(run) // 20)

@@ -14,6 +14,7 @@ from minimoe.errors import UserError
 from minimoe.plots import style
 
 IDLE = "routed, idle"
+LINES, MARKERS = ("-", "--", ":", "-."), "oDs^v"  # no two rows differ in colour alone
 SHARES = (1.0, 0.1, 0.01)  # diagonals of `active_and_total`
 
 
@@ -174,10 +175,11 @@ def experts_read(
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel("share of routed experts read", fontsize=style.LABEL_PT)
     for index, (name, values) in enumerate(expected.items()):
-        axes.plot(tokens, values, color=style.color_of(index), linewidth=1.8, label=name)
+        look = {"color": style.color_of(index), "linewidth": 1.8, "linestyle": LINES[index % len(LINES)]}
+        axes.plot(tokens, values, label=name, **look)  # type: ignore[arg-type]
     for index, (name, values) in enumerate(measured.items()):
         look = {"color": style.color_of(index + len(expected)), "linestyle": "none", "markersize": 5.0}
-        axes.plot(tokens, values, marker="oDs^v"[index % 5], label=name, **look)  # type: ignore[arg-type]
+        axes.plot(tokens, values, marker=MARKERS[index % len(MARKERS)], label=name, **look)  # type: ignore[arg-type]
     _legend_above(axes, columns=3)
     return figure
 
@@ -200,7 +202,13 @@ def time_per_token(
     axes.set_ylabel("microseconds per token", fontsize=style.LABEL_PT)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for index, (name, values) in enumerate(microseconds.items()):
-        axes.plot(tokens, values, color=style.color_of(index), marker="o", markersize=4, linewidth=1.8, label=name)
+        look = {
+            "color": style.color_of(index),
+            "linewidth": 1.8,
+            "linestyle": LINES[index % len(LINES)],
+            "markersize": 5,
+        }
+        axes.plot(tokens, values, marker=MARKERS[index % len(MARKERS)], label=name, **look)  # type: ignore[arg-type]
     axes.legend(frameon=False, fontsize=style.TICK_PT, loc="upper right")
     return figure
 
