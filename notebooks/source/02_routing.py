@@ -526,7 +526,7 @@ def clock(num_experts, tokens):
 
 sizes = [1, 512] if FAST else [1, 8, 64, 512, 4096]
 over_tokens = [clock(8, size) for size in sizes]
-counts_of_experts = [4, 8] if FAST else [4, 8, 16, 32]
+counts_of_experts = [8] if FAST else [4, 8, 16, 32]
 over_experts = [over_tokens[sizes.index(512)] if e == 8 else clock(e, 512) for e in counts_of_experts]
 columns = {name: [row[name] for row in over_tokens] for name in NAMES}
 across = {name: [row[name] for row in over_experts] for name in NAMES}
@@ -649,7 +649,7 @@ def alone_and_beyond(picks):
 # %%
 from minimoe.training.loop import init_model
 
-picks = {name: picks_of(load_pretrained(name)[0] if name != "nano" else nano) for name in ("nano", "small", "teacher")}
+picks = {name: picks_of(load_pretrained(name)[0] if name != "nano" else nano) for name in (("nano",) if FAST else ("nano", "small", "teacher"))}
 told = {name: alone_and_beyond(layers) for name, layers in picks.items()}
 untrained = [alone_and_beyond(picks_of(init_model(nano_config, seed))) for seed in range(1 if FAST else 3)]
 tables = [np.asarray(make_hash_table(jax.random.key(seed), V, 8, 2)) for seed in range(3)]

@@ -612,7 +612,8 @@ figures.compared(milliseconds, "milliseconds", f"Figure 7: measured here, {WIDTH
 # %% [markdown]
 # What to see: shorter bars are faster. Few rows wait for the weights to come from memory, and int8 has a quarter of the
 # bytes. That helps only if the product itself is in whole numbers. Decoding first writes a float32 matrix to memory and
-# reads it again, so the file is smaller and the product is *not faster*.
+# reads it again, so the file is smaller and the product is *not faster*. The recorded lines were measured with nothing
+# else running. How slow decoding is depends on the machine's memory; the recorded ratios differ from the ones here.
 #
 # A whole model can gain more than the ratio of bytes. That is a warning about the baseline:
 
@@ -818,7 +819,9 @@ print("cases in which GPTQ is worse than rounding:", int((points["its own tokens
 figures.gain_by_rows(points, "Figure 9: GPTQ in int4, one marker a matrix of an expert")
 
 # %% [markdown]
-GPTQ_SEE
+# What to see: above the dashed line calibration does harm. With few rows GPTQ is worse than plain rounding on average, and
+# with many rows it is better. Mixing 5% of everybody's text into the statistics of an expert makes no printed mean worse.
+# Check the rows of each expert before you trust a calibrated mixture of experts.
 #
 # ## Training in FP8
 #
