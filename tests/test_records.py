@@ -14,7 +14,7 @@ import minimoe
 from minimoe.errors import UserError
 from minimoe.experiments import EXPERIMENTS, MEASUREMENTS, read_record, training_speed, write_record
 from minimoe.experiments.records import POINTS, RECORDS, read_record_file, thin_curve
-from minimoe.experiments.results import results_page
+from minimoe.experiments.results import facts_recalled, results_page
 
 NOTEBOOKS = Path(minimoe.__file__).parent.parent / "notebooks" / "source"
 
@@ -124,3 +124,10 @@ def test_a_page_has_every_way_and_every_seed():
     for name in {**EXPERIMENTS, **MEASUREMENTS}:
         assert (f"minimoe experiments show {name}`" in page) == (RECORDS / f"{name}.json").is_file(), name
     assert "nan" not in page.lower().replace("nano", "")
+
+
+def test_the_figure_of_the_readme_shows_every_seed_of_the_record():
+    rows = {"dense": 3, "4 experts": 3, "16 experts": 3, "64 experts": 3}
+    figure = facts_recalled()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert set(rows) < set(labels)

@@ -98,14 +98,20 @@ def ship(
 @app.command("results")
 def results(
     out: Annotated[Path | None, typer.Option(help="File to write; default: print the page.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="A PNG to draw as well: what idle parameters buy on facts.")
+    ] = None,
 ) -> None:
     """All recorded numbers as one page of tables, in Markdown.
 
-    Example: minimoe experiments results --out notebooks/RESULTS.md
+    Example: minimoe experiments results --out notebooks/RESULTS.md --figure notebooks/figures/facts_recalled.png
     """
-    from minimoe.experiments.results import results_page
+    from minimoe import plots
+    from minimoe.experiments.results import facts_recalled, results_page
     from minimoe.files import write_atomically
 
+    if figure is not None:
+        plots.save(facts_recalled(), figure)
     if out is None:
         write_out(results_page().rstrip("\n"))
     else:

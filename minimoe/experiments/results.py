@@ -11,10 +11,13 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minimoe.experiments.records import RECORDS, read_record
 from minimoe.experiments.show import recipe_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HEAD = """# Results
 
@@ -55,6 +58,28 @@ def results_page() -> str:
     for path in sorted(RECORDS.glob("bench-*.json")):
         parts += _benchmark(path.stem, json.loads(path.read_text(encoding="utf-8")))
     return "\n\n".join(parts) + "\n"
+
+
+def facts_recalled() -> Figure:
+    """What idle parameters buy where only capacity counts: the record of `knowledge` as a picture, three seeds a row."""
+    from minimoe import plots
+
+    runs = read_record("knowledge")["runs"]
+    rows: dict[str, list[float]] = {}
+    for name, run in runs.items():
+        rows.setdefault(name.rpartition("-")[0], []).append(100 * run["recalled"])
+    words = {
+        "dense": "dense",
+        "experts-4": "4 experts",
+        "experts-16": "16 experts",
+        "experts-64": "64 experts",
+        "dense-2x": "dense, twice as long",
+        "dense-4x": "dense, four times as long",
+    }
+    shown = {words[name]: values for name, values in rows.items() if name in words}
+    return plots.seeds(
+        shown, quantity="facts recalled, %", title="Equal FLOPs a token, 4,096 random facts, three seeds"
+    )
 
 
 def _title(name: str) -> str:
