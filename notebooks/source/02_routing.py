@@ -22,7 +22,7 @@
 # | **You should know** | notebook 00, or: top-k routing of five tokens by hand; from 01: total and active parameters |
 # | **You will be able to** | write a router with a selection bias; say what softmax, sigmoid and sqrt-softplus change; tell five selectors apart, and say why one of them reads the future; write a dispatch and check it; measure what a choice of expert tells beyond the token itself |
 # | **Time to study** | 45 minutes for the core; 15 more for *Further* |
-# | **Time to run** | about three minutes on two CPU cores; under 90 seconds with `MINIMOE_FAST=1` |
+# | **Time to run** | three to four minutes on two CPU cores; under 90 seconds with `MINIMOE_FAST=1` |
 
 # %%
 import dataclasses
