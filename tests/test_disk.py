@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from test_cli import PROGRAM, TEXT
 
 from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
-from tests.test_cli import PROGRAM, TEXT
 
 pytest.importorskip("resource", reason="Windows has no file-size limits")
 
