@@ -252,7 +252,12 @@ def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys
     assert np.asarray(values["load"]).shape == (6, TINY.num_layers, 4)
     page = (tmp_path / "report" / "report.html").read_text()
     assert f"{values['models'][0]['bits_per_byte']:.3f}" in page
-    assert page.count("<img") == len(list((tmp_path / "report" / "figures").iterdir())) == 7
+    assert page.count("<img") == len(list((tmp_path / "report" / "figures").iterdir())) == 8
+    assert [way["name"] for way in values["facts"]["ways"]] == ["dense", "8 experts", "32 experts"]
+    assert all(len(way["recalled"]) == 3 for way in values["facts"]["ways"])
+    assert len(values["solved"]["problems"]) == 10
+    assert page.rindex("What was claimed") < page.index(values["claims"][0]["claim"]) < page.rindex("Many parameters")
+    assert all(row["verdict"] in page and row["numbers"] for row in values["claims"])
     assert not (tmp_path / "report" / "figures" / "old.png").exists()
     report.prepare(tmp_path / "report")  # the next tour replaces this one
 

@@ -17,6 +17,9 @@ def page(values: dict[str, Any], figures: dict[str, Figure]) -> dict[str, Any]:
         "title": "minimoe: the tour",
         "lead": _lead(values),
         "sections": [
+            _claims(values, figures),
+            _samples(values),
+            _facts(values),
             _sizes(sparse, dense, figures),
             _race(sparse, dense, figures),
             _clock(sparse, dense, figures),
@@ -25,7 +28,7 @@ def page(values: dict[str, Any], figures: dict[str, Figure]) -> dict[str, Any]:
             _quality(values, figures),
             _bits(values, figures),
             _taught(values),
-            _samples(values),
+            _solved(values),
         ],
     }
 
@@ -38,8 +41,9 @@ def _lead(values: dict[str, Any]) -> str:
     )
     return (
         f"A sparse Mixture of Experts and a dense model of equal active FLOPs, trained on the same {values['tokens']:,} "
-        f"tokens of six kinds of text (seed {values['seed']}, {values['seconds']:.0f} seconds in all on "
-        f"{values['machine']}). Every number on this page was measured in that run.{short}"
+        f"tokens of six kinds of text; before that, small layers that learn facts and two models of the package that solve "
+        f"problems (seed {values['seed']}, {values['seconds']:.0f} seconds in all on {values['machine']}). Every number on "
+        f"this page was measured in that run, except where it says record.{short}"
     )
 
 
@@ -194,7 +198,69 @@ def _taught(values: dict[str, Any]) -> Section:
 def _samples(values: dict[str, Any]) -> Section:
     blocks = [Sample(f"{s['prompt']}\u258c{s['continuation']}", label=s["domain"]) for s in values["samples"]]
     return Section(
-        heading="What it writes",
-        paragraphs=("The sparse model continues the beginning of an unseen document of each domain, after the bar.",),
+        heading="What a trained model writes",
+        paragraphs=(
+            "A model of the package continues the beginning of an unseen document of each domain, after the bar.",
+        ),
         samples=tuple(blocks),
+    )
+
+
+def _claims(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
+    rows = [(row["claim"], row["verdict"], row["numbers"], row["source"]) for row in values["claims"]]
+    return Section(
+        heading="What was claimed, and what we found",
+        paragraphs=(
+            "The press reported the claims about a model of a thousand billion parameters. The verdicts are about models "
+            "that train on a laptop. A record is a longer experiment with three seeds; minimoe experiments show NAME "
+            "prints it.",
+        ),
+        picture=Picture(
+            figures["facts"],
+            "Facts learned by heart in this run, one dot a seed. All three layers compute equally much for a name.",
+        ),
+        table=Table(("claim", "verdict", "numbers", "from"), rows),
+    )
+
+
+def _facts(values: dict[str, Any]) -> Section:
+    facts = values["facts"]
+    rows = [
+        (
+            way["name"],
+            f"{way['total_params']:,}",
+            f"{way['active_params']:,}",
+            *(f"{share:.1%}" for share in way["recalled"]),
+        )
+        for way in facts["ways"]
+    ]
+    return Section(
+        heading="Facts learned by heart",
+        paragraphs=(
+            f"A fact is a random name and one of {facts['answers']} answers, so guessing is right once in "
+            f"{facts['answers']}. Each layer read all {facts['facts']:,} facts {facts['steps']} times. The sparse layers "
+            f"store more and compute as much: this is what idle parameters buy.",
+        ),
+        table=Table(("layer", "parameters", "active", "seed 0", "seed 1", "seed 2"), rows),
+    )
+
+
+def _solved(values: dict[str, Any]) -> Section:
+    solved = values["solved"]
+    rows = [
+        (
+            one["question"],
+            str(one["answer"]),
+            *(str(one[name] if one[name] is not None else "-") for name in solved["right"]),
+        )
+        for one in solved["problems"]
+    ]
+    counts = ", ".join(f"{name} {count}" for name, count in solved["right"].items())
+    return Section(
+        heading="Ten problems",
+        paragraphs=(
+            f"The package's student learned from the steps and the logits of a larger teacher; nano is what it was before. "
+            f"Solved, of {len(rows)}: {counts}. Each problem needs a combination of numbers that training never showed.",
+        ),
+        table=Table(("problem", "answer", *solved["right"]), rows),
     )

@@ -1,4 +1,4 @@
-"""The tour: a sparse and a dense model are trained on the same text, the sparse one is quantized and taught."""
+"""The tour: shipped models write and solve, small models learn facts, and a sparse and a dense one learn the same text."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minimoe.console import messages
+from minimoe.tour.claims import claims
 from minimoe.tour.distilled import distilled_rung
+from minimoe.tour.known import facts_rung
 from minimoe.tour.quantized import quantized_rungs
 from minimoe.tour.report import FORMAT, prepare, write
+from minimoe.tour.solved import solved_rung
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from minimoe.data import Document, Tokenizer
+    from minimoe.model import MoETransformer
     from minimoe.training import RunConfig, TrainResult
 
-STEPS, FAST_STEPS = 360, 40
+STEPS, FAST_STEPS = 240, 40
+WRITER = "small"
 NGRAM_ORDER = 6
 STOPPED = "stopped before the report; an earlier report, if there was one, is untouched"
 
@@ -69,8 +74,10 @@ def run_tour(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any] 
     prepare(out)
     began = time.monotonic()
     tokenizer, corpus = load_tokenizer(), documents()
-    data = training_data(corpus, tokenizer)
     validation = [document for document in corpus if document.split == "val"]
+    shown: dict[str, Any] = {"samples": shipped_samples(validation, tokenizer), "facts": facts_rung(fast=fast)}
+    shown["solved"] = solved_rung(tokenizer)
+    data = training_data(corpus, tokenizer)
     steps = FAST_STEPS if fast else STEPS
     rungs = []
     for name, dense in (("sparse", False), ("dense", True)):
@@ -82,14 +89,14 @@ def run_tour(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any] 
     training = [document for document in corpus if document.split == "train"]
     quick = evaluation_documents(validation, "quick")
     ngram = ngram_bits_per_byte(training, quick, NGRAM_ORDER)
-    samples = continue_text(rungs[0], validation, tokenizer)
     smaller = quantized_rungs(rungs[0].result.model, quick, tokenizer)
     taught = distilled_rung(rungs[0].result.model, rungs[0].run, data, validation, tokenizer, fast=fast)
     if taught is None:
         messages.print(STOPPED)
         return None
-    values = summary(rungs, ngram, samples, smaller, taught, seed=seed, fast=fast, seconds=time.monotonic() - began)
-    figures = draw(rungs, ngram, smaller)
+    values = summary(rungs, ngram, smaller, taught, seed=seed, fast=fast, seconds=time.monotonic() - began) | shown
+    values["claims"] = claims(values)
+    figures = draw(rungs, ngram, smaller, shown["facts"])
     write(out, values, figures)
     return values
 
@@ -114,7 +121,18 @@ def climb(
     return Rung(name, run, result, time.monotonic() - began)
 
 
-def continue_text(rung: Rung, validation: list[Document], tokenizer: Tokenizer) -> list[dict[str, str]]:
+def shipped_samples(validation: list[Document], tokenizer: Tokenizer) -> list[dict[str, str]]:
+    """What the shipped `WRITER` makes of a beginning of each domain; the first one is shown at once."""
+    from minimoe.hub import load_pretrained
+    from minimoe.quant import dequantize_model
+
+    messages.print(f"the shipped model {WRITER!r} continues unseen text:")
+    samples = continue_text(dequantize_model(load_pretrained(WRITER)[0]), validation, tokenizer)
+    messages.print(f"{samples[0]['prompt']} | {samples[0]['continuation']}")
+    return samples
+
+
+def continue_text(model: MoETransformer, validation: list[Document], tokenizer: Tokenizer) -> list[dict[str, str]]:
     """For each domain, the beginning of its first validation document and what the model makes of it."""
     import jax
     import jax.numpy as jnp
@@ -127,9 +145,8 @@ def continue_text(rung: Rung, validation: list[Document], tokenizer: Tokenizer) 
         first.setdefault(document.domain, document)
     length, new = 24, 48
     prompts = [[tokenizer.eot_id, *tokenizer.encode(d.text[:2000])[: length - 1]] for d in first.values()]
-    out = generate(
-        rung.result.model, jnp.asarray(prompts, jnp.int32), new, temperature=0.7, top_p=0.95, key=jax.random.key(0)
-    )
+    tokens = jnp.asarray(prompts, jnp.int32)
+    out = generate(model, tokens, new, temperature=0.7, top_p=0.95, key=jax.random.key(0))
     texts = [
         (tokenizer.decode(p), tokenizer.decode(o[length:].tolist()))
         for p, o in zip(prompts, np.asarray(out), strict=True)
@@ -140,7 +157,6 @@ def continue_text(rung: Rung, validation: list[Document], tokenizer: Tokenizer) 
 def summary(
     rungs: list[Rung],
     ngram: dict[str, float],
-    samples: list[dict[str, str]],
     smaller: dict[str, Any],
     taught: dict[str, Any],
     *,
@@ -177,13 +193,14 @@ def summary(
         "domains": list(sparse.evaluation.per_domain),
         "load": load.tolist(),
         "max_violation_validation": [round(float(v), 4) for v in max_violation(jnp.asarray(load.sum(axis=0)))],
-        "samples": samples,
         "quantized": {name: value for name, value in smaller.items() if name != "bytes_by_path"},
         "distilled": taught,
     }
 
 
-def draw(rungs: list[Rung], ngram: dict[str, float], smaller: dict[str, Any]) -> dict[str, Figure]:
+def draw(
+    rungs: list[Rung], ngram: dict[str, float], smaller: dict[str, Any], facts: dict[str, Any]
+) -> dict[str, Figure]:
     """The figures by file name."""
     from minimoe import plots
 
@@ -191,7 +208,9 @@ def draw(rungs: list[Rung], ngram: dict[str, float], smaller: dict[str, Any]) ->
     sparse = rungs[0].result
     assert sparse.evaluation is not None
     per_domain = {rung.name: rung.result.evaluation.per_domain for rung in rungs if rung.result.evaluation}
+    recalled = {way["name"]: [100 * share for share in way["recalled"]] for way in facts["ways"]}
     return {
+        "facts": plots.seeds(recalled, quantity="facts recalled, %", title="Random facts, equal arithmetic a name"),
         "ladder": plots.ladder([rung.row() for rung in rungs]),
         "loss_by_tokens": plots.compare_runs(runs, x="tokens", title="Training loss at equal tokens"),
         "loss_by_seconds": plots.compare_runs(runs, x="seconds", title="Training loss at equal time"),

@@ -1,0 +1,127 @@
+"""The tour's first table: each claim of the press, its verdict, and the numbers behind it, of this run or recorded."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HOLDS, FAILS = "holds", "does not show here"
+
+
+def claims(values: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Rows with ``claim``, ``verdict``, ``numbers`` and ``source`` ("this run" or the name of a record).
+
+    Args:
+      values: what ``report.json`` holds, as far as it is measured.
+    """
+    return [_active(values), _facts(values), _text(), _balance(), _bits(values), _filled(), _distilled(values)]
+
+
+def _row(claim: str, verdict: str, numbers: str, source: str) -> dict[str, str]:
+    return {"claim": claim, "verdict": verdict, "numbers": numbers, "source": source}
+
+
+def _active(values: Mapping[str, Any]) -> dict[str, str]:
+    sparse = values["models"][0]
+    share = sparse["active_params"] / sparse["total_params"]
+    numbers = (
+        f"{sparse['active_params'] / 1e6:.2f} of {sparse['total_params'] / 1e6:.2f} million parameters ({share:.0%})"
+    )
+    return _row("Only a fraction of the model works on a token", HOLDS, numbers, "this run")
+
+
+def _facts(values: Mapping[str, Any]) -> dict[str, str]:
+    ways = values["facts"]["ways"]
+    dense, most = ways[0]["recalled"], ways[-1]["recalled"]
+    won = all(sparse > one for sparse, one in zip(most, dense, strict=True))
+    numbers = "; ".join(f"{way['name']} {statistics.mean(way['recalled']):.0%}" for way in ways)
+    return _row(
+        "Idle parameters are worth having, at equal arithmetic a token",
+        "holds when capacity is what is missing" if won else FAILS,
+        f"facts recalled: {numbers} ({sum(s > d for s, d in zip(most, dense, strict=True))} of {len(dense)} seeds)",
+        "this run",
+    )
+
+
+def _text() -> dict[str, str]:
+    from minimoe.experiments import read_record
+
+    runs = read_record("longer-text")["runs"]
+    sparse, tokens, clock = (_bits_of(runs, name) for name in ("experts-8", "dense", "dense-as-long-as-8"))
+    by_tokens = [d - s for s, d in zip(sparse, tokens, strict=True)]
+    by_time = [d - s for s, d in zip(sparse, clock, strict=True)]
+    return _row(
+        "Sparse beats dense on text",
+        HOLDS
+        if min(by_time) > 0
+        else "holds at equal tokens, not at equal time"
+        if statistics.mean(by_tokens) > 0
+        else FAILS,
+        f"bits per byte gained at 6.1M tokens: {_signed(by_tokens)} at equal tokens, {_signed(by_time)} at equal time",
+        "record longer-text",
+    )
+
+
+def _balance() -> dict[str, str]:
+    from minimoe.experiments import read_record
+
+    runs = read_record("knowledge-balance")["runs"]
+    none, bias = (_scores(runs, name, "recalled") for name in ("none", "loss-free"))
+    gain = [100 * (b - n) for b, n in zip(bias, none, strict=True)]
+    return _row(
+        "Balanced routing costs no quality",
+        HOLDS if min(gain) > 0 else FAILS,
+        f"facts recalled with the bias, less without balancing: {_signed(gain, 0)} points",
+        "record knowledge-balance",
+    )
+
+
+def _bits(values: Mapping[str, Any]) -> dict[str, str]:
+    before, recipes = values["models"][0]["bits_per_byte"], values["quantized"]["recipes"]
+    changes = {row["name"]: row["bits_per_byte"] / before - 1 for row in recipes}
+    full = values["quantized"]["bytes_bfloat16"]
+    numbers = "; ".join(
+        f"{row['name']} {full / row['bytes']:.1f}x smaller, {changes[row['name']]:+.2%}" for row in recipes
+    )
+    verdict = HOLDS if max(changes.values()) < 0.01 else FAILS
+    return _row("8 and 4 bits are near-lossless (on text)", verdict, f"{numbers} bits per byte", "this run")
+
+
+def _filled() -> dict[str, str]:
+    from minimoe.experiments import read_record
+
+    runs = [run for name, run in read_record("knowledge-formats")["runs"].items() if name.startswith("plain-")]
+    lost = {
+        name: statistics.mean(100 * (run["recalled"] - run["formats"][name]) for run in runs)
+        for name in ("int8", "fp8", "v4")
+    }
+    numbers = ", ".join(f"{name} {value:.0f}" for name, value in lost.items())
+    return _row(
+        "The same, for a model that is full of facts",
+        "holds for int8 alone" if lost["int8"] < 5 < min(lost["fp8"], lost["v4"]) else "see the numbers",
+        f"points of facts forgotten: {numbers}",
+        "record knowledge-formats",
+    )
+
+
+def _distilled(values: Mapping[str, Any]) -> dict[str, str]:
+    right, asked = values["solved"]["right"], len(values["solved"]["problems"])
+    return _row(
+        "Distillation puts a teacher's reasoning into a small model",
+        HOLDS if right["student"] > right["nano"] else FAILS,
+        f"problems solved, of {asked}: student {right['student']}, the nano it began from {right['nano']}",
+        "this run",
+    )
+
+
+def _scores(runs: Mapping[str, Any], name: str, score: str) -> list[float]:
+    return [runs[f"{name}-{seed}"][score] for seed in range(3)]
+
+
+def _bits_of(runs: Mapping[str, Any], name: str) -> list[float]:
+    return [runs[f"{name}-{seed}"]["full"]["bits_per_byte"] for seed in range(3)]
+
+
+def _signed(values: Sequence[float], digits: int = 3) -> str:
+    return ", ".join(f"{value:+.{digits}f}" for value in values)
