@@ -31,7 +31,7 @@ def tour(
     from minimoe.tour.report import prepare
 
     prepare(out)  # before anything is said: a folder of something else is one line
-    start("tour: one sparse model, one dense model, the same text")
+    start("tour: trained models first, then facts, then a sparse and a dense model on the same text")
     values = run_tour(out, fast=fast, seed=seed)
     if values is None:
         return 130

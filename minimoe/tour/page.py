@@ -217,7 +217,7 @@ def _claims(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
         ),
         picture=Picture(
             figures["facts"],
-            "Facts learned by heart in this run, one dot a seed. All three layers compute equally much for a name.",
+            "Facts learned in this run, one dot a seed. Apart from the router, all three layers compute equally much.",
         ),
         table=Table(("claim", "verdict", "numbers", "from"), rows),
     )
