@@ -231,6 +231,29 @@ def rms_norm(x, scale, eps):
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * scale
 
 
+def hyper_connection(streams, output, weights, n, iterations, eps=1e-6):
+    """One token, ``streams [n, D]``: what a branch reads, and the streams after it gave ``output [D]``."""
+    streams, output = np.asarray(streams, np.float64), np.asarray(output, np.float64)
+    flat = streams.reshape(-1)
+    raw = flat / math.sqrt((flat**2).mean() + eps) @ np.asarray(weights["kernel"], np.float64)
+    scale, base = np.asarray(weights["scale"], np.float64), np.asarray(weights["base"], np.float64)
+    read = [sigmoid(scale[0] * raw[j] + base[j]) + eps for j in range(n)]
+    write = [2 * sigmoid(scale[1] * raw[n + k] + base[n + k]) for k in range(n)]
+    comb = np.array(
+        [softmax([scale[2] * raw[i] + base[i] for i in range(2 * n + j * n, 3 * n + j * n)]) for j in range(n)]
+    )
+    comb = comb + eps
+    for turn in range(iterations):
+        if turn:
+            for j in range(n):
+                comb[j] = comb[j] / (comb[j].sum() + eps)
+        for k in range(n):
+            comb[:, k] = comb[:, k] / (comb[:, k].sum() + eps)
+    seen = sum(read[j] * streams[j] for j in range(n))
+    new = [sum(comb[j, k] * streams[j] for j in range(n)) + write[k] * output for k in range(n)]
+    return seen, np.array(new)
+
+
 def transformer(weights, tokens, config):
     """Logits ``[L, V]`` of one sequence from a flat ``path -> array`` of the model's weights."""
     weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}

@@ -265,7 +265,7 @@ def test_every_kind_in_a_file_is_named_and_known():
     values = SPARSE.to_dict()
     assert values["attention"] == {"kind": "grouped_query", **HEADS, "rope_theta": 10000.0}
     assert values["residual"] == {"kind": "add"}
-    for name, known in (("attention", "grouped_query"), ("residual", "add")):
+    for name, known in (("attention", "grouped_query"), ("residual", "add, hyper")):
         with pytest.raises(UserError, match=f"{name}: kind='latent' is not known; choose one of {known}"):
             ModelConfig.from_dict(values | {name: {"kind": "latent"}})
     with pytest.raises(UserError, match="attention: kind=None is not known"):

@@ -27,7 +27,8 @@ def forward_flops_per_token(config: ModelConfig, context: int | None = None) -> 
         for layer, number in config.layer_counts.items()
         if layer.attention is not None
     )
-    residual = 2 * config.num_layers * config.residual.flops_per_token(config.d_model)
+    residual = 2 * config.num_layers * config.residual.flops_per_token(config.d_model)  # two branches a block
+    residual += config.residual.leave_flops_per_token(config.d_model)
     return 2.0 * (count.active - count.norms - count.attention) + attention + residual
 
 

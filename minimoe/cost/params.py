@@ -52,7 +52,7 @@ def count_params(config: ModelConfig) -> ParamCount:
       '11.4M total, 3.1M active'
     """
     d, matrix = config.d_model, config.embedding_params
-    residual = 2 * config.num_layers * config.residual.num_params(d)  # two branches a block
+    residual = 2 * config.num_layers * config.residual.num_params(d) + config.residual.leave_params(d)
     attention = router = shared = routed = active = 0
     for layer, count in config.layer_counts.items():
         assert layer.attention is not None  # layer_counts leaves nothing open

@@ -1,5 +1,6 @@
 """Small parts that every other room uses: rotary positions, RMSNorm, SwiGLU, initial weights, masks."""
 
+from minimoe.layers.hyper import HyperConnectionConfig
 from minimoe.layers.initializers import fan_in
 from minimoe.layers.masks import as_mask
 from minimoe.layers.norm import RMSNorm, norm_params
@@ -11,6 +12,7 @@ __all__ = [
     "ADD",
     "RESIDUALS",
     "AddConfig",
+    "HyperConnectionConfig",
     "RMSNorm",
     "ResidualConfig",
     "SwiGLU",

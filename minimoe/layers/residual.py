@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from flax import nnx
 from jaxtyping import Array, Float
 
+from minimoe.layers.hyper import HyperConnectionConfig
+
 
 @runtime_checkable
 class ResidualConfig(Protocol):
@@ -20,19 +22,28 @@ class ResidualConfig(Protocol):
     kind: ClassVar[str]
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> Any:
-        """The module of one branch, with ``read(stream) -> x`` and ``write(stream, y) -> stream``."""
+        """The module of one branch, with ``read(stream) -> (x, kept)`` and ``write(stream, y, kept) -> stream``.
+
+        ``kept`` is whatever `write` needs of what `read` computed.
+        """
+
+    def build_leave(self, d_model: int, *, rngs: nnx.Rngs) -> Any:
+        """The module of the end: called with the stream, it gives what the last norm sees, ``[B, L, D]``."""
 
     def enter(self, x: Float[Array, "B L D"]) -> Float[Array, "B L ..."]:
         """The stream that begins with the embeddings ``x``."""
 
-    def leave(self, stream: Float[Array, "B L ..."]) -> Float[Array, "B L D"]:
-        """What the last norm sees of the stream."""
-
     def num_params(self, d_model: int) -> int:
         """Weights of one branch."""
 
+    def leave_params(self, d_model: int) -> int:
+        """Weights of the end."""
+
     def flops_per_token(self, d_model: int) -> float:
         """Forward FLOPs of one branch and token."""
+
+    def leave_flops_per_token(self, d_model: int) -> float:
+        """Forward FLOPs of the end, for one token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +56,13 @@ class AddConfig:
         """The module."""
         return AddResidual()
 
+    def build_leave(self, d_model: int, *, rngs: nnx.Rngs) -> SameStream:
+        """The module."""
+        return SameStream()
+
     def enter(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """``x`` itself."""
         return x
-
-    def leave(self, stream: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """The stream itself."""
-        return stream
 
     def num_params(self, d_model: int) -> int:
         """None."""
@@ -61,18 +72,33 @@ class AddConfig:
         """One addition a number is left out, as norms are."""
         return 0.0
 
+    def leave_params(self, d_model: int) -> int:
+        """None."""
+        return 0
+
+    def leave_flops_per_token(self, d_model: int) -> float:
+        """None."""
+        return 0.0
+
 
 class AddResidual(nnx.Module):
     """Joins a branch to the stream by adding its output."""
 
-    def read(self, stream: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def read(self, stream: Float[Array, "B L D"]) -> tuple[Float[Array, "B L D"], None]:
         """What the branch sees."""
-        return stream
+        return stream, None
 
-    def write(self, stream: Float[Array, "B L D"], y: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def write(self, stream: Float[Array, "B L D"], y: Float[Array, "B L D"], kept: None) -> Float[Array, "B L D"]:
         """The stream after the branch gave ``y``."""
         return stream + y
 
 
+class SameStream(nnx.Module):
+    """The end of a stream that needs none: what the last norm sees is the stream."""
+
+    def __call__(self, stream: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return stream
+
+
 ADD = AddConfig()
-RESIDUALS: dict[str, type[Any]] = {cls.kind: cls for cls in (AddConfig,)}
+RESIDUALS: dict[str, type[Any]] = {cls.kind: cls for cls in (AddConfig, HyperConnectionConfig)}

@@ -74,10 +74,12 @@ class Block(nnx.Module):
         rngs: nnx.Rngs | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "B L ..."], Routing | None, Cache | None]:
-        attended, cache = self.attention(self.attention_norm(self.attention_residual.read(x)), cache)
-        x = self.attention_residual.write(x, self._drop(attended, rngs))
-        y, routing = self._feed_forward(self.ffn_norm(self.ffn_residual.read(x)), tokens, where, rngs)
-        return self.ffn_residual.write(x, self._drop(y, rngs)), routing, cache
+        seen, kept = self.attention_residual.read(x)
+        attended, cache = self.attention(self.attention_norm(seen), cache)
+        x = self.attention_residual.write(x, self._drop(attended, rngs), kept)
+        seen, kept = self.ffn_residual.read(x)
+        y, routing = self._feed_forward(self.ffn_norm(seen), tokens, where, rngs)
+        return self.ffn_residual.write(x, self._drop(y, rngs), kept), routing, cache
 
     def _feed_forward(self, x, tokens, where, rngs) -> tuple[Float[Array, "B L D"], Routing | None]:
         batch, length, width = x.shape
@@ -118,6 +120,7 @@ class MoETransformer(nnx.Module):
         init = nnx.initializers.normal(0.02)
         self.embed = nnx.Embed(config.vocab_size, config.d_model, embedding_init=init, rngs=rngs, **dtypes)
         self.layers = nnx.List([Block(config, layer, rngs=rngs) for layer in config.layers])
+        self.leave = config.residual.build_leave(config.d_model, rngs=rngs)
         self.norm = RMSNorm(config.d_model, epsilon=config.norm_eps, rngs=rngs, **dtypes)
         head = None
         if not config.tie_embeddings:
@@ -219,7 +222,7 @@ class MoETransformer(nnx.Module):
             x, routing, cache = layer(x, tokens, where=where, rngs=rngs, cache=cache)
             routings.append(routing)
             new_caches.append(cache)
-        x = self.config.residual.leave(x)
+        x = self.leave(x)
         if caches[0] is None:  # NaN inside would reach earlier positions, since attention multiplies it by weights of 0
             x = jnp.where((jnp.cumsum(~known, axis=1) == 0)[..., None], x, jnp.nan)
         x = self.norm(x[:, -1:] if last_only else x)
