@@ -45,6 +45,7 @@ EXAMPLE = """\
 examples:
   python notebooks/build.py                        build all notebooks (minutes each)
   python notebooks/build.py 02_routing             build one
+  python notebooks/build.py 02_routing --prose-only   carry changed prose over, keep the outputs (seconds)
   python notebooks/build.py --check                run all with MINIMOE_FAST=1 and compare; writes nothing
   python notebooks/build.py --check --no-execute   compare alone (seconds)
 """
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if options.check:
         return check_all(lessons, execute_too=not options.no_execute, timeout=options.timeout)
-    return build_all(lessons, timeout=options.timeout)
+    return build_all(lessons, timeout=options.timeout, prose_only=options.prose_only)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -90,11 +91,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--check", action="store_true", help="compare with the masters and run them fast; write nothing"
     )
     parser.add_argument("--no-execute", action="store_true", help="with --check: compare alone")
+    parser.add_argument(
+        "--prose-only",
+        action="store_true",
+        help="take the text from the master and the outputs from the notebook; refused if any code changed",
+    )
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for each whole notebook (default: 600)")
     parser.add_argument("--folder", type=Path, default=HERE, help="of the notebooks (default: the one of this file)")
     options = parser.parse_args(arguments)
     if options.no_execute and not options.check:
         parser.error("--no-execute goes with --check; a notebook without outputs is not worth building")
+    if options.prose_only and options.check:
+        parser.error("--prose-only writes and --check writes nothing; choose one of them")
     return options
 
 
@@ -111,7 +119,7 @@ def find_lessons(folder: Path, names: Sequence[str]) -> list[Lesson]:
 # ---- building
 
 
-def build_all(lessons: Sequence[Lesson], timeout: float) -> int:
+def build_all(lessons: Sequence[Lesson], timeout: float, prose_only: bool = False) -> int:
     """Builds one after the other; stops at the first that fails, and leaves its earlier notebook as it was."""
     for lesson in lessons:
         print(f"{lesson.name} ...", flush=True)
@@ -120,7 +128,10 @@ def build_all(lessons: Sequence[Lesson], timeout: float) -> int:
             if not lesson.master.exists():
                 raise BuildError(f"there is no {lesson.master.name} in source/; restore it or delete the notebook")
             notebook = read_master(lesson.master)
-            execute(notebook, lesson.notebook.parent, fast=False, timeout=timeout)
+            if prose_only:
+                keep_outputs(notebook, lesson)
+            else:
+                execute(notebook, lesson.notebook.parent, fast=False, timeout=timeout)
             content = to_bytes(notebook)
             write_atomically(lesson.notebook, content)
         except BuildError as error:
@@ -181,6 +192,28 @@ def execute(notebook: NotebookNode, folder: Path, *, fast: bool, timeout: float)
             raise BuildError(f"the kernel died, often for want of memory: {error}") from error
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+
+
+def keep_outputs(master: NotebookNode, lesson: Lesson) -> None:
+    """Gives the cells of the master the outputs of the existing notebook, without running anything.
+
+    Raises:
+      BuildError: if the notebook cannot be read, or any code cell is new, gone, moved or changed. Its output would then
+        belong to other code.
+    """
+    run = f"run: python notebooks/build.py {lesson.name}"
+    try:
+        notebook = nbformat.read(lesson.notebook, as_version=4)
+    except Exception as error:  # no file, broken JSON, not a notebook: all the same repair
+        raise BuildError(f"{lesson.notebook.name} cannot be read ({error}), so there are no outputs; {run}") from error
+    new, old = ([cell for cell in book.cells if cell.cell_type == "code"] for book in (master, notebook))
+    for number, (a, b) in enumerate(zip(new, old, strict=False), 1):
+        if a.source != b.source:
+            raise BuildError(f"code cell {number} differs from the notebook's, so its output may too; {run}")
+    if len(new) != len(old):
+        raise BuildError(f"the master has {len(new)} code cells, the notebook {len(old)}; {run}")
+    for a, b in zip(new, old, strict=True):
+        a.outputs, a.execution_count = b.outputs, b.execution_count
 
 
 def kernel_manager(scratch: Path) -> AsyncKernelManager:

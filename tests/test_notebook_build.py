@@ -127,6 +127,44 @@ def test_building_again_gives_the_same_bytes(lessons: Path):
     assert sorted(path.name for path in lessons.iterdir()) == ["00_good.ipynb", "source"]
 
 
+def test_prose_only_carries_text_over_and_keeps_outputs(lessons: Path):
+    before = load(lessons)
+    text = GOOD.replace("# # A lesson", "# # Another title").replace(
+        "1 + 1\n\n", "1 + 1\n\n# %% [markdown]\n# New.\n\n", 1
+    )
+    write_master(lessons, "00_good", text)
+    assert run(lessons, "--check", "--no-execute").returncode == 1
+    assert run(lessons, "00_good", "--prose-only").returncode == 0
+    after = load(lessons)
+    assert [cell["cell_type"] for cell in after["cells"]] == ["markdown", "code", "code", "markdown", "code"]
+    assert after["cells"][0]["source"] == ["# Another title"]
+    assert [c for c in after["cells"] if c["cell_type"] == "code"] == before["cells"][1:]
+    assert run(lessons, "--check", "--no-execute").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (GOOD.replace("1 + 1", "1 + 2", 1), "code cell 2 differs from the notebook's"),
+        (GOOD + "\n# %%\n2 + 2\n", "the master has 4 code cells, the notebook 3"),
+    ],
+)
+def test_prose_only_refuses_other_code(lessons: Path, text: str, told: str):
+    before = (lessons / "00_good.ipynb").read_bytes()
+    write_master(lessons, "00_good", text)
+    result = run(lessons, "00_good", "--prose-only")
+    assert result.returncode == 1
+    assert told in result.stdout
+    assert "run: python notebooks/build.py 00_good" in result.stdout
+    assert (lessons / "00_good.ipynb").read_bytes() == before
+
+
+def test_prose_only_needs_a_notebook_and_does_not_go_with_check(lessons: Path):
+    (lessons / "00_good.ipynb").unlink()
+    assert "so there are no outputs" in run(lessons, "--prose-only").stdout
+    assert run(lessons, "--prose-only", "--check").returncode == 2
+
+
 def test_check_passes_on_a_fresh_build_and_writes_nothing(lessons: Path):
     before = (lessons / "00_good.ipynb").read_bytes()
     result = run(lessons, "--check")
