@@ -61,7 +61,7 @@ def test_training_curve_holds_loss_evals_and_balance():
     assert set(texts_of(evals)) == {*DOMAINS, "mean"}
     violations = np.array([r["max_violation"] for r in train])
     np.testing.assert_array_equal(np.stack(lines_of(balance)[1::2], 1), violations)
-    assert texts_of(balance) == [f"layer {i}" for i in range(4)]
+    assert texts_of(balance) == ["── layer 0", "– – layer 1", "– · layer 2", "···· layer 3"]
     assert (loss.get_ylabel(), evals.get_ylabel(), balance.get_ylabel()) == (
         "loss (nats/token)",
         "bits per byte",

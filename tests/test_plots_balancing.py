@@ -123,8 +123,8 @@ def test_paired_gaps_mark_every_pair_and_their_mean():
     assert list(facts.lines[0].get_xdata()) == [0, 0]
     assert [facts.lines[index].get_xdata()[0] for index in (2, 3, 4)] == [14, 20, 17]
     assert facts.lines[2].get_marker() != facts.lines[3].get_marker()
-    assert texts_of(facts) == ["+17 ± 4.2", "+14.5 ± 6.9"]
-    assert texts_of(text) == ["+0.01"]
+    assert texts_of(facts) == ["+17.0 ± 4.2", "+14.5 ± 6.9"]
+    assert texts_of(text) == ["+0.010"]
     assert [label.get_text() for label in facts.get_yticklabels()] == ["bias", "switch"]
 
 

@@ -136,7 +136,7 @@ def test_exact_match_draws_means_and_ranges():
     np.testing.assert_allclose(alone.get_xdata(), [0.97, 1.97])
     assert [segment[:, 1].tolist() for segment in axes.collections[0].get_segments()] == [[0.4, 0.6], [0.2, 0.2]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
-    assert texts_of(axes) == ["alone", "distilled"]
+    assert texts_of(axes) == ["── alone", "– – distilled"]
     assert alone.get_marker() != distilled.get_marker()
     assert alone.get_linestyle() != distilled.get_linestyle()
     draw(toward_teacher.exact_match_by_level({"nothing solved": {1: [0, 0.0]}}))

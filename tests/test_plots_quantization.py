@@ -54,7 +54,7 @@ def test_gain_by_rows_and_staircase():
     x = np.linspace(-1, 1, 5)
     above, below = draw(quantization.staircase(x, np.round(x), {"true": 0 * x, "straight through": 0 * x + 1})).axes
     np.testing.assert_array_equal(above.lines[1].get_ydata(), np.round(x))
-    assert texts_of(below) == ["true", "straight through"]
+    assert texts_of(below) == ["── true", "– – straight through"]
     assert [line.get_linestyle() for line in below.lines] == ["-", "--"]  # not told apart by colour alone
 
 

@@ -128,6 +128,12 @@ def test_seeds_show_each_one_and_the_mean():
     assert texts_of(axes) == ["2.200 ± 0.200", "2.500, one seed"]
 
 
+def test_seeds_that_are_percentages_are_printed_with_one_decimal():
+    axes = draw(seed_spread.seeds({"dense": [30.0, 50.0], "sparse": [99.5]})).axes[0]
+    assert texts_of(axes) == ["40.0 ± 14.1", "99.5, one seed"]
+    assert texts_of(draw(seed_spread.seeds({"dense": [0.0, 0.0]})).axes[0]) == ["0.000 ± 0.000"]
+
+
 @pytest.mark.parametrize("results", [{}, {"a": []}])
 def test_seeds_of_nothing_are_refused(results):
     with pytest.raises(UserError, match="are empty"):
@@ -142,7 +148,7 @@ def test_curves_show_mean_and_range(x: str):
     assert axes.lines[0].get_xdata()[-1] == 40 * (100 if x == "tokens" else 0.5)
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (3.0, 4.0)
-    assert texts_of(axes) == ["a", "b"]
+    assert texts_of(axes) == ["── a", "– – b"]
 
 
 def test_curves_skip_the_start_openly():

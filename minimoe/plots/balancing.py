@@ -267,14 +267,14 @@ def _top(scores: Num[np.ndarray, "T E"], top_k: int) -> np.ndarray:
 def paired_gaps(
     panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "Difference from the baseline, by seed"
 ) -> Figure:
-    """A panel a quantity, a row a method: the difference of each pair of runs as a marker, their mean as an upright bar.
+    """One panel for each quantity, one row for each method: a marker for each pair of runs, an upright bar for their mean.
 
     The two runs of a pair share their seed and differ in the method. A dashed line marks no difference. The n-th seed
     has the same marker in all rows.
 
     Args:
-      panels: differences, one a pair, under the name of each method, under the name of each quantity. A row that a
-        panel lacks is left empty.
+      panels: for each quantity and then each method, the differences of the pairs. A row that a panel lacks stays
+        empty.
       title: above the figure.
 
     Raises:
@@ -289,6 +289,7 @@ def paired_gaps(
     for axes, (quantity, panel) in zip(drawn, panels.items(), strict=True):
         style.dress(axes, x=quantity, grid="x")
         axes.axvline(0.0, color=style.INK, linewidth=1.0, linestyle="--")
+        digits = style.decimals([*panel.values(), [0.0]])  # the differences and the line that they are compared with
         for name, values in panel.items():
             row, array = rows.index(name), np.asarray(values, dtype=np.float64)
             shade = style.color_of(row)
@@ -296,7 +297,8 @@ def paired_gaps(
             for index, value in enumerate(array):
                 axes.plot([value], [row], MARKERS[index % len(MARKERS)], color=shade, alpha=0.7, markersize=6)
             axes.plot([array.mean()] * 2, [row - 0.3, row + 0.3], color=shade, linewidth=2.5)
-            label = f"{array.mean():+.3g}" + (f" ± {array.std(ddof=1):.2g}" if len(array) > 1 else "")
+            label = f"{array.mean():+.{digits}f}"
+            label += f" ± {array.std(ddof=1):.{digits}f}" if len(array) > 1 else ""
             axes.annotate(
                 label, (1.0, row), xycoords=("axes fraction", "data"), xytext=(0, 9), textcoords="offset points",
                 ha="right", va="center", fontsize=style.SMALL_PT, color=style.blend(shade, "black", 0.25),

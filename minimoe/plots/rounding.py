@@ -121,5 +121,7 @@ def staircase(
         dashes = STYLES[index % len(STYLES)]
         below.plot(x, slope, color=style.color_of(index + 1), linewidth=1.8, linestyle=dashes)
     below.set_ylim(-0.1, 1.25 * max(1.0, *(float(slope.max()) for slope in slopes.values())))
-    style.label_key(below, list(slopes), [style.color_of(index + 1) for index in range(len(slopes))])
+    style.label_key(
+        below, style.with_dashes(list(slopes), STYLES), [style.color_of(index + 1) for index in range(len(slopes))]
+    )
     return figure

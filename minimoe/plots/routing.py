@@ -120,7 +120,8 @@ def draw_max_violation(axes: Axes, at: Float[np.ndarray, " n"], balance: Float[n
     axes.set_ylim(-0.05 * max(top, 0.5), 1.08 * max(top, 0.5))
     # A deep model gets a sample of its labels; the colours run in layer order.
     named = np.unique(np.linspace(0, layers - 1, min(layers, LAYER_LABELS_UP_TO)).round().astype(int))
-    style.label_key(axes, [f"layer {layer}" for layer in named], [shades[layer] for layer in named])
+    labels = style.with_dashes([f"layer {layer}" for layer in range(layers)])
+    style.label_key(axes, [labels[layer] for layer in named], [shades[layer] for layer in named])
 
 
 def _draw_heat(

@@ -22,13 +22,13 @@ def seeds(
     quantity: str = "bits per byte",
     title: str = "One dot a seed, the bar is their mean",
 ) -> Figure:
-    """A row a model: each seed's result as a dot, their mean as an upright bar, their range as a line.
+    """One row for each model: a dot for each seed, an upright bar for their mean, a line for their range.
 
-    The axis starts where the results do, not at zero: what is compared is the distance between rows with the spread
-    inside them.
+    The axis starts where the results start, not at zero. Readers compare the distance between rows with the spread
+    inside a row. The numbers at the right are the mean and the standard deviation (``±``) of the seeds.
 
     Args:
-      results: one value a seed under each name.
+      results: the values of the seeds, under the name of each model.
       quantity: what the values are, for the axis.
       title: above the figure.
 
@@ -41,12 +41,14 @@ def seeds(
     figure = style.blank(title, height_in=1.15 + 0.5 * len(results))
     axes = figure.subplots()
     style.dress(axes, x=quantity, grid="x")
+    digits = style.decimals(results.values())
     for row, values in enumerate(results.values()):
         shade, array = style.color_of(row), np.asarray(values, dtype=np.float64)
         axes.plot([array.min(), array.max()], [row, row], color=shade, linewidth=1.2)
         axes.plot(array, np.full(len(array), row), "o", color=shade, alpha=0.6, markersize=6)
         axes.plot([array.mean()] * 2, [row - 0.28, row + 0.28], color=shade, linewidth=2.5)
-        label = f"{array.mean():.3f} ± {array.std(ddof=1):.3f}" if len(array) > 1 else f"{array[0]:.3f}, one seed"
+        label = f"{array.mean():.{digits}f}"
+        label += f" ± {array.std(ddof=1):.{digits}f}" if len(array) > 1 else ", one seed"
         axes.annotate(
             label, (1.015, row), xycoords=("axes fraction", "data"), va="center", fontsize=style.TICK_PT,
             color=style.blend(shade, "black", 0.25), annotation_clip=False,
@@ -97,7 +99,7 @@ def curves_with_spread(
     if x == "tokens":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     shades = [style.color_of(index) for index in range(len(train))]
-    style.label_ends(axes, ends, list(train), shades)
+    style.label_ends(axes, ends, style.with_dashes(list(train)), shades)
     return figure
 
 

@@ -10,7 +10,7 @@ import colorsys
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ QUIET = "#6B6B6B"
 FAINT = "#D9D9D9"
 ALARM = "#D55E00"
 DASHES = ("-", "--", "-.", ":")  # of lines that colour alone would tell apart
+DASH_MARKS = {
+    "-": "──",
+    "--": "– –",
+    "-.": "– ·",
+    ":": "····",
+}  # the same in a label, so that no label needs its colour
 
 WIDTH_IN = 7.5
 DPI = 120
@@ -97,6 +103,13 @@ def ink_on(color: str | tuple[float, float, float]) -> str:
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
+def decimals(rows: Iterable[Sequence[float]]) -> int:
+    """Decimals to print for all values of a figure: one for percentages far apart, three for bits per byte."""
+    values = np.concatenate([np.asarray(row, dtype=np.float64) for row in rows])
+    reach = float(np.ptp(values)) or float(np.abs(values).max()) or 1.0
+    return int(np.clip(3 - np.ceil(np.log10(reach)), 0, 3)) if np.isfinite(reach) else 3
+
+
 def shorten(text: str, limit: int) -> str:
     """At most ``limit`` characters, the last one an ellipsis if anything was cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -158,6 +171,11 @@ def label_key(axes: Axes, labels: Sequence[str], shades: Sequence[str]) -> None:
             annotation_clip=False,
             parse_math=False,
         )
+
+
+def with_dashes(labels: Sequence[str], dashes: Sequence[str] = DASHES) -> list[str]:
+    """Labels with a picture of their lines in front: line i has the style ``dashes[i % len(dashes)]``."""
+    return [f"{DASH_MARKS[dashes[index % len(dashes)]]} {label}" for index, label in enumerate(labels)]
 
 
 def name_rows(axes: Axes, names: Sequence[str], limit: int = 30) -> None:

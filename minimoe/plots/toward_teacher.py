@@ -123,7 +123,9 @@ def exact_match_by_level(
     top = max(float(max(values)) for row in kept.values() for values in row.values())
     axes.set_ylim(0, min(1.1 * top, 1.03) or 1.0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    style.label_ends(axes, ends, list(kept), [style.color_of(index) for index in range(len(kept))])
+    style.label_ends(
+        axes, ends, style.with_dashes(list(kept), DASHES), [style.color_of(index) for index in range(len(kept))]
+    )
     return figure
 
 

@@ -14,8 +14,8 @@
 # # 00 · The tour: what a Mixture of Experts is, and whether it wins
 #
 # The press says that DeepSeek-V4 "engages only a fraction of its capacity per step". This notebook opens a model that
-# does the same and fits a laptop. It routes five tokens by hand, looks into trained models that come with the package,
-# and reads the records of experiments with three seeds.
+# does the same and fits a laptop. You route five tokens by hand, look into trained models that come with the package,
+# and read *records*: stored results of experiments that were repeated with three random seeds.
 #
 # | | |
 # | --- | --- |
@@ -129,7 +129,8 @@ print(f"load {load.tolist()}, mean {load.mean():.1f}; every token chose expert 0
 # %% [markdown]
 # ## The formula
 #
-# Affinity $s_{t,i}=\sigma(u_t\cdot e_i)$ of token $t$ for expert $i$, and a bias $b_i$ that balances the load:
+# Token $t$ enters the layer as a vector $u_t$. Column $i$ of the router's matrix is $e_i$, and $\text{FFN}_i$ is expert $i$.
+# The affinity of the token for the expert is $s_{t,i}=\sigma(u_t\cdot e_i)$. A bias $b_i$ balances the load:
 #
 # $$\text{out}_t=\text{Shared}(u_t)+\sum_{i\in S_t} g_{t,i}\,\text{FFN}_i(u_t),\qquad
 # S_t=\operatorname{TopK}_i(s_{t,i}+b_i),\qquad g_{t,i}=\frac{s_{t,i}}{\sum_{j\in S_t}s_{t,j}}$$
@@ -158,7 +159,8 @@ for (load, _) in history[start:again]:
 # > to rest: on five tokens it ends in a cycle. Ten choices cannot be shared evenly by four experts, and each step of the
 # > bias has the same size. Real training has thousands of tokens in a batch, and each changes the load by little.
 #
-# **Exercise** *(5 min)*. Run the cell again with `rate=0.005`. How long does it take now, and does the cycle go?
+# **Exercise** *(5 min)*. Run the cell again with `rate=0.005`. After how many steps does the cycle begin now? Does a cycle
+# remain?
 #
 # ## A model, and its dense twin
 #
@@ -206,8 +208,8 @@ for record in first_run.records:
 #
 # One run says little: another seed moves the result. So we read a record: three seeds, both models, 1.2 million tokens,
 # the same batches in the same order. Dense models that trained for about as long *by the clock* as the sparse ones come
-# third. (`minimoe experiments run sparse-vs-dense` repeats it.) *Bits per byte* is the model's surprise in bits over the
-# bytes of the text; lower is better.
+# third. (`minimoe experiments run sparse-vs-dense` repeats it.) *Bits per byte* is the model's surprise at the whole text,
+# in bits, divided by the number of bytes of the text. Lower is better.
 
 # %%
 runs = read_record("sparse-vs-dense")["runs"]
@@ -293,7 +295,8 @@ for name in ("dense", "experts-4", "experts-16", "experts-64", "dense-total"):
               f"recalled {np.mean(recalled[name]):.1%} ({len(found)} of 3 seeds recorded)")
     else:
         print(f"{name:12} is not recorded yet: minimoe experiments run knowledge")
-plots.seeds(recalled, quantity="share of the facts recalled", title="Figure 4: facts") if recalled else None
+percent = {name: [100 * share for share in shares] for name, shares in recalled.items()}
+plots.seeds(percent, quantity="facts recalled, %", title="Figure 4: facts") if recalled else None
 
 # %% [markdown]
 # What to see: dense recalls least, 4 experts more, 16 experts more again, with every seed. 16 and 64 experts are near the
@@ -341,7 +344,8 @@ excerpt = "\n".join(next(d for d in validation if d.domain == name).text[:150] f
 look_at(excerpt, layer=1, title="Figure 6: layer 1")
 
 # %% [markdown]
-# What to see: the colour and the number are the first expert of each token; Spanish and Python use different colours.
+# What to see: the colour and the small number are the first expert of a token. Spanish words often go to expert 6 and
+# Python words often to expert 4, but both use expert 2.
 #
 # ## Balance over training
 
@@ -353,15 +357,17 @@ for name in ("none", "loss-free"):
 plots.balance_over_time(balance["loss-free-0"]["curve"], "Figure 7: balance under the bias, one run of the record")
 
 # %% [markdown]
-# What to see: MaxVio is highest in the first steps, then the bias brings it down. What is left is partly the noise of
-# small batches. Why the first steps are the worst is tested in lesson 03, not here.
+# What to see: in the first 40 steps MaxVio rises, then it falls and stays far lower. The lines above the figure show that
+# without the bias it stays high. A guess at what is left: part of it is the noise of small batches. Lesson 03 films such
+# a rise step by step.
 #
 # **Exercise** *(10 min)*. Train with `router_bias_rate=0.0` in the cell above and draw
 # `plots.balance_over_time(first_run.records)`. Compare it with the first steps of Figure 7.
 #
 # ## Quality by domain, and what it writes
 #
-# `small` is the larger shipped model. The marks are a byte 6-gram model of the same training text, made by counting.
+# `small` is the larger shipped model. The black marks belong to a byte *6-gram*: a model that counts, in the same training
+# text, which byte follows the five bytes before it.
 
 # %%
 from minimoe.data import ngram_bits_per_byte
@@ -374,6 +380,11 @@ below = {name: sum(bits[d] < six_gram[d] for d in bits) for name, bits in result
 print({name: f"better than the 6-gram in {count} of {len(six_gram)} domains" for name, count in below.items()})
 plots.bits_per_byte_by_domain(results, six_gram, "byte 6-gram", title="Figure 8: quality by domain")
 
+# %% [markdown]
+# What to see: both models lie below the black mark in every domain, and `small` lies below `nano`. Lower is better.
+#
+# `small` can also write. Each text begins with the words that we give it:
+
 # %%
 from minimoe import generate
 
@@ -385,14 +396,14 @@ for start in ("In the beginning", "def main("):
 # %% [markdown]
 # ## What to distrust
 #
-# - **Two million parameters.** At this size the embedding is a good part of the model, and two cores have no use for
-#   expert parallelism. Hardware decides as much as the idea which side wins on the clock.
-# - **Millions of tokens, not trillions.** Differences at the start of training can shrink or grow with more of it.
-# - **Two machines.** In `longer-text` the dense runs were made on an accelerator and the sparse ones on a CPU. Bits per byte
-#   compare; seconds do not, so the dense runs got their time by the ratio of step times that was measured on one CPU.
+# - **Two million parameters.** At this size the embedding is a good part of the model, and two cores cannot place experts
+#   on different devices. Which side wins on the clock depends on the hardware too.
+# - **Millions of tokens, not trillions.** A difference early in training can shrink or grow later.
+# - **Two machines.** In `longer-text` the dense runs were made on an accelerator and the sparse ones on a CPU. Their bits per
+#   byte can be compared, their seconds cannot. So "equal time" follows the ratio of step times, measured on one CPU.
 # - **Random facts** need nothing but capacity. They show what idle parameters *can* hold, not what text needs.
-# - **Six clean domains.** Web text has no borders this sharp. That experts follow them here does not say that large models
-#   have "the Python expert" and "the Spanish expert".
+# - **Six clean domains.** Web text has no such sharp borders. Experts follow the borders here. This does not say that large
+#   models have "the Python expert" and "the Spanish expert".
 #
 # ## Verdict
 

@@ -148,7 +148,8 @@ plots.score_functions(np.asarray(at), curves, slopes, "Figure 2: from logit to a
 # the slope is the reason is a guess.
 #
 # All three functions rise with the logit. So **without a bias they choose the same experts**; only the weights differ.
-# A bias of one size means different things to them, because the affinities live on different scales.
+# A bias is added to the affinities, and the affinities of the three functions have different ranges. So the same bias changes
+# more choices under one function than under another.
 
 # %%
 rng = np.random.default_rng(0)
@@ -223,8 +224,8 @@ for top_k in (1, 2):
 # %% [markdown]
 # ### The bias chooses; the weights never see it
 #
-# The bias is a controller: it moves traffic (lesson 03). A common mistake weighs by affinity + bias too. Then the
-# handicap of a busy expert also turns down that expert's voice. The five tokens show it. So does the shipped model
+# The bias is set by a controller that moves traffic (lesson 03). A common mistake weighs by affinity + bias too. Then the
+# bias that sends tokens away from a busy expert also makes its output count less. The five tokens show it. So does the shipped model
 # `nano`, whose biases a controller has found: we change its code, not its weights.
 
 # %%
@@ -269,6 +270,8 @@ print(f"nano's biases: {biases.min():+.2f} to {biases.max():+.2f}; bits per byte
 # > **Key observation.** The leak raises no error. The five tokens show what it does to weights. `nano` hardly suffers,
 # > because its biases are small: this mistake can hide in a model that scores well. `nano` was trained without the leak
 # > and is read with it. What a model *trained* with the leak would do is not measured here.
+#
+# **Exercise.** Write the choice with the bias, and the weights without it.
 
 # %%
 exercises()["routing.topk"]
@@ -352,6 +355,9 @@ for push in (0.0, -0.5, -0.75, -1.0):
     bad = masked_with_zero(sigmoid + bias, 2, num_groups=2)
     outside = ((bad // 4)[:, :, None] != (good // 4)[:, None, :1]).any(axis=(1, 2)).mean()
     print(f"all biases {push:+.2f}: masked with 0, {outside:6.1%} of the tokens leave their group")
+
+# %% [markdown]
+# **Exercise.** Write group-limited routing that is right for scores of any sign.
 
 # %%
 exercises()["routing.group_limited"]
@@ -534,7 +540,8 @@ panels = {"tokens at once (2 of 8 experts)": (sizes, columns), "experts (512 tok
 plots.dispatch_clocks(panels, "Figure 5: forward and backward pass of one layer, on this machine")
 
 # %% [markdown]
-# What to see: on the right, `loop` and `dense` grow with the number of experts; `capacity` and `dropless` grow far less.
+# What to see: on the right, `loop`, `dense` and `ragged` take longer with more experts; `capacity` and `dropless` grow far
+# less.
 #
 # `dispatch_flops` counts what the chosen pairs need (useful) and what the dispatch multiplies (executed). A backward pass
 # is about twice a forward one. If executed work explained the time, the last column would be the same in every row.
@@ -558,7 +565,7 @@ compare(questions[1], loop_over_dropless)
 # %% [markdown]
 # > **Key observation.** At the largest batch the rates in the last column are closer to one another than with one token,
 # > and multiplying less pays. With one token every rate is far lower, and the rates differ more: there the count of
-# > multiplications says less. (That reading weights and starting operations takes the time there is a guess.)
+# > multiplications says less. A guess: with one token most of the time goes into reading weights and starting operations.
 #
 # ## Do the experts become different?
 #
@@ -597,9 +604,9 @@ plots.token_experts(pieces, experts, f"Figure 7: layer {strongest}")
 #
 # **Mutual information** turns the heat map into one number a layer: the bits that one choice of expert tells about the
 # domain, $I(\text{expert};\text{domain})$. The fair question is what the choice tells *to somebody who knows the token*,
-# $I(\text{expert};\text{domain}\mid\text{token})$: the information within each token id, averaged over token ids. Counts
-# are few there, and few counts make information out of nothing. So we subtract what remains after the domains have been
-# shuffled among the places of the same token.
+# $I(\text{expert};\text{domain}\mid\text{token})$: the information within each token id, averaged over token ids. Many
+# token ids are rare, and with few counts chance alone looks like information. So we shuffle the domains among the places of
+# the same token id, measure again, and subtract.
 
 # %%
 cut = windows(held_out, tokenizer, nano_config.context_length)
@@ -686,9 +693,9 @@ plots.expert_and_token(bars, token_bits, "Figure 8: bits about the domain in one
 #
 # ### Take it away
 #
-# Information does not prove that the experts *do* different things. Two interventions on the finished `nano` do. First:
+# Information does not prove that the experts *do* different things. Two changes to the finished `nano` test that. First:
 # keep all weights and change only the choice. One frozen table gives each token id the two experts that it got most often
-# in training text. Another table is drawn by dice.
+# in training text. Another table is random ("by dice" below).
 
 # %%
 from minimoe.data import training_data
