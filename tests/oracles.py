@@ -84,19 +84,21 @@ def kept_by_capacity(experts, used, num_experts, capacity):
     return kept
 
 
-def swiglu_ffn(row, gate_up, down):
-    """One token ``[D]`` through one expert ``[D, 2F]``, ``[F, D]``."""
+def swiglu_ffn(row, gate_up, down, limit=None):
+    """One token ``[D]`` through one expert ``[D, 2F]``, ``[F, D]``; gate held from above only, up from both sides."""
     gate, up = np.split(np.asarray(row, np.float64) @ np.asarray(gate_up, np.float64), 2)
+    if limit is not None:
+        gate, up = np.array([min(g, limit) for g in gate]), np.array([max(-limit, min(u, limit)) for u in up])
     return (gate * sigmoid(gate) * up) @ np.asarray(down, np.float64)
 
 
-def moe_forward(x, experts, weights, gate_up, down):
+def moe_forward(x, experts, weights, gate_up, down, limit=None):
     """``y[t] = sum_k weights[t, k] * FFN[experts[t, k]](x[t])``."""
     y = np.zeros(x.shape)
     for t in range(x.shape[0]):
         for k in range(experts.shape[1]):
             expert = int(experts[t, k])
-            y[t] += float(weights[t, k]) * swiglu_ffn(x[t], gate_up[expert], down[expert])
+            y[t] += float(weights[t, k]) * swiglu_ffn(x[t], gate_up[expert], down[expert], limit)
     return y
 
 

@@ -11,6 +11,7 @@ M key/value heads, H head width, F expert hidden width, E experts, K experts per
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ class ModelConfig:
       attention: of every block, see `minimoe.attention.ATTENTIONS`.
       moe: the experts of every block; exclusive with ``d_ff``.
       d_ff: hidden width of a dense SwiGLU in every block.
+      swiglu_limit: as `MoEConfig.swiglu_limit`, for the dense blocks.
       first_layers: the first blocks, where they differ from what is said above: some models begin with dense or
         hash-routed blocks.
       pattern: the blocks after those, taken in turn again and again: for models that alternate kinds.
@@ -60,6 +62,7 @@ class ModelConfig:
     attention: AttentionConfig
     moe: MoEConfig | None = None
     d_ff: int | None = None
+    swiglu_limit: int | float | None = None
     first_layers: tuple[LayerConfig, ...] = ()
     pattern: tuple[LayerConfig, ...] = ()
     residual: ResidualConfig = ADD
@@ -74,6 +77,8 @@ class ModelConfig:
         whole_fields(self, "vocab_size", "d_model", "num_layers", "context_length")
         number_fields(self, "dropout", low=0, high=1, hint="use 0 for none")
         number_fields(self, "norm_eps", low=1e-30, high=1, hint="1e-5 is usual")
+        if self.swiglu_limit is not None:
+            number_fields(self, "swiglu_limit", low=0, high=math.inf, ends="()", hint="10 is usual, None is no limit")
         flag_fields(self, "tie_embeddings")
         dtype_fields(self, "dtype", "param_dtype")
         check_attention(self)
@@ -184,9 +189,10 @@ class ModelConfig:
 
         Its width is ``(top_k + num_shared_experts) * d_expert`` of each block.
         """
-        return self._with_experts(
+        dense = self._with_experts(
             lambda moe: {"moe": None, "d_ff": (moe.top_k + moe.num_shared_experts) * moe.d_expert}
         )
+        return dense if self.moe is None else dense.replace(swiglu_limit=self.moe.swiglu_limit)
 
     def _with_experts(self, change: Callable[[MoEConfig], dict[str, Any]]) -> ModelConfig:
         """A copy in which ``change`` gives the new fields of each block that has experts."""

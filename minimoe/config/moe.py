@@ -37,6 +37,8 @@ class MoEConfig:
       hash_vocab_size: rows of the table of ``select="hash"``, one a token id; must be the model's vocabulary.
       normalize_weights: divide the chosen affinities by their sum (expert choice never does).
       routed_scaling_factor: multiplies the combine weights of routed experts, never the shared ones.
+      swiglu_limit: largest gate, and largest magnitude of up, in routed and shared experts; None for no limit. DeepSeek-V4
+        has 10.
       dtype: of the expert matmuls. Router, affinities and combine weights are float32 always.
       param_dtype: of the stored expert weights.
 
@@ -62,6 +64,7 @@ class MoEConfig:
     hash_vocab_size: int | None = None
     normalize_weights: bool = True
     routed_scaling_factor: int | float = 1.0
+    swiglu_limit: int | float | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -74,6 +77,8 @@ class MoEConfig:
         )
         whole_fields(self, "num_shared_experts", least=0, hint="use 0 for none")
         number_fields(self, "routed_scaling_factor", low=1e-6, high=1e6, hint="use 1.0 for no scaling")
+        if self.swiglu_limit is not None:
+            number_fields(self, "swiglu_limit", low=0, high=math.inf, ends="()", hint="10 is usual, None is no limit")
         flag_fields(self, "normalize_weights")
         choice_fields(self, "score", choices=SCORES)
         choice_fields(self, "select", choices=SELECTORS)

@@ -188,7 +188,8 @@ def install(quantization: Quantization, model: MoETransformer) -> MoETransformer
             raise UserError(f"{what}, where the model config has {wanted or 'nothing of the kind'}; save it again")
         arrays = {array: stored.blank() for array, stored in described.arrays.items()}
         dtype = "float32" if module.dtype is None else jnp.dtype(module.dtype).name
-        new = MODULES[described.module](**arrays, activations=described.activations, dtype=dtype)
+        limit = {"limit": module.limit} if isinstance(module, Experts) else {}
+        new = MODULES[described.module](**arrays, activations=described.activations, dtype=dtype, **limit)
         parent, _, attribute = name.rpartition(".")
         setattr(places[parent], attribute, new)  # the model's own name is ""
     return model

@@ -6,7 +6,7 @@ from minimoe.layers.masks import as_mask
 from minimoe.layers.norm import RMSNorm, norm_params
 from minimoe.layers.residual import ADD, RESIDUALS, AddConfig, ResidualConfig
 from minimoe.layers.rope import apply_rope, rope_angles
-from minimoe.layers.swiglu import SwiGLU, swiglu, swiglu_params
+from minimoe.layers.swiglu import SwiGLU, clamp_gate_up, swiglu, swiglu_params
 
 __all__ = [
     "ADD",
@@ -18,6 +18,7 @@ __all__ = [
     "SwiGLU",
     "apply_rope",
     "as_mask",
+    "clamp_gate_up",
     "fan_in",
     "norm_params",
     "rope_angles",

@@ -61,7 +61,8 @@ class Block(nnx.Module):
             self.ffn: MoELayer | SwiGLU = MoELayer(layer.moe, out_scale=out_scale, rngs=rngs)
         else:
             assert layer.d_ff is not None
-            self.ffn = SwiGLU(config.d_model, layer.d_ff, out_scale=out_scale, rngs=rngs, **dtypes)
+            sizes = {"out_scale": out_scale, "limit": config.swiglu_limit}
+            self.ffn = SwiGLU(config.d_model, layer.d_ff, rngs=rngs, **sizes, **dtypes)
         self.ffn_residual = config.residual.build(config.d_model, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout)
 

@@ -103,6 +103,7 @@ def capacity_dispatch(
     *,
     capacity: int | None = None,
     used: Bool[Array, "T K"] | None = None,
+    limit: float | None = None,
 ) -> Float[Array, "T D"]:
     """C slots per expert in one batched matmul; assignments beyond them contribute nothing.
 
@@ -120,7 +121,7 @@ def capacity_dispatch(
     num_experts, capacity = gate_up.shape[0], x.shape[0] if capacity is None else capacity
     plan = make_capacity_plan(experts, used, num_experts, capacity)
     rows = x.at[plan.token].get(mode="fill", fill_value=0)  # [E, C, D], zeros in empty slots
-    act = swiglu(jnp.einsum("ecd,edf->ecf", rows, gate_up))
+    act = swiglu(jnp.einsum("ecd,edf->ecf", rows, gate_up), limit)
     out = jnp.einsum("ecf,efd->ecd", act, down).reshape(-1, x.shape[1])  # [E*C, D]
     picked = out.at[plan.slot].get(mode="fill", fill_value=0)  # [T, K, D], zeros for dropped ones
     return jnp.einsum("tk,tkd->td", weights.astype(x.dtype), picked)

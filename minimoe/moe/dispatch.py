@@ -5,7 +5,8 @@ Axes: T tokens, D model width, K experts per token, E experts, F expert hidden w
 Every dispatch computes ``y[t] = sum_k weights[t, k] * FFN[experts[t, k]](x[t])`` from
 
     x [T, D], experts [T, K] int32 in 0..E-1, all different within a row, weights [T, K], gate_up [E, D, 2F],
-    down [E, F, D], capacity, the slots per expert, and used [T, K], True for pairs that count (None: all do)
+    down [E, F, D], capacity, the slots per expert, used [T, K], True for pairs that count (None: all do), and limit,
+    the largest gate and up of SwiGLU (None: no limit; see `minimoe.layers.clamp_gate_up`)
 
 and returns ``y [T, D]``. A pair that is not used must have a weight of 0: it belongs to padding, or to an expert that
 did not choose the token (under expert choice K is E). Only `capacity_dispatch` looks at ``capacity`` and ``used``.
@@ -53,13 +54,14 @@ def loop_dispatch(
     *,
     capacity: int | None = None,
     used: Bool[Array, "T K"] | None = None,
+    limit: float | None = None,
 ) -> Float[Array, "T D"]:
     """Expert by expert, each on all tokens, kept where it was chosen: E/K times the useful work. The oracle."""
     del capacity, used
     y = jnp.zeros_like(x)
     for expert in range(gate_up.shape[0]):
         weight = jnp.where(experts == expert, weights, 0.0).sum(axis=-1).astype(x.dtype)  # [T]
-        y = y + weight[:, None] * (swiglu(x @ gate_up[expert]) @ down[expert])
+        y = y + weight[:, None] * (swiglu(x @ gate_up[expert], limit) @ down[expert])
     return y
 
 
@@ -72,6 +74,7 @@ def dense_dispatch(
     *,
     capacity: int | None = None,
     used: Bool[Array, "T K"] | None = None,
+    limit: float | None = None,
 ) -> Float[Array, "T D"]:
     """All experts on all tokens in three einsums, weighted by a ``[T, E]`` matrix that is mostly 0.
 
@@ -79,7 +82,7 @@ def dense_dispatch(
     """
     del capacity, used
     weight = weights_by_expert(experts, weights, gate_up.shape[0]).astype(x.dtype)  # [T, E]
-    hidden = swiglu(jnp.einsum("td,edf->tef", x, gate_up))  # [T, E, F]
+    hidden = swiglu(jnp.einsum("td,edf->tef", x, gate_up), limit)  # [T, E, F]
     return jnp.einsum("tef,efd->td", hidden * weight[:, :, None], down)
 
 

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from minimoe.layers import swiglu
+from minimoe.layers import clamp_gate_up, swiglu
 from minimoe.layers.reverse_mode import reverse_mode_only
 from minimoe.moe.indices import check_countable, sort_by_expert
 
@@ -108,25 +108,26 @@ def take(rows: Float[Array, "N ..."], index: Int[Array, "..."]) -> Float[Array, 
     return rows.at[index].get(mode="fill", fill_value=0)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def dropless_experts(
     x: Float[Array, "T D"],
     experts: Int[Array, "T K"],
     weights: Float[Array, "T K"],
     gate_up: Float[Array, "E D F2"],
     down: Float[Array, "E F D"],
+    limit: float | None = None,
 ) -> Float[Array, "T D"]:
     """The batched part plus the overflow loop; see the module's docstring."""
-    return _forward(x, experts, weights, gate_up, down)[0]
+    return _forward(x, experts, weights, gate_up, down, limit)[0]
 
 
-def _forward(x, experts, weights, gate_up, down):
+def _forward(x, experts, weights, gate_up, down, limit):
     top_k = experts.shape[1]
     plan = make_plan(experts, gate_up.shape[0])
     slots = plan.held.shape[1]
     rows = take(x, plan.held // top_k)  # [E, C, D]
     hidden = jnp.einsum("ecd,edf->ecf", rows, gate_up)  # [E, C, 2F]
-    act = swiglu(hidden)  # [E, C, F]
+    act = swiglu(hidden, limit)  # [E, C, F]
     out = jnp.einsum("ecf,efd->ecd", act, down)  # [E, C, D]
     picked = take(out.reshape(-1, x.shape[1]), plan.seat).astype(jnp.float32)  # [T, K, D]
     y = (weights.astype(jnp.float32)[:, :, None] * picked).sum(axis=1)
@@ -134,7 +135,7 @@ def _forward(x, experts, weights, gate_up, down):
     def add_block(i, y):
         expert, assignment = overflow_block(plan, i, slots)
         token = assignment // top_k
-        out = swiglu(take(x, token) @ gate_up[expert]) @ down[expert]
+        out = swiglu(take(x, token) @ gate_up[expert], limit) @ down[expert]
         weight = take(weights.reshape(-1), assignment).astype(jnp.float32)
         return y.at[token].add(weight[:, None] * out.astype(jnp.float32), mode="drop")
 
@@ -142,7 +143,7 @@ def _forward(x, experts, weights, gate_up, down):
     return y.astype(x.dtype), (x, experts, weights, gate_up, down, plan, rows, hidden, act)
 
 
-def _middle_vjp(hidden, act, weight, d_act):
+def _middle_vjp(hidden, act, weight, d_act, limit):
     """Between the two matmuls of an expert, backwards.
 
     The combine weight multiplies the activation here, not the output: ``weight * (act @ down)`` is ``(weight * act) @
@@ -150,29 +151,31 @@ def _middle_vjp(hidden, act, weight, d_act):
 
     Args:
       hidden: gate and up ``[..., 2F]``. act: their SwiGLU ``[..., F]``. weight: combine weights ``[...]``.
-      d_act: gradient of the weighted activation ``[..., F]``.
+      d_act: gradient of the weighted activation ``[..., F]``. limit: of gate and up.
 
     Returns:
       The weighted activation ``[..., F]``, and the gradients of ``hidden`` and, in float32, of ``weight``.
     """
-    gate, up = jnp.split(hidden, 2, axis=-1)
+    clamped, to_hidden = jax.vjp(lambda hidden: clamp_gate_up(hidden, limit), hidden)
+    gate, up = jnp.split(clamped, 2, axis=-1)
     d_weight = (act * d_act).astype(jnp.float32).sum(axis=-1)
     weight = weight.astype(hidden.dtype)[..., None]
     sigmoid = jax.nn.sigmoid(gate)
     silu = gate * sigmoid
     d_act = weight * d_act
     d_gate = d_act * up * (sigmoid + silu * (1 - sigmoid))
-    return weight * act, jnp.concatenate([d_gate, d_act * silu], axis=-1), d_weight
+    (d_hidden,) = to_hidden(jnp.concatenate([d_gate, d_act * silu], axis=-1))
+    return weight * act, d_hidden, d_weight
 
 
-def _backward(residuals, dy):
+def _backward(limit, residuals, dy):
     x, experts, weights, gate_up, down, plan, rows, hidden, act = residuals
     top_k, width, slots = experts.shape[1], x.shape[1], plan.held.shape[1]
     sums = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)  # what overflow blocks are added to
     flat_weights = weights.reshape(-1)
     d_y = take(dy, plan.held // top_k)  # [E, C, D]
     d_act = jnp.einsum("ecd,efd->ecf", d_y, down)
-    act, d_hidden, d_weight = _middle_vjp(hidden, act, take(flat_weights, plan.held), d_act)
+    act, d_hidden, d_weight = _middle_vjp(hidden, act, take(flat_weights, plan.held), d_act, limit)
     d_down = sums("ecf,ecd->efd", act, d_y)
     d_gate_up = sums("ecd,ecf->edf", rows, d_hidden)
     d_rows = jnp.einsum("ecf,edf->ecd", d_hidden, gate_up)
@@ -186,7 +189,7 @@ def _backward(residuals, dy):
         rows, d_y = take(x, token), take(dy, token)
         hidden = rows @ gate_up[expert]
         weight = take(flat_weights, assignment)
-        act, d_hidden, d_weight = _middle_vjp(hidden, swiglu(hidden), weight, d_y @ down[expert].T)
+        act, d_hidden, d_weight = _middle_vjp(hidden, swiglu(hidden, limit), weight, d_y @ down[expert].T, limit)
         return (
             dx.at[token].add(sums("rf,df->rd", d_hidden, gate_up[expert]), mode="drop"),
             d_weights.at[assignment].set(d_weight, mode="drop"),
@@ -237,6 +240,7 @@ def dropless_dispatch(
     *,
     capacity: int | None = None,
     used: Bool[Array, "T K"] | None = None,
+    limit: float | None = None,
 ) -> Float[Array, "T D"]:
     """Exact at any load: `few_tokens` for up to `FEW_ASSIGNMENTS`, else the batched part plus the overflow loop.
 
@@ -249,9 +253,13 @@ def dropless_dispatch(
     if not experts.size:
         return jnp.zeros_like(x)
     if experts.size <= FEW_ASSIGNMENTS:
-        return few_tokens(x, experts, weights, lambda row, e: swiglu(row @ _slice(gate_up, e)) @ _slice(down, e))
+
+        def expert_of_row(row, expert):
+            return swiglu(row @ _slice(gate_up, expert), limit) @ _slice(down, expert)
+
+        return few_tokens(x, experts, weights, expert_of_row)
     x, weights, gate_up, down = (reverse_mode_only(array, FORWARD_MODE) for array in (x, weights, gate_up, down))
-    return dropless_experts(x, experts, weights, gate_up, down)
+    return dropless_experts(x, experts, weights, gate_up, down, limit)
 
 
 def _slice(stack: Float[Array, "E P Q"], expert: Int[Array, ""]) -> Float[Array, "P Q"]:

@@ -48,6 +48,7 @@ class Experts(nnx.Module):
         e, d, f = config.num_experts, config.d_model, config.d_expert
         dtype = jnp.dtype(config.param_dtype)
         self.dtype = config.dtype
+        self.limit = config.swiglu_limit
         self.gate_up_proj = nnx.Param((gate_up_init or fan_in())(rngs.params(), (e, d, 2 * f), dtype))
         self.down_proj = nnx.Param((down_init or fan_in(out_scale))(rngs.params(), (e, f, d), dtype))
 
@@ -73,7 +74,8 @@ class Experts(nnx.Module):
         """
         dtype = jnp.dtype(self.dtype)
         gate_up, down = self.gate_up_proj[...].astype(dtype), self.down_proj[...].astype(dtype)
-        return DISPATCHERS[dispatch](x.astype(dtype), experts, weights, gate_up, down, capacity=capacity, used=used)
+        kwargs: dict[str, Any] = {"capacity": capacity, "used": used, "limit": self.limit}
+        return DISPATCHERS[dispatch](x.astype(dtype), experts, weights, gate_up, down, **kwargs)
 
 
 class MoELayer(nnx.Module):
@@ -120,7 +122,7 @@ class MoELayer(nnx.Module):
         self.experts = Experts(config, out_scale=out_scale, gate_up_init=gate_up, down_init=down, rngs=rngs)
         shared = config.num_shared_experts * config.d_expert
         kwargs: dict[str, Any] = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-        kwargs |= {"out_scale": out_scale, "rngs": rngs}
+        kwargs |= {"out_scale": out_scale, "limit": config.swiglu_limit, "rngs": rngs}
         kwargs |= {f"{name}_init": given.pop(f"shared.{name}_proj", None) for name in ("gate_up", "down")}
         self.shared = nnx.data(SwiGLU(config.d_model, shared, **kwargs) if shared else None)
         if given:

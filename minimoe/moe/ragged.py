@@ -22,6 +22,7 @@ def ragged_dispatch(
     *,
     capacity: int | None = None,
     used: Bool[Array, "T K"] | None = None,
+    limit: float | None = None,
 ) -> Float[Array, "T D"]:
     """Exact at any load, in five lines around `jax.lax.ragged_dot`.
 
@@ -37,6 +38,7 @@ def ragged_dispatch(
     order = jnp.argsort(flat, stable=True)  # [A], assignments grouped by expert
     group_sizes = jnp.bincount(flat, length=gate_up.shape[0]).astype(jnp.int32)  # [E]
     rows = x[order // experts.shape[1]]  # [A, D]
-    out = jax.lax.ragged_dot(swiglu(jax.lax.ragged_dot(rows, gate_up, group_sizes)), down, group_sizes)
+    act = swiglu(jax.lax.ragged_dot(rows, gate_up, group_sizes), limit)
+    out = jax.lax.ragged_dot(act, down, group_sizes)
     picked = out[jnp.argsort(order)].reshape(*experts.shape, -1)  # [T, K, D], back in the order of tokens
     return jnp.einsum("tk,tkd->td", weights.astype(x.dtype), picked)

@@ -145,7 +145,7 @@ class RecordingExperts(nnx.Module):
 
         def of_one(kernel_and_where):
             kernel, where = kernel_and_where
-            hidden = swiglu(x @ kernel)
+            hidden = swiglu(x @ kernel, self.inner.limit)
             return summary(x, where), summary(hidden, where), summary(hidden, everyone)
 
         gate_up, down, down_pooled = jax.lax.map(of_one, (kernels, routed.T))

@@ -137,6 +137,7 @@ class Fp8Experts(nnx.Module):
 
     Args:
       gate_up_proj: ``[E, D, 2F]``, gate first. down_proj: ``[E, F, D]``. Both are the parameters themselves.
+      limit: of SwiGLU, see `minimoe.layers.clamp_gate_up`.
       dtype: of the matmuls' input and output.
       quantizer: see `fp8_matmul`.
     """
@@ -146,11 +147,13 @@ class Fp8Experts(nnx.Module):
         gate_up_proj: nnx.Param,
         down_proj: nnx.Param,
         *,
+        limit: float | None = None,
         dtype: str = "float32",
         quantizer: Quantizer = round_trip,
     ):
         self.gate_up_proj = gate_up_proj
         self.down_proj = down_proj
+        self.limit = limit
         self.dtype = dtype
         self.quantizer = quantizer
 
@@ -173,7 +176,7 @@ class Fp8Experts(nnx.Module):
             weights = jnp.where(plan.kept, weights, 0.0)
         multiply = functools.partial(fp8_matmul, quantizer=self.quantizer)
         hidden = jax.vmap(multiply, in_axes=(None, 0))(x.astype(dtype), gate_up)  # [E, T, 2F]
-        out = jax.vmap(multiply)(swiglu(hidden), down)  # [E, T, D]
+        out = jax.vmap(multiply)(swiglu(hidden, self.limit), down)  # [E, T, D]
         weight = weights_by_expert(experts, weights, num_experts).astype(dtype)  # [T, E]
         return jnp.einsum("te,etd->td", weight, out)
 
@@ -211,6 +214,7 @@ def with_fp8_training(model: MoETransformer, quantizer: Quantizer = round_trip) 
         if dense is not None:
             replace(dense, "gate_up_proj", "down_proj")
         if isinstance(block.ffn, MoELayer):
-            experts, dtype = ffn.experts, ffn.config.dtype
-            ffn.experts = Fp8Experts(experts.gate_up_proj, experts.down_proj, dtype=dtype, quantizer=quantizer)
+            stacks = ffn.experts.gate_up_proj, ffn.experts.down_proj
+            limit, dtype = ffn.experts.limit, ffn.config.dtype
+            ffn.experts = Fp8Experts(*stacks, limit=limit, dtype=dtype, quantizer=quantizer)
     return twin

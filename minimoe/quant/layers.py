@@ -89,15 +89,25 @@ class QuantExperts(nnx.Module):
     Args:
       gate_up, down: see `minimoe.quant.QTensor`.
       activations: how the inputs of both matmuls are rounded.
+      limit: of SwiGLU, see `minimoe.layers.clamp_gate_up`.
       dtype: as in `QuantLinear`.
     """
 
     holds_codes = True
 
-    def __init__(self, gate_up: QTensor, down: QTensor, *, activations: Spec | None = None, dtype: str = "float32"):
+    def __init__(
+        self,
+        gate_up: QTensor,
+        down: QTensor,
+        *,
+        activations: Spec | None = None,
+        limit: float | None = None,
+        dtype: str = "float32",
+    ):
         self.gate_up = gate_up
         self.down = down
         self.activations = activations
+        self.limit = limit
         self.dtype = dtype
 
     def __call__(
@@ -128,12 +138,13 @@ class QuantExperts(nnx.Module):
                 weights = jnp.where(plan.kept, weights, 0.0)
             return by_blocks(x, experts, weights, self._many(), self.gate_up.shape[0])
         gate_up, down = (jnp.swapaxes(w.dequantize(x.dtype), 1, 2) for w in (self.gate_up, self.down))
-        return DISPATCHERS[dispatch](x, experts, weights, gate_up, down, capacity=capacity, used=used)
+        kwargs = {"capacity": capacity, "used": used, "limit": self.limit}
+        return DISPATCHERS[dispatch](x, experts, weights, gate_up, down, **kwargs)
 
     def _expert(self, rows: Float[Array, "R D"], expert: Int[Array, ""]) -> Float[Array, "R D"]:
         """One expert's SwiGLU of some rows, from its codes."""
         hidden = multiply(rows, take_expert(self.gate_up, expert), self.activations)
-        return multiply(swiglu(hidden), take_expert(self.down, expert), self.activations)
+        return multiply(swiglu(hidden, self.limit), take_expert(self.down, expert), self.activations)
 
     def _many(self) -> Callable[[Array, Array], Array]:
         """`_expert` for a loop over blocks: integers as they are, other formats decoded once, before the loop."""
@@ -147,7 +158,7 @@ class QuantExperts(nnx.Module):
         def expert_of_floats(rows, expert):
             rows = without_gradient(rows)
             hidden = quantize(rows, spec, check=False).dequantize(dtype) @ gate_up[expert].T
-            return quantize(swiglu(hidden), spec, check=False).dequantize(dtype) @ down[expert].T
+            return quantize(swiglu(hidden, self.limit), spec, check=False).dequantize(dtype) @ down[expert].T
 
         return expert_of_floats
 

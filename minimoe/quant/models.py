@@ -111,7 +111,7 @@ def _quantized(name: str, module: nnx.Module, weight: Spec, activations: Spec | 
     if isinstance(module, Experts):
         gate_up = _quantize(f"{name}.gate_up_proj", jnp.swapaxes(module.gate_up_proj[...], 1, 2), weight)
         down = _quantize(f"{name}.down_proj", jnp.swapaxes(module.down_proj[...], 1, 2), weight)
-        return QuantExperts(gate_up, down, activations=activations, dtype=module.dtype)
+        return QuantExperts(gate_up, down, activations=activations, limit=module.limit, dtype=module.dtype)
     if isinstance(module, nnx.Embed):
         matrix = _quantize(f"{name}.embedding", module.embedding[...], weight)
         return QuantEmbed(matrix, activations=activations, dtype=_dtype_name(module.dtype))

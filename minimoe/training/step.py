@@ -104,8 +104,10 @@ def noise_streams(config: ModelConfig, key: Array) -> nnx.Rngs | None:
 
 
 def update_router_biases(model: MoETransformer, routing: tuple[Routing, ...], rate: float | Float[Array, ""]) -> None:
-    """Moves every layer's selection bias by its load in this batch; outside the gradient, after the optimiser."""
+    """Moves the selection bias of layers that read one by their load in this batch; outside the gradient."""
     for layer, record in zip(sparse_layers(model), routing, strict=True):
+        if not layer.config.facts.uses_bias:
+            continue
         layer.router.bias[...] = bias_update(layer.router.bias[...], record.load, rate)
 
 
