@@ -14,14 +14,14 @@
 # # 01 · Sparse models: storing more than you compute
 #
 # A sparse model stores many parameters and multiplies few of them for a token. The stored ones are its **total**
-# parameters. The multiplied ones are its **active** parameters. In this lesson you build such a layer, train it, and see
+# parameters. The multiplied ones are its **active** parameters. The others are *idle* for that token. In this lesson you build such a layer, train it, and see
 # what the idle parameters buy. Then you count parameters, read what longer training of text shows, and measure where
 # sparse models lose.
 #
 # | | |
 # | --- | --- |
 # | **You should know** | lesson 00, or: what a feed-forward layer is |
-# | **You will be able to** | write a Mixture-of-Experts (MoE) layer; count its total and active parameters; size a fair dense opponent; say at equal what; name the places where sparse models lose |
+# | **You will be able to** | write a Mixture-of-Experts (MoE) layer; count its total and active parameters; size a fair dense opponent; say what a comparison holds equal; name the places where sparse models lose |
 # | **Time to study** | 45 minutes; the three exercises take 10 to 25 minutes each; *Further* takes 5 |
 # | **Time to run** | about two minutes on two CPU cores, one with `MINIMOE_FAST=1` (then training is cut short and its numbers mean nothing) |
 
@@ -59,7 +59,7 @@ print(f"{os.cpu_count()} cores;", "fast profile" if FAST else "full profile")
 # floating-point operations (FLOPs), seconds, active parameters or total parameters. A paper picks one. We look at
 # several.
 #
-# **Predict before you run.** Put a number in place of each `None`. The numbers are compared further down.
+# **Predict before you run.** Put a share between 0 and 1 in place of each `None`. The shares are compared further down.
 
 # %%
 predictions = {
@@ -199,8 +199,8 @@ print(f"16 experts recall {100 * gain.mean():.0f} points more than dense at equa
 
 # %% [markdown]
 # > **Key observation.** A token meets as many weights in the first row as in the second, apart from the router. The
-# > sparse layer stores more, and recalls more of the book in every seed. Idle parameters are not idle for the whole book:
-# > another name uses them. The third row shows that capacity is the reason: a dense layer of that size recalls everything,
+# > sparse layer stores more, and recalls more of the book with every seed. Parameters that are idle for one name are used
+# > by another name. The third row shows that capacity is the reason: a dense layer of that size recalls everything,
 # > but multiplies all of it for every token. The fourth row shows that time is not the reason: four times the steps help
 # > the small dense layer little.
 #
@@ -227,8 +227,8 @@ print("tokens of each expert:", np.asarray(routing.load, int))
 
 # %% [markdown]
 # **Exercise 1.** Our layer runs all experts on all tokens. Write the part behind the router without that waste: given
-# the chosen experts and the weights, call only the chosen ones. `check` says what is wrong in the idea. `hint` says more,
-# three times. The same checks grade a file: `minimoe exercises --help`.
+# the chosen experts and the weights, call only the chosen ones. `check` says what is wrong in the idea. `hint` gives up to
+# three hints. The same checks grade a file: `minimoe exercises --help`.
 
 # %%
 exercises()["sparse.moe_forward"]
@@ -420,7 +420,8 @@ for name, runs in facts.items():
 
 # %%
 shares = {name: [run["recalled"] for run in runs.values()] for name, runs in facts.items()}
-plots.seeds(shares, "share of the facts recalled", "Figure 4: recorded, one dot a seed, 4,096 facts")
+percent = {name: [100 * share for share in values] for name, values in shares.items()}
+plots.seeds(percent, "facts recalled, %", "Figure 4: recorded, one dot for each seed, 4,096 facts")
 
 # %% [markdown]
 # *What to see: how far the dots move right from `dense` to `experts-64`, and where the three longer or larger dense
@@ -465,7 +466,7 @@ print(f"dense-{equal_time}x has at least the time of experts-16")
 
 # %% [markdown]
 # > **Key observation.** At equal FLOPs, sparse models recall more facts, in every paired seed, and 16 experts do so at
-# > equal time too. Two rows keep us honest. `dense-total` holds the book as well, for more FLOPs a token. `dense-4x` shows
+# > equal time too. Two rows limit the claim. `dense-total` holds the book as well, for more FLOPs a token. `dense-4x` shows
 # > that the small dense model goes on learning. `experts-64` holds fewer bits a parameter than `dense`: it recalls nearly
 # > the whole book, so part of its room is empty.
 #
@@ -487,9 +488,8 @@ for name, runs in short.items():
     print(f"{name:16} {min(seconds):.0f} to {max(seconds):.0f} s of training")
 
 # %% [markdown]
-# At equal tokens the sign changes with the seed: at this length there is nothing to see. The dense runs that were meant
-# to take the sparse model's time won in every seed, and took less time than the sparse ones. So this record was unfair to
-# the dense model, and the dense model won all the same.
+# At equal tokens the sign changes with the seed, so at this length the winner is open. The runs `dense-equal-time` were
+# meant to take as long as the sparse ones. They took less time, and they still won with every seed.
 #
 # Now **longer** training, 6.1 million tokens (record `longer-text`). How many steps "equal time" means is measured
 # separately, by timing all four models in turn (record `step-times`).
@@ -560,14 +560,14 @@ text_gap["dense-total", "tokens"] = paired(text, "dense-total", "dense", score)
 for (name, what), gap in text_gap.items():
     print(f"{name:11} minus dense at equal {what:6}: {gap.round(3)}, better in {(gap < 0).sum()} of {len(gap)} seeds")
 full = {name: [score(run) for run in text[name].values()] for name in wanted if name in text}
-title = "Figure 6: recorded, one dot a seed"
+title = "Figure 6: recorded, one dot for each seed"
 plots.seeds(full, "bits per byte, whole validation text (lower is better)", title) if full else None
 
 # %% [markdown]
 # *What to see: `experts-8` and `experts-32` lie left of `dense`; `dense-as-long-as-8` lies among them, and
 # `dense-as-long-as-32` left of everything.* (The number at the right is the mean of the seeds ± their standard deviation.)
 #
-# > **Key observation.** Length matters. After 1.2 million tokens nothing shows at equal tokens. After 6.1 million the
+# > **Key observation.** Length matters. After 1.2 million tokens the seeds do not agree at equal tokens. After 6.1 million the
 # > sparse models are ahead on the mean: 32 experts in every seed, 8 experts in all but one, where they tie. At equal time
 # > 8 experts are level with the dense model, and 32 experts are behind it in every seed: their step is slower, so the
 # > dense model reads more in that time. More experts do not help text here as they help facts. One control is missing:
@@ -682,15 +682,15 @@ plots.time_per_token(tokens_at_once, microseconds, "Figure 9: one layer, T token
 # *What to see: where the sparse line crosses the line of equal total, and how far it stays above the line of equal FLOPs.*
 #
 # > **Key observation.** The sparse layer needs more time than the dense layer of equal FLOPs wherever the first printed
-# > row is above 1. It needs less time than the dense layer of equal total wherever the second row is below 1. A likely
-# > reason for the hump at few tokens (a guess, not tested here): for up to 16 chosen pairs our code fetches an expert anew
-# > for each pair (`few_tokens` in `minimoe/moe/dropless.py`), and a little above that each expert has only a few rows.
-# > Serving systems gather many conversations into a batch, so that every expert has many rows.
+# > row is above 1. It needs less time than the dense layer of equal total wherever the second row is below 1. A guess
+# > at the reason for the high ratios at few tokens: up to 16 chosen pairs, our code fetches an expert anew for each pair
+# > (`few_tokens` in `minimoe/moe/dropless.py`). A little above that, each expert has only a few rows. Serving systems gather
+# > many conversations into a batch, so that every expert has many rows.
 #
 # ## What to distrust
 #
 # - **Facts.** A book of random facts asks for capacity and nothing else. It is the task on which idle parameters look
-#   best. Text and reasoning ask for less of it.
+#   best. Text asks for less of it.
 # - **Sizes.** In a model of two million parameters the embedding and the head are a large part of what is active, and
 #   eight experts are few. V4's share of 3% is computed here, not trained.
 # - **The clock.** Two CPU cores. A GPU moves the crossings in Figure 9 (a guess: against the sparse layer, because it
