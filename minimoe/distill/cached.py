@@ -1,12 +1,12 @@
-"""A teacher's answers on disk: its k best words at every position, so that it runs once and not once an epoch.
+"""Stores a teacher's answers on disk, its k best words at every position, so that it runs once for many students.
 
 Axes: S steps in a shard, B batch, L sequence, V vocabulary, k words kept.
 
-    folder/header.json          what the cache is of; written first, compared whenever the folder is opened
+    folder/header.json          settings, teacher and data; written first, compared whenever the folder is opened
            00000.safetensors    steps 0..S-1: ids uint16, values float16, tail float16
            00001.safetensors    steps S..2S-1 and so on; the last may be shorter
 
-Batch n of training is a function of (seed, n), so (seed, n) is all the key that a batch of answers needs.
+Batch n of training depends on (seed, n) only, so (seed, n) identifies a batch of answers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TYPES = {"ids": np.dtype(np.uint16), "values": np.dtype(np.float16), "tail": np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TopK:
-    """What `minimoe.distill.topk_kl` needs of a teacher.
+    """The teacher's k best words at each position, as `minimoe.distill.topk_kl` takes them.
 
     Attributes:
       values: log-probabilities of the k best words, best first.
@@ -80,7 +80,7 @@ def top_k_targets(logits: Float[Array, "*batch V"], k: int, temperature: int | f
 
 @dataclasses.dataclass(frozen=True)
 class CacheHeader:
-    """What a cache is of. Two caches with equal headers hold the same numbers, up to the machine.
+    """The settings, the teacher and the data of a cache. On one machine, equal headers mean equal numbers.
 
     Args:
       teacher: `minimoe.model.model_fingerprint`. tokenizer: its `fingerprint`. data: names the text, such as a corpus hash.
@@ -119,11 +119,11 @@ class CacheHeader:
 
     @property
     def bytes_per_token(self) -> int:
-        """Stored for each position: 4 bytes a word and 2 for the tail. All V logits in float32 would be 4 V."""
+        """Bytes stored for each position: 4 for each word and 2 for the tail. All V logits in float32 take 4 V."""
         return sum(self.k * _TYPES[name].itemsize for name in ("ids", "values")) + _TYPES["tail"].itemsize
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one step's array."""
+        """The shape of one step's array."""
         rows = (self.batch_size, self.length)
         return rows if name == "tail" else (*rows, self.k)
 
@@ -142,7 +142,7 @@ class TeacherCache:
 
     @property
     def num_bytes(self) -> int:
-        """Of all answers, without the few bytes of headers."""
+        """Bytes of all answers. The headers are not counted."""
         return self.steps * self.header.batch_size * self.header.length * self.header.bytes_per_token
 
     def batch(self, step: int) -> TopK:
@@ -238,7 +238,7 @@ def write_cache(folder: str | Path, header: CacheHeader, teacher: Callable[[int]
 
 
 def load_cache(folder: str | Path, **expected: Any) -> TeacherCache:
-    """Opens a cache and holds its header against what the caller is about to do.
+    """Opens a cache, and compares its header with the settings of the caller.
 
     Args:
       folder: written by `write_cache`.

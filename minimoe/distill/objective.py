@@ -1,4 +1,4 @@
-"""What a step of distillation lowers: the objective that `minimoe.training.train_step` takes by injection.
+"""The objective of distillation, in the form that `minimoe.training.train_step` takes.
 
 Axes: B batch, L sequence, V vocabulary, k cached words.
 """
@@ -19,7 +19,7 @@ from minimoe.training import lm_loss
 
 
 class Targets(NamedTuple):  # a dataclass would be checked on its way through nnx.jit, which empties its leaves
-    """What the objective needs besides the batch.
+    """The arrays that the objective needs in addition to the batch.
 
     Attributes:
       teacher: its logits ``[B, L, V]``; or values, ids ``[B, L, k]`` and tail ``[B, L]`` of its k best words, as in

@@ -1,13 +1,13 @@
-"""Distillation as training: one teacher or several, asked as the student learns or beforehand.
+"""Trains a student with one teacher or several. A teacher answers during training, or before it.
 
-`Distillation` is a method of `minimoe.training.train`, and `distill` is short for calling that with it. Checkpoints,
-resuming, evaluations and the guard against what is not finite are those of any training.
+`Distillation` is a method of `minimoe.training.train`, and `distill` calls `train` with that method. So distillation has
+the checkpoints, the resuming, the evaluations and the guard against non-finite losses of every training.
 
     live        the teacher reads each batch, no gradient, and all its logits are the target
     top-k       only its k best words and the mass of the others
-    cached      the same, from disk: `cache_teacher` first, then as many students as one likes
+    cached      the same, from disk: `cache_teacher` writes it once, and any number of students read it
     several     each row of a batch is judged by the teacher of its domain
-    sequences   `sample_documents` lets the teacher write, and ordinary training on that text is all a student needs
+    sequences   `sample_documents` lets the teacher write, and the student trains on that text as on any other
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def ask_teacher(
 
 
 class _Guide:
-    """What the teachers say of each batch of one run."""
+    """Gives the batches of one run, and the teachers' answers to each of them."""
 
     def __init__(self, run, recipe, teacher, data, tokenizer, prompts, weights) -> None:
         self.run, self.recipe = run, recipe
@@ -171,11 +171,11 @@ class _Guide:
         self.rollouts = Rollouts(prompts, tokenizer, run, recipe, self.names) if recipe.on_policy_fraction else None
 
     def batch_for(self, step: int, batch: Batch, model: MoETransformer) -> Batch:
-        """The batch itself, or in an on-policy step what the student writes."""
+        """The batch itself. In an on-policy step, a batch that the student writes."""
         return self.rollouts.batch(step, model) if self.rollouts and self._on_policy(step) else batch
 
     def extra_for(self, step: int, batch: Batch) -> Targets:
-        """The teacher's answers to it."""
+        """The teachers' answers to the batch."""
         names = [self.names[domain] for domain in batch.domains]
         rows = jnp.array([self.weights.get(name, 1.0) for name in names], jnp.float32)
         found = self._ask(names, batch) if self.cache is None else self.cache.batch(step)
@@ -198,7 +198,7 @@ class _Guide:
 
 
 def check_teacher(teacher: MoETransformer, run: RunConfig) -> None:
-    """Whether a model can teach the student of ``run``.
+    """Checks that a model can teach the student of ``run``.
 
     Raises:
       UserError: if it has another vocabulary or a shorter context.
@@ -261,7 +261,7 @@ def sample_documents(
 ) -> list[Document]:
     """What the teacher writes below prompts, as training documents: distillation through text alone.
 
-    Nothing but the words passes from teacher to student, so the two need not share a vocabulary. DeepSeek-R1's dense
+    Only the words pass from teacher to student, so the two need not share a vocabulary. DeepSeek-R1's dense
     students were made this way. Wrong answers may be thrown out first, with `minimoe.data.check_answer`.
 
     Args:
@@ -294,7 +294,7 @@ def sample_documents(
 
 
 def _rows(own: Bool[Array, "B"], mine: Array, others: Array) -> Array:
-    """``mine`` in the rows of ``own``."""
+    """``mine`` in the rows where ``own`` is True, ``others`` in the other rows."""
     return jnp.where(own.reshape(-1, *[1] * (mine.ndim - 1)), mine, others)
 
 
@@ -306,7 +306,7 @@ def _checked_weights(weights: Mapping[str, int | float], names: tuple[str, ...])
 
 
 def _cache_of(run: RunConfig, recipe: DistillRecipe, data: TrainingData, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a header must say, but for the teacher."""
+    """The fields of a header, without those of the teacher."""
     return {
         "tokenizer": tokenizer.fingerprint,
         "data": data.fingerprint,

@@ -1,12 +1,12 @@
-"""On-policy steps: the student writes, the teacher judges every word of it.
+"""On-policy steps: the student writes a text, and the teacher judges every word of that text.
 
-Learning from the teacher's text shows a student only states that the teacher gets into; left alone it makes mistakes of
-its own and has never seen what to do after one. Here the batch is what the student wrote, as it is now, below prompts,
-and the teacher's whole distribution at each of its words is the target: no reward, no policy gradient. That the text
-depends on the student too is ignored: no gradient goes through sampling.
+A student that reads only the teacher's text never sees what to do after a mistake of its own. In an on-policy step the
+student writes below prompts, with its present weights. The target at each of these words is the teacher's whole
+distribution. There is no reward and no policy gradient. The text depends on the student too, but no gradient goes through
+the sampling.
 
-A rollout is a function of the student, the seed and the step, so a resumed run writes the same text again. Its rows are
-as long as any others and mostly padding: the ``tokens`` in the metrics count places, not words written.
+A rollout depends on the student, the seed and the step only, so a resumed run writes the same text again. Its rows have
+the usual length and are mostly padding: ``tokens`` in the metrics counts positions, padding included.
 
 References:
   Agarwal et al., `On-Policy Distillation of Language Models <https://arxiv.org/abs/2306.13649>`_, algorithm 1.

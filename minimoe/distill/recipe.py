@@ -1,4 +1,4 @@
-"""How to distil: the numbers that, with a run's config and a teacher, decide what a step lowers."""
+"""The settings of distillation: temperature, share of the teacher, kind of divergence, and the rest."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class DistillRecipe:
 
     @property
     def needs_teacher(self) -> bool:
-        """False if no step has a use for one: then this is plain training."""
+        """Whether any step uses a teacher. If not, this is plain training."""
         return self.alpha > 0 or self.on_policy_fraction > 0
 
     def to_dict(self) -> dict[str, Any]:

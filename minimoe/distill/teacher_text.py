@@ -1,4 +1,4 @@
-"""What a teacher writes below prompts, in files: written once, and continued where it stopped."""
+"""Stores in files what a teacher writes below prompts. An interrupted run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPERATURES = {"text": 1.0, "reasoning": 0.6}
 
 
 class Written(NamedTuple):
-    """What a teacher wrote, and the seconds that it took when it did."""
+    """The texts of a teacher, and the seconds that writing them took."""
 
     documents: list[Document]
     seconds: float
@@ -78,7 +78,7 @@ def written(
 
 
 def check_teacher_of(folder: Path, fingerprint: str) -> None:
-    """Refuses to go on with texts that another teacher wrote. Files of earlier versions do not name theirs, and pass.
+    """Raises if another teacher wrote the stored texts. Files of earlier versions name no teacher, and pass.
 
     Args:
       folder: of `written`; may be missing. fingerprint: `minimoe.model.model_fingerprint` of the teacher.
@@ -96,7 +96,7 @@ def check_teacher_of(folder: Path, fingerprint: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What `written` wrote into a file."""
+    """Reads a file that `written` wrote."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values["documents"], list):

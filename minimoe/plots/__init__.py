@@ -1,4 +1,6 @@
-"""One function a figure: plain values in, a matplotlib `Figure` out. Nothing here draws on a screen or needs JAX.
+"""One function for each figure: it takes plain values and returns a matplotlib `Figure`.
+
+Nothing here draws on a screen or needs JAX.
 
 - `training_curve`, `compare_runs`: learning curves from the records of runs;
 - `experts_by_domain`, `balance_over_time`, `token_experts`: where tokens go;

@@ -29,7 +29,7 @@ def load_film(
 ) -> Figure:
     """The load of one layer over the steps of a run: single frames as bars above, all steps as an image below.
 
-    Load is relative to an even split: 1.0 is fair, 0.0 (a cross above the bars' foot) an expert without a token.
+    Load is relative to an even split: 1.0 is the mean load; 0.0, drawn as a cross, is an expert without a token.
 
     Args:
       loads: assignments per expert, counts or shares, one row a step.
@@ -91,7 +91,7 @@ def over_steps(
     half_width: int | None = None,
     every: int = 1,
 ) -> Figure:
-    """Panels above each other with one line a run: each step faint (up to 100 of them), a moving average on top.
+    """Panels above each other with one line for each run: single steps faint (up to 100), a moving average on top.
 
     Args:
       panels: the values of every step, under the name of each run, under the label of each panel's axis. A run has the
@@ -143,7 +143,7 @@ def loss_ranges(
     title: str = "What each loss says of each routing",
     quantity: str = "loss",
 ) -> Figure:
-    """A row a loss: a marker for every state of the router, on a bar from the lowest to the highest of them.
+    """One row for each loss: a marker for each state of the router, and a bar from the lowest to the highest.
 
     A dashed line marks 1.0, where a loss that is 1 when balanced should have its lowest value.
 
@@ -183,7 +183,7 @@ def before_and_after(
     quantity: str = "MaxVio",
     title: str = "Before (ring) and after (dot)",
 ) -> Figure:
-    """A panel a starting point, a row a method: an arrow from the value before to the value after.
+    """One panel for each starting point, one row for each method: a line from the value before to the value after.
 
     Args:
       panels: (before, after) under the name of each method, under the name of each panel. A row that a panel lacks is
@@ -221,8 +221,8 @@ def choices_under_bias(
 ) -> Figure:
     """Tokens as columns, experts as rows: filled where ``affinity + bias`` is among the token's K largest.
 
-    Dark cells were chosen without the bias too, orange ones because of it, ringed ones no longer. Bars on the right are
-    the load against the mean (dashed). Equal scores go to the lower expert.
+    Dark cells are chosen with and without the bias, orange cells only with it, ringed cells only without it. Bars on
+    the right are the load against the mean (dashed). Equal scores go to the lower expert.
 
     Args:
       affinity: of every token for every expert.

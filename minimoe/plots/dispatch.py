@@ -19,7 +19,7 @@ def dispatch_clocks(
     panels: Mapping[str, tuple[Sequence[int], Mapping[str, Sequence[float]]]],
     title: str = "Forward and backward pass of one layer",
 ) -> Figure:
-    """Milliseconds against a size, a panel a size, both axes logarithmic.
+    """Milliseconds against a size, one panel for each size, both axes logarithmic.
 
     Args:
       panels: under the label of its x axis, each panel's sizes and, under each name, one time a size; NaN where
@@ -95,7 +95,7 @@ def expert_and_token(
     token_bits: float,
     title: str = "Bits about the domain in one choice of expert",
 ) -> Figure:
-    """Two bars a router: what its choice tells about the domain, and what it tells beyond the token id (hatched).
+    """Two bars for each router: bits of its choice about the domain, and bits beyond the token id (hatched).
 
     Args:
       bits: ``(alone, beyond the token)`` under the name of each router or control.

@@ -1,4 +1,4 @@
-"""Figures of what a teacher tells a student: distributions over the next word, softened, and fits that must choose.
+"""Figures of what a teacher tells a student: probabilities of the next word, temperatures, and one peak fitted to two.
 
 All probabilities are shares (0..1), written as percent.
 """
@@ -30,7 +30,7 @@ def next_words(
     log: bool = False,
     title: str = "The next word, by model",
 ) -> Figure:
-    """A row a word, with a bar for each model's probability; the word that the text really has is marked.
+    """One row for each word, with a bar for each model's probability. The word of the text is marked.
 
     On a logarithmic axis a bar has no zero to start from, so each model is a dot there. It shows what the bars hide:
     how a model ranks the words it does not expect.
@@ -73,7 +73,7 @@ def temperatures(
     probs: Mapping[int | float, Float[np.ndarray, " _"]],
     title: str = "The same logits at several temperatures",
 ) -> Figure:
-    """A panel a temperature, a bar a word; below each panel what these words hold together.
+    """One panel for each temperature, one bar for each word. Below a panel stands the sum of its bars.
 
     Each panel has its own scale, from zero to its longest bar, so that the shape shows: at a high temperature the words
     draw level, while most of the probability goes to words that are not in the list. The numbers compare the panels.

@@ -25,7 +25,7 @@ def bits_per_byte_by_domain(
     reference_name: str = "reference",
     title: str = "Bits per byte by domain (lower is better)",
 ) -> Figure:
-    """Bars grouped by domain, one a model; the reference as a mark across the group.
+    """Bars grouped by domain, one for each model. A mark across the group is the reference.
 
     Args:
       results: bits per byte of each domain, under the name of each model. A domain that a model lacks is left empty.
@@ -70,7 +70,7 @@ def bits_per_byte_by_domain(
 def ladder(
     rows: Sequence[Mapping[str, Any]], title: str = "Size, cost and quality (bits per byte: lower is better)"
 ) -> Figure:
-    """A row a model: total and active parameters, FLOPs per token, bits per byte, each as a bar with its number.
+    """One row for each model: total and active parameters, FLOPs per token, bits per byte, as bars with numbers.
 
     All bars start at zero on a linear scale, so their lengths compare.
 

@@ -36,7 +36,7 @@ def part_of(path: str) -> str:
 
 
 def bytes_by_part(models: Mapping[str, Mapping[str, int]], title: str = "Where the bytes are") -> Figure:
-    """Bars grouped by part, one a form of the model, each with its size; the legend has the totals.
+    """Bars grouped by part, one for each form of the model, each with its size. The legend has the totals.
 
     Args:
       models: bytes of every array by its path in the model, under the name of each form.

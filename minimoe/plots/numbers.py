@@ -19,7 +19,7 @@ ERRORS = "magma_r"  # white where nothing was lost
 
 
 def number_lines(names: Sequence[str], log: bool = False, title: str = "Every value that the formats have") -> Figure:
-    """A row a format, with a mark on each of its finite values.
+    """One row for each format, with a mark on each of its finite values.
 
     The usual axis is linear and gives values as shares of the format's largest, because scaling stretches every format
     over the same numbers: what then differs is where its values lie. The logarithmic one shows positive values as they

@@ -1,4 +1,4 @@
-"""The figures of quantization: `rounding`, what it does to numbers, and `recipes`, what smaller models lose by it."""
+"""The figures of quantization. `rounding` draws what happens to numbers, `recipes` what happens to models."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def compared(
     title: str,
     write: Callable[[float], str] = "{:.3g}".format,
 ) -> Figure:
-    """Groups of bars that start at zero, each with its number: a group a row, a colour a series.
+    """Groups of bars that start at zero, each with its number: one group for each row, one colour for each series.
 
     Args:
       rows: values under the name of each series, under the name of each row. A series that a row lacks is left out.
@@ -64,7 +64,7 @@ def gain_by_rows(
 ) -> Figure:
     """Error relative to rounding to nearest against the rows that reached an expert, on logarithmic axes.
 
-    Below the dashed line calibration helped, above it did harm.
+    Below the dashed line calibration helped. Above the line it made the error larger.
 
     Args:
       points: rows (at least 1) and error ratios, under the name of each way.

@@ -22,7 +22,7 @@ def rounding(
     grids: Mapping[str, tuple[Num[np.ndarray, " _"], Num[np.ndarray, " _"]]],
     title: str = "Numbers and the grid they are rounded to",
 ) -> Figure:
-    """A row a grid: its points as ticks, the numbers as rings above, and an arrow from each to where it ends.
+    """One row for each grid: its points are ticks, the numbers are rings, an arrow leads to the rounded value.
 
     Args:
       values: the exact numbers.
@@ -58,7 +58,7 @@ def rounding(
 def error_against_bits(
     panels: Mapping[str, Mapping[str, tuple[float, float]]], title: str = "Error against bits"
 ) -> Figure:
-    """Signal to noise (decibels, higher is better) against bits per value, scales included; a panel an array.
+    """Signal to noise (decibels, higher is better) against bits per value, scales included; one panel for each array.
 
     The dashed line is 6.02 dB a bit: no code, however clever, does better on independent normal numbers.
 

@@ -63,10 +63,10 @@ def seeds(
 def curves_with_spread(
     groups: Mapping[str, Sequence[Sequence[Record]]], x: str = "tokens", skip: float = 0.0, title: str = ""
 ) -> Figure:
-    """Training loss of several seeds a group: the mean as a line, the range between the seeds as a band.
+    """Training loss of groups of seeds: the mean of a group as a line, the range of its seeds as a band.
 
-    Each run is averaged over a tenth of its points around each (`minimoe.plots.records.smooth`), because the noise of
-    single batches would hide the seeds, and read off at 200 places that all runs of its group reach.
+    Each run is smoothed with a moving average over a tenth of its points (`minimoe.plots.records.smooth`), because the
+    noise of single batches would hide the seeds. Mean and range are taken at 200 places that all runs of a group reach.
 
     Args:
       groups: the records of each run of a group, under the group's name.
@@ -106,7 +106,7 @@ def curves_with_spread(
 def gaps_over_tokens(
     gaps: Mapping[str, Sequence[Sequence[Sequence[int | float]]]], title: str = "Gap to the baseline"
 ) -> Figure:
-    """How far models are from a baseline as training goes on: a thin line a seed, a thick line for their mean.
+    """Distance of models from a baseline over training: a thin line for each seed, a thick line for their mean.
 
     Args:
       gaps: under each name, one curve a seed: (tokens, bits per byte minus the baseline's) of each evaluation. All

@@ -66,7 +66,7 @@ def assignments(
 def parameter_parts(
     models: Mapping[str, Mapping[str, int | float]], title: str = "Where the parameters are", share: bool = False
 ) -> Figure:
-    """A bar a model, cut into its parts; the part called `IDLE` is pale, so that what is dark is what one token uses.
+    """One bar for each model, cut into its parts. One token uses the dark parts. The part called `IDLE` is pale.
 
     Args:
       models: parameters of each part, under the name of each model. Parts are stacked in order of first appearance.
@@ -106,7 +106,7 @@ def parameter_parts(
 def active_and_total(
     models: Mapping[str, tuple[int | float, int | float]], title: str = "Parameters: active per token against total"
 ) -> Figure:
-    """A point a model on two logarithmic axes, with lines where 100%, 10% and 1% of the parameters are active.
+    """One point for each model on two logarithmic axes, with lines where 100%, 10% and 1% of the parameters are active.
 
     Args:
       models: (total, active) under each name; ``0 < active <= total``.
@@ -214,7 +214,7 @@ def time_per_token(
 
 
 def costs_side_by_side(rows: Mapping[str, Mapping[str, int | float]], title: str = "What each model costs") -> Figure:
-    """A panel a quantity, a bar a model, each with its number; every bar starts at zero.
+    """One panel for each quantity, one bar for each model, each with its number. Every bar starts at zero.
 
     Args:
       rows: quantities of each model, with their unit in the name: ``{"dense": {"ms per step": 120.0}}``. A quantity

@@ -30,7 +30,7 @@ def gap_closed(
     percent: bool = False,
     start: str = "student alone",
 ) -> Figure:
-    """A row a method: its mean as a dot, its seeds' range as a bar, and at the right the share of the gap it closes.
+    """One row for each method: mean as a dot, range of the seeds as a bar, and the share of the gap that it closes.
 
     A method as good as the student alone closes 0%, one as good as the teacher 100%; a worse one is below 0%. Whether
     lower or higher is better is read off ``alone`` and ``teacher``.
