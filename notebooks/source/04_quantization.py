@@ -159,13 +159,13 @@ print(f"the library counts {theirs.bits_per_value} bits a value: {theirs.format.
 
 # %% [markdown]
 # The library's codes are ours, bit for bit. From here on we use `quant.quantize(array, spec)`. A *spec* names the format,
-# which values share a scale, and how the scale is stored. A scale is cheap only if many values share it, and good only if
-# few do.
+# which values share a scale, and how the scale is stored. If many
+# values share a scale, the scales cost few bits. If few values share a scale, the error is small.
 #
 # ### Exercise: int8 with a scale for each row
 #
-# `check` says what is wrong in the idea, not only that a number differs. `hint("quant.absmax_int8")` says more, three
-# times. The same checks grade a file: `minimoe exercises --help`.
+# `check` says what is wrong in the idea, not only that a number differs. `hint("quant.absmax_int8")` gives up to three
+# hints. The same checks grade a file: `minimoe exercises --help`.
 
 # %%
 from minimoe.exercises import check, exercises, hint
@@ -233,7 +233,7 @@ display(Markdown("\n".join(lines)))
 # - **NVFP4**: E2M1 codes, one E4M3 scale for 16 values, and one float32 scale for the whole array.
 # - **NF4** (*NormalFloat*, arXiv 2305.14314): 16 values taken from the normal distribution, more of them near zero.
 #
-# E4M3 gives up infinity to gain a binade up to 448. E2M1 and the integers have no NaN at all, so a NaN must be refused
+# E4M3 has no infinity: the codes that would stand for it are used for numbers, up to 448. E2M1 and the integers have no NaN at all, so a NaN must be refused
 # before it is quantized.
 
 # %%
@@ -245,8 +245,9 @@ for name in names:
 numbers.number_lines(names, title="Figure 2: every value of six formats, scaled alike")
 
 # %% [markdown]
-# What to see: integers are evenly spaced, and floats crowd around zero. So an integer's *absolute* error is constant. A
-# float's *relative* error is, at most 1/16 for E4M3, until its exponents run out.
+# What to see: integers are evenly spaced, and floats crowd around zero. So the largest *absolute* error of an integer
+# format is the same everywhere. The largest *relative* error of a float format is the same everywhere, as long as the
+# number is not subnormal and not above the largest value. For E4M3 it is 1/16.
 #
 # ## Which values share a scale?
 #
@@ -304,7 +305,7 @@ for name, value in heard.items():
     print(f"{name:16} {value:5.1f} dB on the quiet channels, {value - heard['tensor']:+5.1f} against one scale for all")
 
 # %% [markdown]
-# > **Key observation.** A scale for each token helps, but least of the four. A scale for each *channel* helps most. But that
+# > **Key observation.** Against one scale for all, each of the four other ways helps. A scale for each token helps least. A scale for each *channel* helps most. But that
 # > scale changes along the axis that is summed, so the product can no longer be one sum of whole numbers. SmoothQuant keeps
 # > a scale for each token and moves the loudness into the weights. DeepSeek uses small tiles and scales each partial sum.
 #
@@ -426,10 +427,10 @@ for name, recipe in recipes.items():
           f"{ratio:.2f}x smaller than bfloat16")
 
 # %% [markdown]
-# > **Key observation.** "FP4" is a statement about the experts. The recipe `mxfp4` leaves all other weights in float32, and
-# > its ratio compares those float32 leftovers with a model that is bfloat16 throughout. With bfloat16 leftovers the same
-# > experts give the better ratio in the last line. Ratios do not transfer between sizes: in DeepSeek-V4 the experts are a
-# > much larger share (lesson 01).
+# > **Key observation.** "FP4" describes the experts only. The recipe `mxfp4` leaves all other weights in float32, and its
+# > ratio compares them with a model that is bfloat16 throughout. With the other weights in bfloat16, the same experts give
+# > the better ratio in the last line. A model of another size has another ratio: in DeepSeek-V4 the experts are a much
+# > larger share (lesson 01).
 #
 # Many libraries round weights and keep them in float32. This is *fake* quantization: the answers are those of the codes,
 # the bytes are not.
@@ -572,9 +573,11 @@ print(f"recorded, all routed experts in FP4: {full['mxfp4']:+.2f}%, {moved:.1%} 
 #
 # ## The clock
 #
-# Smaller is not the same as faster. One large matrix and a few rows are multiplied on this CPU in three ways, in turn:
-# float32; int8 on both sides, where the rows are rounded as they come; int8 weights that are decoded first and multiplied
-# in float32.
+# A smaller model need not be faster. One large matrix and a few rows are multiplied on this CPU in three ways, in turn:
+#
+# - float32;
+# - int8 on both sides: the rows are rounded when they arrive, and whole numbers are multiplied;
+# - int8 weights that are first decoded to float32 and then multiplied.
 
 # %%
 from minimoe.bench import alternate, ratio
@@ -630,8 +633,8 @@ for report in read_record("bench-quant-decode")["reports"]:
 
 # %% [markdown]
 # Fewer bytes can explain a gain up to their ratio and no more. The float32 model reads its weights at a lower rate than
-# the int8 model does, so the baseline is slow for another reason, which this benchmark does not find. Credit quantization
-# with the ratio of bytes at most.
+# the int8 model does, so the baseline is slow for another reason, which this benchmark does not find. So
+# the part of the gain above the ratio of bytes is not the merit of quantization.
 #
 # ## Training through a rounding
 #
@@ -732,7 +735,7 @@ for recipe in ("int4", "mxfp4", "v4"):
 # > with this schedule rounding at once is the better choice.
 #
 # > On facts QAT wins in every pair. These models met the rounding from their first step. They still recall less than the
-# > float32 models, so QAT narrows the loss and does not remove it.
+# > float32 models, so QAT makes the loss smaller and does not remove it.
 #
 # ## Verdicts
 
@@ -819,8 +822,8 @@ print("cases in which GPTQ is worse than rounding:", int((points["its own tokens
 figures.gain_by_rows(points, "Figure 9: GPTQ in int4, one marker a matrix of an expert")
 
 # %% [markdown]
-# What to see: above the dashed line calibration does harm. With few rows GPTQ is worse than plain rounding on average, and
-# with many rows it is better. Mixing 5% of everybody's text into the statistics of an expert makes no printed mean worse.
+# What to see: a marker above the dashed line is a matrix that calibration made worse. With few rows GPTQ is worse than plain
+# rounding on average, and with many rows it is better. Mixing 5% of everybody's text into the statistics of an expert makes no printed mean worse.
 # Check the rows of each expert before you trust a calibrated mixture of experts.
 #
 # ## Training in FP8
@@ -838,8 +841,8 @@ for kind, label in (("fp8", "FP8 products"), ("nudged", "float32, nudged by a mi
           f"bits per byte; typical size {np.sqrt(np.mean(np.square(gaps[kind]))):.4f}")
 
 # %% [markdown]
-# FP8 moves the result as far as a millionth of the weights does, and not always to the worse. So FP8 shows no cost here
-# that three seeds could tell from chance. A cost below that size would stay hidden.
+# FP8 moves the result about as far as the change of the first weights does, and in two of three seeds to the better. So
+# three seeds show no cost of FP8. A cost smaller than these differences would stay hidden.
 #
 # ## FP8 and FP4 on an accelerator: computed, not measured
 #

@@ -24,7 +24,7 @@
 # | **Time to run** | about two minutes on two CPU cores; about one minute with `MINIMOE_FAST=1`, where the live part learns almost nothing |
 #
 # "Word" means token in this lesson: one of 2,048 pieces of text. "Recorded" means that the numbers come from a longer
-# experiment, which you can repeat. A difference "on all three seeds" is a difference between runs with the same seed:
+# experiment, which you can repeat with `minimoe experiments run NAME`. A difference "on all three seeds" is a difference between runs with the same seed:
 # the same initial weights and the same order of the data.
 
 # %%
@@ -160,7 +160,7 @@ for step in sorted({0, 3, 9, 19, len(distances) - 1}):
         print(f"step {step + 1:3}: {distances[step]:.3f} nats from the teacher")
 
 # %% [markdown]
-# The distance falls. The problems are new in every step, so the student does not fall back on memory. This run shows that
+# The distance falls. The problems are new in every step, so the student cannot repeat what it has memorised. This run shows that
 # the loop works. It does not show that a teacher is better than text: for that a student without a teacher must read the
 # same tokens. Section 3 has such students.
 #
@@ -203,8 +203,8 @@ plots.next_words(
 # %% [markdown]
 # *What to see:* the text names one word; the teacher ranks all others as well, and those that fit the grammar come first.
 #
-# Hinton called this ranking of wrong answers *dark knowledge*. It is in the model, and its best answer does not show it. A
-# temperature above 1 makes it louder:
+# Hinton called this ranking of wrong answers *dark knowledge*. The model's best answer alone does not show it. A temperature
+# above 1 shows it more clearly:
 
 # %%
 def softmax_at(T):
@@ -216,7 +216,7 @@ def softmax_at(T):
 plots.temperatures(words, {T: softmax_at(T)[best] for T in (0.5, 1.0, 2.0, 4.0)}, "Figure 2: the same logits at four temperatures")
 
 # %% [markdown]
-# *What to see:* as T rises, the ten bars become alike, and more and more probability goes to words outside the list.
+# *What to see:* as T rises, the ten bars become alike, and more probability goes to words outside the list.
 #
 # ### Why T²
 #
@@ -241,12 +241,12 @@ for T in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0):
 
 # %% [markdown]
 # > **Key observation.** Without T² the slope of the teacher's part goes to zero as T rises, and the slope of the text's part
-# > stays. Whoever raises T then lowers alpha without knowing it. Times T², the slope goes to a constant.
+# > stays. Then a higher T has the effect of a smaller alpha. With T² the slope goes to a constant.
 #
 # ### Exercise 1
 #
 # Write Hinton's loss: both parts, T² and the mask. `check` says what is wrong in the idea. `hint("distillation.kd")`
-# says more, three times.
+# gives up to three hints.
 
 # %%
 from minimoe.exercises import check, exercises, hint
@@ -261,11 +261,11 @@ def kd(student, teacher, labels, mask, temperature, alpha):
 check("distillation.kd", kd);
 
 # %% [markdown]
-# ## 3. Does a teacher help a writer?
+# ## 3. Does a teacher help on text?
 #
-# The rest of the core is recorded. Here are all runs that this lesson uses: what each begins with, what it reads, and
-# what its loss is. The students of groups A and B are all of the shape of `nano`. A generated problem is worth reading
-# only with its *form*: with its steps written out, or with the answer alone.
+# The rest of the core is recorded. The table lists the runs that this lesson uses: what each begins with, what it reads, and
+# what its loss is. All students have the shape of `nano`. A generated problem has one of two *forms*: its steps and its
+# answer are written out, or its answer alone.
 
 # %%
 from minimoe.experiments import read_record, training_speed
@@ -363,9 +363,9 @@ plots.gap_closed(
 #
 # > **Key observation.** At equal tokens the teacher helps, on all three seeds. At equal time it does not: on all three
 # > seeds the student without a teacher, which reads more text in that time, is better. The teacher must read every token
-# > too, and its reading is not in the count of tokens. If the answers of the teacher are stored once and used for many
-# > students, the bill changes (*Further*). So ask of every such gain: at equal tokens, at equal time, or with a teacher that
-# > is already paid for?
+# > too, and the count of tokens does not contain that work. If the teacher's answers are stored once and used for many
+# > students, its work is shared (*Further*). So ask of every such gain: is it at equal tokens, or at equal time, and does
+# > the time contain the teacher's work?
 #
 # The share of the gap does not say how much of a teacher *fits* into a student. The last printed line is a student of the
 # same shape, which closed most of the gap with more text and no teacher.
@@ -377,7 +377,7 @@ plots.gap_closed(
 # kept from training, and every validation problem needs one of these.
 
 # %%
-from minimoe.data import check_answer, check_steps, parse_answer, problem
+from minimoe.data import check_answer, check_steps, problem
 
 for level, family in ((2, "arithmetic"), (3, "words"), (4, "lists")):
     print(problem(3, level=level, split="val", family=family).text())
@@ -414,13 +414,13 @@ for name, row in shown.items():
 plots.exact_match_by_level(shown, "Figure 4: recorded, problems solved by level, 100 of each")
 
 # %% [markdown]
-# *What to see:* one line far above three others. They are the same weights with steps, and without; and the students of
-# group A, taught and alone, which solve next to nothing.
+# *What to see:* the teacher with steps is far above the other three lines. The teacher with the answer alone is the same
+# model, with the same weights. The two students of group A solve almost nothing.
 #
 # > **Key observation.** The same weights solve several times as many problems when they write the steps. This holds at level
-# > 1 too, where there is only one step and nothing to take apart. So "it breaks the problem into parts" cannot be all of it.
-# > (A guess: the step writes the two operands side by side first, in one fixed form.) And the logits that made the taught
-# > student a better writer did not make it calculate: 0.6 million tokens of problems are too few for either student.
+# > 1 too, where there is only one step and nothing to take apart. So "it breaks the problem into parts" cannot be the whole
+# > reason. (A guess: a step first writes the two operands side by side, in one fixed form.) The logits made the taught student
+# > better on text. They did not make it solve problems. A guess at the reason: 0.6 million tokens of problems are too few.
 #
 # ### Students that reason
 #
@@ -488,17 +488,18 @@ print(f"answers for as long as the checked steps and their writing together, see
       f"against {found['answers'][0]:.1%} and {found['checked steps'][0]:.1%} of the same seed")
 
 # %% [markdown]
-# > **Key observation.** *Steps carry it.* "Checked steps" against "answers" is a large gain on all three seeds, with equal
+# > **Key observation.** *The steps make the difference.* "Checked steps" against "answers" is a large gain on all three seeds, with equal
 # > tokens. One run of "answers", with as much time as the other and its teacher's writing took together, does not catch up.
-# > No logit was needed. The true steps do about as well, and nearly all right solutions of the teacher *are* the true steps,
-# > word for word. So the teacher is a source of steps here, and another source would do.
+# > No logits were needed. No difference between checked and true steps has one sign in all seeds, and nearly all right
+# > solutions of the teacher *are* the true steps, word for word. So here the teacher is one source of steps, and another source would do.
 # >
-# > *The check is not decided.* Checked steps are better than unchecked ones by many points on two seeds, and a little worse on
+# > *The use of the check is open.* Checked steps are better than unchecked ones by many points on two seeds, and a little worse on
 # > the third. Three pairs like these decide nothing. The same holds for true steps against checked ones, and for logits
 # > against none.
 # >
-# > *Logits keep the English.* With logits the student loses less of its text, on all three seeds. They come with every word,
-# > also with the words of the tenth of the tokens that is text. A step takes longer with them: see the times in the figure.
+# > *Logits keep more of the text.* With logits the student loses less of its text, on all three seeds. A guess at
+# > the reason: the teacher gives logits for the tenth of the tokens that is text, too. A training step takes longer with
+# > logits: see the times in the figure.
 #
 # ### On the screen
 #
@@ -560,10 +561,11 @@ for level in exact(master):
           f"solved {np.mean([exact(one)[level] for one in of('checked steps')]):.0%}")
 
 # %% [markdown]
-# > **Key observation.** Small errors do multiply: single steps hold about equally often at every level, and fewer and fewer whole
-# > solutions are right. Still fewer are right than $h^n$, because a step may hold and be the wrong one, such as a step too many.
-# > The second part does not show here: after a slip the next steps hold about as often as after right ones. But a solution that has
-# > slipped goes on from a wrong number, and a step that holds does not bring it back.
+# > **Key observation.** Small errors multiply. At levels 2 to 5 single steps hold about equally often, and at levels 4 and 5
+# > far fewer whole solutions are right than at level 2. The share is below $h^n$ at every level, because a step may hold and
+# > be the wrong step, for example one step too many. The second part of compounding error does not show here: after a slip
+# > the next steps hold as often as after right steps. But after a slip the solution works with a wrong number, and right
+# > steps do not repair that.
 
 # %% [markdown]
 # ## 5. Verdicts
@@ -584,7 +586,7 @@ verdict(
     f"teacher, {size['teacher'] / size['student']:.1f} times as large, solves {solved(master):.0%}. True steps without a teacher: "
     f"{np.mean(found['true steps']):.0%}. On text, logits gain {text_gain.mean():.3f} bits per byte at equal tokens and "
     f"{'lose' if time_gain.mean() < 0 else 'gain'} {abs(time_gain.mean()):.3f} at equal time.",
-    says="holds when the teacher writes its steps out, and nobody else does" if (step_gain > 0).all()
+    says="holds when the teacher writes out its steps, and there is no other source of steps" if (step_gain > 0).all()
     else "does not show here",
     would_change="a student with answers alone, of any length of training, that comes near the student with steps",
 )
@@ -606,7 +608,7 @@ verdict(
 # %% [markdown]
 # What to distrust, before you repeat a box:
 #
-# - *Three seeds* are a range and no distribution. *500 problems* give each share a standard error of two points.
+# - *Three seeds* show a range. They do not show a distribution. *500 problems* give each share a standard error of two points.
 # - *One teacher, one size of student, nothing tuned.* Another way could win with its own learning rate.
 # - *The teacher read this text seven times.* On training text it is surer than it should be, and so are its logits.
 # - *Synthetic problems* of one form, with small numbers. "Reasoning" in a headline means more.
@@ -700,9 +702,9 @@ check("distillation.on_policy", on_policy_kl);
 # %% [markdown]
 # ## Which way round?
 #
-# The forward KL takes its mean under the teacher: the student must put mass wherever the teacher does. The reverse KL takes it
-# under the student: it must not say what the teacher would not. With room for everything both end at $p=q$. A student that
-# *cannot* be the teacher has to choose. Below, a single bell curve is fitted to two.
+# The forward KL takes its mean under the teacher: it punishes a student that leaves out what the teacher says. The reverse KL
+# takes its mean under the student: it punishes a student that says what the teacher would not say. A student that can equal
+# the teacher ends at $p=q$ under both. A smaller student cannot. Below, a single bell curve is fitted to two.
 
 # %%
 x = jnp.linspace(-6, 6, 601)
@@ -772,22 +774,13 @@ plots.gap_closed([row_of(name, bits[name], None) for name in group_d], start, go
 # >
 # > *Logits on the teacher's own text* are the best row. Why, the record cannot say: the text is easier, the teacher has not read
 # > it before, and there are no labels in that loss.
-#
-# Other losses have one run each, so they are set against the runs of the same seed, and decide nothing:
-
-# %%
-single = read_record("distillation-ways")["runs"]
-for key, what in (("top-32", "32 best words only"), ("hinton-2", "T = 2, with T²"), ("jsd", "Jensen-Shannon"),
-                  ("quantized", "experts rounded to FP4 in training")):  # fmt: skip
-    value = text_bits(single[f"{key}-0"])
-    print(f"seed 0, {what:35} {value:.4f}; alone {bits['alone'][0]:.4f}, taught {bits['taught'][0]:.4f}")
 
 # %% [markdown]
 # ## A teacher on disk
 #
-# A teacher that is asked for every batch of every student is paid for every time. Ask it once and keep its k best words, with
-# the probability of all others together, which is the *tail*. **Predict:** what share of its probability is in its 32 best
-# words of 2,048, on average?
+# A teacher that answers for every batch of every student costs time for every batch. Instead, ask it once. Store its k best
+# words and the probability of all other words together, which is the *tail*. **Predict:** what share of its probability is
+# in its 32 best words of 2,048, on average?
 
 # %%
 my_best_32 = None
@@ -830,8 +823,8 @@ print(f"KL from all logits {exact_kl:.4f}; from 32 words and the tail {kept:.4f}
       f"from 32 words as if there were no others {forgot:.4f}")
 
 # %% [markdown]
-# > **Key observation.** With a tail, 32 words give most of the divergence in a sixtieth of the bytes. Without the tail the loss
-# > is another one: it never tells the student how *little* the other words deserve. DeepSeek-V4 keeps the teacher's last hidden
+# > **Key observation.** With a tail, 32 words give most of the divergence in a sixtieth of the bytes. Without the tail it is
+# > another loss: it does not say how *little* probability the other words should get. DeepSeek-V4 keeps the teacher's last hidden
 # > state instead and computes all logits from it again (report, section 5.2.2). That is exact.
 #
 # ### Exercise 3
@@ -849,7 +842,7 @@ check("distillation.topk", topk_kl);
 # %% [markdown]
 # ## Can facts be distilled?
 #
-# Steps have a rule behind them, and a student that reads enough steps finds it. A random fact has no rule. This teacher learned a
+# Steps follow a rule, and a student can learn the rule from many steps. A random fact follows no rule. This teacher learned a
 # book of random names and numbers by heart. Three groups of students read one half of the book, for the same number of steps:
 # "alone" reads the book, "logits" reads it with the teacher's probabilities, "text" reads what the teacher writes below each name.
 # The other half of the names is never mentioned to them.
@@ -864,9 +857,9 @@ for way in ("alone", "logits", "text"):
 print("chance: 0.10%, since a number has three digits")
 
 # %% [markdown]
-# > **Key observation.** Nothing passes of what was not asked: on the unread half every student stays at chance. On the half that
-# > was read, the three groups overlap, so the teacher adds nothing to the book. A random number leaves no second-best answer to learn
-# > from. *Facts have to be read, one by one. Only what follows a rule can be distilled from examples of it.*
+# > **Key observation.** On the unread half every student stays at chance: a student learns no fact that was not in its text. On
+# > the half that was read, the three groups overlap, so no gain from the teacher shows. A guess at the reason: a random number
+# > has no second-best answer that could teach anything.
 #
 # ## Several teachers, one student
 #
@@ -886,29 +879,12 @@ print(pairs("four teachers", "no teachers", text_bits), "bits per byte")
 print(pairs("four teachers", "no teachers", solved, unit=100), "points of problems solved")
 
 # %% [markdown]
-# > **Key observation.** With the teachers the student gets more of its English back than without, and solves fewer problems, both
-# > on all three seeds. So here several teachers are a trade, and no gain on both sides. The two students differ in several
+# > **Key observation.** With four teachers the student is better on text and solves fewer problems than with none, on all three
+# > seeds. So here several teachers win on one side and lose on the other. The two students differ in several
 # > things: the loss, the text, the share of own answers. DeepSeek's specialists were made by reinforcement learning; that case is
 # > not tested here.
 #
-# ## Does it pass mistakes on?
-#
-# Take the problems on the screen above that the teacher gets wrong. How often does the student give the same wrong answer? Answers
-# shuffled between problems say what chance would give.
-
-# %%
-given = {name: [parse_answer(text) for text in row] for name, row in texts.items()}
-wrong = [i for i in range(len(many)) if not right["teacher"][i] and given["teacher"][i] is not None]
-same = sum(given["student"][i] == given["teacher"][i] for i in wrong)
-chance = np.mean([given["student"][i] == given["teacher"][j] for i in wrong for j in wrong if i != j])
-print(f"the teacher gives a wrong answer to {len(wrong)} of {len(many)} problems; the student gives the same to {same} "
-      f"of these ({same / len(wrong):.0%}); answers shuffled between problems agree {chance:.0%} of the time")
-
-# %% [markdown]
-# This cannot tell a mistake that was passed on from one that lies near. For that, a student without a teacher would have to answer
-# the same problems.
-#
-# ## And without a check
+# ## One more exercise, without a check
 #
 # Make a student of your own: `minimoe distill --teacher teacher --student nano --tasks 0.5 --steps 600 --out runs/mine`. Can you
 # close more of the gap than "taught" in Figure 3, at equal tokens? What would have to hold on three seeds before you believe it?
