@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 
@@ -152,6 +153,26 @@ def test_a_judging_process_that_was_ended_is_started_again(judges):
     judges._process.kill()
     judges._process.wait()
     assert judges.answer(SWITCH, switch_loss).passed
+
+
+def shows_its_flags(probs, experts):
+    raise ValueError(os.environ.get("XLA_FLAGS", "none"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are forked on Linux alone")
+@pytest.mark.parametrize("flags", ["", "--no_such_flag=1"])
+def test_programs_are_compiled_quickly_where_xla_knows_how(monkeypatch, flags):
+    """An unknown flag would end every process that judges."""
+    if flags:
+        changed = f"main.__globals__.update(QUICK_COMPILATION={flags!r}); main()"
+        monkeypatch.setattr(judging, "BOOT", judging.BOOT.replace("main()", changed))
+    judges = judging.Judges()
+    try:
+        assert judges.answer(SWITCH, switch_loss).passed
+        said = judges.answer(SWITCH, shows_its_flags).message
+        assert ("none" if flags else "--xla_backend_optimization_level=0") in said
+    finally:
+        judges.close()
 
 
 def test_without_forking_one_process_judges_one_answer(monkeypatch):
