@@ -186,7 +186,8 @@ compare(questions[0], share)
 # ## Real text, and a first training run
 #
 # Six kinds of text: two Bibles with the same chapters, plays, novels, Python, mathematics. Whole documents are held
-# out. A byte-level tokenizer with 2,048 entries turns text into integers. A few steps show that training works:
+# out. A byte-level tokenizer with 2,048 entries turns text into integers. A few steps show that training works. The
+# loss is the model's surprise at the next token in *nats*, the unit of the natural logarithm:
 
 # %%
 from minimoe.data import documents, load_tokenizer, training_data

@@ -508,7 +508,8 @@ print("not recorded yet:", [name for name in wanted if name not in text] or "not
 # %% [markdown]
 # The **gap** is the sparse model's bits per byte minus the dense model's, both of one seed: below zero, sparse is better.
 # At equal tokens both have read the same. At equal time the dense model has read more, by the ratio of the step times;
-# both are then at the same share of their training.
+# both are then at the same share of their training. The scores along the way are measured on a part of the validation text
+# (the *quick protocol*), the final scores on all of it.
 
 # %%
 def curve(run):

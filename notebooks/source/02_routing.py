@@ -375,7 +375,8 @@ check("routing.group_limited", group_limited);
 # In `expert_choice` tokens compete for places, the later tokens too. So a token's output depends on tokens **after** it.
 # A language model that is trained like this has seen hints of the answer. When it generates, the future is missing, and
 # the model computes something else. The test belongs in every router's test suite: change the **last** token, compare
-# the outputs of the earlier ones.
+# the outputs of the earlier ones. The last row tests `topk` with a *capacity*: each expert has a fixed number of places, and
+# an assignment that finds no place is dropped.
 
 # %%
 T = 16
@@ -564,7 +565,7 @@ compare(questions[1], loop_over_dropless)
 
 # %% [markdown]
 # > **Key observation.** At the largest batch the rates in the last column are closer to one another than with one token,
-# > and multiplying less pays. With one token every rate is far lower, and the rates differ more: there the count of
+# > and a dispatch that multiplies less is faster. With one token every rate is far lower, and the rates differ more: there the count of
 # > multiplications says less. A guess: with one token most of the time goes into reading weights and starting operations.
 #
 # ## Do the experts become different?

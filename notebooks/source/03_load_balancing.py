@@ -276,9 +276,10 @@ print(f"bias minus no balancing: {100 * (recalled['bias'] - recalled['no balanci
 # One pair is no proof. Run both again with `seed=1` and `seed=2` in `fact_run` before you believe the difference. What
 # this short run does show is the collapse and its end.
 #
-# The cost needs a book that the model cannot finish, and a longer run. The record has both, with three seeds of each way
-# to balance. We compare *by seed*: the two runs of a pair have the same first weights and the same batches, and differ in
-# the balancing alone. The control is the run without balancing. A second record has the same comparison for `nano` on text.
+# The cost needs a book that the model cannot finish, and a longer run. A *record* is the stored result of a longer
+# experiment. The record `knowledge-balance` has such a book and three seeds of each way to balance. `loss-free` is the
+# controller. `switch` and `sequence` add a loss, which is built in the next section. We compare *by seed*: the two runs of a
+# pair have the same first weights and the same batches, and differ in the balancing alone. The control is the run without balancing. A second record has the same comparison for `nano` on text.
 
 # %%
 from minimoe.experiments import read_record

@@ -59,7 +59,9 @@ print(f"{os.cpu_count()} cores;", "fast profile" if FAST else "full profile")
 # The press wrote: "FP8 and INT8, near-lossless, a smaller footprint". Near-lossless by which measure? Smaller by how much?
 # On which machine does it also save time?
 #
-# **Predict before you run.** Replace each `None` by a number. The notebook compares later.
+# **Predict before you run.** Replace each `None` by a number. The notebook compares later. *Facts* are the entries of a
+# random book that a small model has learnt by heart. *Problems* are calculations that a model solves step by step. `v4` is
+# the recipe of DeepSeek-V4: routed experts in 4 bits, attention and the shared expert in 8, the rest in bfloat16.
 
 # %%
 my_guesses = {

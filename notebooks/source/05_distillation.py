@@ -644,7 +644,7 @@ for name in ("on-policy", "goes on, logits"):
 # %% [markdown]
 # > **Key observation.** The teacher does not help these students. "On-policy" ends below "goes on", which has no teacher, on
 # > all three seeds. So does "goes on, logits". "On-policy" differs from "goes on" in four things at once: whose text it is,
-# > the direction of the KL, the labels, and the English text. The record cannot say which of them counts.
+# > the direction of the KL, the labels, and the share of ordinary text. The record cannot say which of them counts.
 #
 # One reason can be looked at. The reverse KL corrects a slip only if the teacher disagrees with it. Take each wrong solution of
 # the student on the screen above. Find the first word at which it leaves the true solution. What does the teacher say there?
@@ -745,8 +745,8 @@ plots.two_modes(np.asarray(x), np.asarray(two), {name: np.asarray(curve) for nam
                 "Figure 6: one hump for two")  # fmt: skip
 
 # %% [markdown]
-# *What to see:* the forward KL covers both humps and the gap between them; the reverse KL sits on one hump, and its start
-# decides on which.
+# *What to see:* the forward KL covers both humps and the gap between them; the reverse KL covers one hump, and the starting
+# point decides which one.
 #
 # On a language model the same choice has a price in bits per byte. These are students of groups A and D, on the validation text:
 
@@ -764,13 +764,13 @@ plots.gap_closed([row_of(name, bits[name], None) for name in group_d], start, go
 # %% [markdown]
 # *What to see:* only the student of the reverse KL is right of the student alone, and only logits take a student far left.
 #
-# > **Key observation.** *Reverse KL* from the start makes a worse writer than no teacher, on all three seeds. Bits per byte
+# > **Key observation.** *Reverse KL* from the start gives a student that is worse on text than without a teacher, on all three seeds. Bits per byte
 # > punish a model that leaves possible words out. (That this is the reason here is a guess.) The reverse KL is usually given
 # > to students that can write already.
 # >
 # > *Text alone.* In "teacher's text" the teacher wrote seven eighths of every text, after 32 tokens of real text, and solved the
 # > problems. Its student gains a little over "alone" on all three seeds: a small part of what logits gain on real text. Steps can be
-# > copied from text; most of what makes a better writer needs logits.
+# > learnt from text alone. Most of the gain in bits per byte needs logits.
 # >
 # > *Logits on the teacher's own text* are the best row. Why, the record cannot say: the text is easier, the teacher has not read
 # > it before, and there are no labels in that loss.
@@ -865,7 +865,7 @@ print("chance: 0.10%, since a number has three digits")
 #
 # DeepSeek-V4's last stage trains specialists first. One student then learns from all of them, on text that the student writes,
 # and each teacher judges its own tasks. Ours is group E. Both students begin as the best of the three "true steps" students,
-# which solves problems and has forgotten much of its English. "Four teachers" has a specialist each for stories, Bibles, and code and
+# which solves problems and has become worse on text. "Four teachers" has a specialist each for stories, Bibles, and code and
 # mathematics, and its own earlier self for problems. A quarter of its steps are on its own answers. "No teachers" takes equally many
 # steps on text and problems.
 
