@@ -92,6 +92,7 @@ RECIPE_ERRORS = [
     *(({name: 0}, (f"{name}=0", "at least 1")) for name in ("steps", "batch_size", "log_every")),
     *(({name: -1}, (f"{name}=-1", "use 0")) for name in ("warmup_steps", "eval_every", "checkpoint_every", "seed")),
     ({"learning_rate": 0.0}, ("learning_rate=0.0", "0.003 suits")),
+    ({"optimizer": "sgd"}, ("optimizer='sgd'", "adamw, muon")),
     ({"beta1": 1.0}, ("beta1=1.0", "0.9 and 0.95")),
     ({"final_fraction": -1.0}, ("final_fraction=-1.0", "0.05 is usual")),
     ({"learning_rate": float("inf")}, ("learning_rate=inf", "0.003 suits")),

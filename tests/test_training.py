@@ -280,6 +280,22 @@ def test_resuming_a_finished_run_evaluates_and_trains_no_more(unbroken, tmp_path
     assert result.records == unbroken[1].records  # no second line for what was known
 
 
+def test_a_run_with_muon_resumes_to_the_same_bits_and_no_other_optimizer_continues_it(tmp_path):
+    run = run_config(optimizer="muon", steps=4)
+    whole = go(None, run)
+
+    def die(step, metrics):
+        if step == 3:
+            raise Crash
+
+    with pytest.raises(Crash):
+        go(tmp_path / "run", run, on_step=die)
+    assert read_run_config(tmp_path / "run").recipe.optimizer == "muon"
+    with pytest.raises(UserError, match="recipe optimizer"):
+        go(tmp_path / "run", run_config(steps=4), resume=True)
+    assert_same_bits(flat(go(tmp_path / "run", run, resume=True).model), flat(whole.model))
+
+
 def test_resume_without_a_checkpoint_starts_at_the_beginning(unbroken, tmp_path):
     result = go(tmp_path / "run", resume=True)
     assert without_times(result.records) == without_times(unbroken[1].records)
@@ -390,11 +406,15 @@ def test_a_method_that_does_not_fit_leaves_nothing_behind(tmp_path):
 
 
 def test_folders_of_earlier_versions_load_and_resume(unbroken, tmp_path):
-    """They know neither method nor fingerprints; distillation was described within the data."""
+    """They know neither method nor fingerprints, no limit and no choice of optimiser.
+
+    Distillation was described within the data.
+    """
     out = Path(shutil.copytree(unbroken[0], tmp_path / "run"))
     shutil.rmtree(out / "checkpoints" / "6")
     values = json.loads((out / "config.json").read_text())
-    del values["method"], values["fingerprints"]
+    del values["method"], values["fingerprints"], values["recipe"]["optimizer"]
+    del values["model"]["swiglu_limit"], values["model"]["moe"]["swiglu_limit"]
     (out / "config.json").write_text(json.dumps(values))
     assert_same_bits(flat(go(out, resume=True).model), flat(unbroken[1].model))
     assert_same_bits(flat(load_checkpoint(out)[0]), flat(unbroken[1].model))

@@ -22,6 +22,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Decides weights, order of data and dropout.")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the warm-up and cosine schedule.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw, or muon for matrices; adamw if not given.")] = None,
     dropout: Annotated[float | None, typer.Option(help="On both branches of each block; 0 for none.")] = None,
     balance: Annotated[
         str | None,
@@ -59,6 +60,7 @@ def train(
     check_share(tasks)
     tokens = load_tokenizer(tokenizer)
     changes = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    changes |= {"optimizer": optimizer}
     changes |= BALANCE_METHODS[balance] if balance else {}
     changes |= {"checkpoint_every": checkpoint_every, "eval_every": eval_every}
     documents = choose_documents(text)

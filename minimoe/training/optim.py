@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with warm-up, cosine decay and clipping, all from optax."""
+"""The optimiser: AdamW, or Muon for the matrices, with warm-up, cosine decay and clipping."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from minimoe.training.muon import muon
 from minimoe.training.recipe import Recipe
 
 
@@ -36,17 +37,18 @@ def bias_rate(recipe: Recipe) -> optax.Schedule:
 
 @functools.cache  # equal recipes share one object, so that programs compiled for one serve the other
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW; weight decay spares vectors (norm scales)."""
-    return optax.chain(
-        optax.clip_by_global_norm(recipe.clip_norm),
-        optax.adamw(
-            learning_rate(recipe),
-            b1=recipe.beta1,
-            b2=recipe.beta2,
-            weight_decay=recipe.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
-        ),
+    """Clipping by global norm, then the recipe's optimiser; weight decay spares vectors (norm scales)."""
+    rate = learning_rate(recipe)
+    optimizer = optax.adamw(
+        rate,
+        b1=recipe.beta1,
+        b2=recipe.beta2,
+        weight_decay=recipe.weight_decay,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
     )
+    if recipe.optimizer == "muon":
+        optimizer = muon(rate, recipe.weight_decay, optimizer)
+    return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), optimizer)
 
 
 class MastersState(NamedTuple):

@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from minimoe.checks import number_fields, whole_fields
+from minimoe.checks import choice_fields, number_fields, whole_fields
 from minimoe.config import from_fields
 from minimoe.errors import UserError
 
 LARGEST_SEED = 2**32 - 1  # jax.random takes 32 bits of a seed: a larger one would repeat the keys of a smaller one
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Recipe:
       batch_size: B sequences a step, each as long as the model's context.
       seed: decides initial weights, order of data, dropout and routing noise; 0..2**32-1.
       learning_rate: peak, after ``warmup_steps`` of linear warm-up; then a cosine down to ``final_fraction`` of it.
+      optimizer: "adamw", or "muon" for all matrices but embedding and head, see `minimoe.training.muon`.
       weight_decay: decoupled, on matrices only. beta1, beta2: AdamW. clip_norm: of the global gradient norm.
       router_bias_rate: first step of loss-free balancing, in units of affinity; it follows a cosine down to
         ``final_fraction`` of itself. 0 switches it off.
@@ -40,6 +42,7 @@ class Recipe:
     learning_rate: float = 3e-3
     warmup_steps: int = 100
     final_fraction: float = 0.05
+    optimizer: str = "adamw"
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -55,6 +58,7 @@ class Recipe:
     def __post_init__(self) -> None:
         whole_fields(self, "steps", "batch_size", "log_every")
         whole_fields(self, "warmup_steps", "eval_every", "checkpoint_every", least=0, hint="use 0 for none")
+        choice_fields(self, "optimizer", choices=OPTIMIZERS)
         whole_fields(self, "seed", least=0, most=LARGEST_SEED, hint="use 0 if in doubt")
         number_fields(self, "learning_rate", low=0, high=math.inf, ends="()", hint="0.003 suits small models")
         number_fields(self, "clip_norm", low=0, high=math.inf, ends="()", hint="1.0 is usual")
