@@ -53,7 +53,7 @@ class TopK:
 def top_k_targets(logits: Float[Array, "*batch V"], k: int, temperature: int | float = 1.0) -> TopK:
     """The k best words of ``softmax(logits / temperature)`` and the mass that they leave.
 
-    Log-probabilities, not logits, because they are what float16 is good at: close to 0 where the mass is.
+    They are log-probabilities and not logits: likely words have values close to 0, where float16 is most exact.
 
     Args:
       logits: of the teacher, any float dtype.

@@ -3,8 +3,8 @@ r"""Distillation losses: how far a student is from its teacher, at every positio
 Axes: ``*batch`` any leading axes (``B L`` in training), V vocabulary, k cached words, D and W widths of student and
 teacher. Letters: p is the teacher's distribution, q the student's, T the temperature that divides both logits.
 
-All return one float32 number a position, in nats, unreduced, and 0.0 where ``where`` is False, whatever stands there
-(NaN included); `masked_mean` reduces. Only the student receives gradient. With respect to its logits:
+Each loss returns one float32 number for each position, in nats. Where ``where`` is False the number is 0.0, even if the
+logits there are NaN. `masked_mean` takes the mean. Only the student receives a gradient. For its logits it is:
 
 ==========================  =========================================================================================
 `forward_kl`                ``(q - p) / T``
@@ -13,9 +13,9 @@ All return one float32 number a position, in nats, unreduced, and 0.0 where ``wh
 `topk_kl`                   ``(q - p) / T`` on the k words, ``q * (1 - p_tail / q_tail) / T`` on the others
 ==========================  =========================================================================================
 
-Logits of +-10,000 are fine: everything is done on log-probabilities. A word masked with ``-inf`` in both models counts
-as nothing. If only one masks it, the losses that divide by its probability say so: forward KL is inf when the teacher
-uses a word that the student forbids, reverse KL when the student uses one that the teacher forbids.
+Logits of +-10,000 do not overflow, because all losses work on log-probabilities. A word that both models mask with
+``-inf`` adds 0. Forward KL is inf if the teacher uses a word that the student masks. Reverse KL is inf if the student uses
+a word that the teacher masks.
 """
 
 from __future__ import annotations
@@ -202,12 +202,12 @@ def topk_kl(
     """`forward_kl` from the teacher's k best words, all others taken together as one more class.
 
     ``sum_{i<=k} p_i (log p_i - log q_i) + p_tail (log p_tail - log q_tail)``, where ``p_tail`` is the mass outside the
-    k words. Joining classes can only lose information, so this never exceeds the full KL; the difference is
-    ``p_tail`` times the KL inside the tail. It equals the full KL when k = V.
+    k words. This value is at most the full KL, because joining classes loses information. The difference is
+    ``p_tail`` times the KL inside the tail. With k = V the two are equal.
 
-    With ``renormalize`` the tail is forgotten and p and q are each made to sum to 1 over the k words. That value times
-    the teacher's mass on them, ``1 - p_tail``, is a lower bound of the one above, and so of the full KL; by itself it
-    is no bound. Nothing then tells the student to keep its mass on the k words.
+    With ``renormalize`` the tail is left out, and p and q each sum to 1 over the k words. This value times the
+    teacher's mass on the k words, ``1 - p_tail``, is a lower bound of the full KL. The value itself is no bound. It
+    does not ask the student to put its mass on the k words.
 
     Args:
       student_logits: the student's whole vocabulary.
@@ -264,10 +264,10 @@ def hidden_state_matching(
     *,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
-    """``mean_w (student @ projection - teacher)_w ** 2``: the student imitates what the teacher computes inside.
+    """``mean_w (student @ projection - teacher)_w ** 2``: the student imitates the hidden states of the teacher.
 
-    The projection is trained with the student and thrown away after; it lets a narrow student learn from a wide
-    teacher. Matching hidden states fixes more than the answer: two models may agree on every word and not on these.
+    The projection lets a narrow student learn from a wide teacher. It is trained with the student and not needed after
+    training. Two models can agree on every word and still have different hidden states.
 
     Args:
       student, teacher: activations of the two at the same positions, any float dtype.
@@ -319,7 +319,7 @@ DIVERGENCES: dict[str, Callable[..., Array]] = {
 
 
 def _kl(log_p: Float[Array, "*batch V"], log_q: Float[Array, "*batch V"]) -> Float[Array, "*batch"]:
-    """``sum p (log p - log q)`` over the words with p > 0: 0 * log 0 is 0, in the value and in both gradients."""
+    """``sum p (log p - log q)`` over the words with p > 0. Other words add 0 to the value and to both gradients."""
     held = jnp.exp(log_p) > 0
     log_p, log_q = jnp.where(held, log_p, _LOG_ZERO), jnp.where(held, log_q, 0.0)
     return optax.losses.kl_divergence_with_log_targets(log_q, log_p)
@@ -331,7 +331,7 @@ def _log_probs(
     temperature: int | float,
     where: Bool[Array, "*batch"] | None,
 ) -> tuple[Float[Array, "*batch V"], Float[Array, "*batch V"]]:
-    """Log-softmax of student and teacher at a temperature; where padding stands, both are uniform."""
+    """Log-softmax of student and teacher at a temperature. At padding both are uniform."""
     _check_temperature(temperature)
     if student_logits.shape != teacher_logits.shape:
         found = f"student {student_logits.shape}, teacher {teacher_logits.shape}"
@@ -341,7 +341,7 @@ def _log_probs(
 
 
 def _real(array: Float[Array, "*batch V"], where: Bool[Array, "*batch"] | None) -> Float[Array, "*batch V"]:
-    """In float32, and 0 at positions left out, *before* anything is computed: a NaN there would reach the gradient."""
+    """The array in float32, with 0 where ``where`` is False, so that a NaN there cannot reach the gradient."""
     array = array.astype(jnp.float32)
     if where is None:
         return array

@@ -47,7 +47,7 @@ def task_prompts(
 
 
 def is_on_policy(seed: int, step: int, fraction: int | float) -> bool:
-    """Whether a step trains on the student's own text: so in ``fraction`` of all steps, by chance, but always the same.
+    """Whether a step trains on the student's own text. A share ``fraction`` of the steps does, drawn from ``seed``.
 
     Example:
       >>> sum(is_on_policy(0, step, 0.25) for step in range(100))

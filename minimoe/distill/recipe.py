@@ -23,13 +23,14 @@ class DistillRecipe:
       divergence: ``"forward_kl"``, ``"reverse_kl"``, ``"jsd"`` (at 0.5), or ``"hinton"``: forward KL times
         temperature**2. See `minimoe.distill.losses`.
       temperature: T, divides the logits of both in the divergence; above 0.
-      alpha: weight of the teacher, 0..1. At 0 it is never asked.
+      alpha: weight of the teacher, 0..1. At 0 the teacher is not used.
       top_k: keep the teacher's k best words and the mass of all others; None for the whole vocabulary. Only with
         forward KL and hinton, and not with on-policy steps.
       on_policy_fraction: share of the steps, 0..1, that train on text the student writes itself, below prompts.
-      on_policy_divergence: what those steps lower, over the whole vocabulary; they have no right answer, so no
-        cross-entropy and no alpha.
-      max_new_tokens: that the student writes below a prompt. sample_temperature: at which it does, above 0.
+      on_policy_divergence: the loss of these steps, over the whole vocabulary. Their text has no right answer, so
+        cross-entropy and alpha do not apply.
+      max_new_tokens: the number of tokens that the student writes below a prompt.
+      sample_temperature: the temperature of that sampling, above 0.
 
     Raises:
       UserError: for an impossible value, naming it and the repair.

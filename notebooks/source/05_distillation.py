@@ -610,7 +610,7 @@ verdict(
 #
 # - *Three seeds* show a range. They do not show a distribution. *500 problems* give each share a standard error of two points.
 # - *One teacher, one size of student, nothing tuned.* Another way could win with its own learning rate.
-# - *The teacher read this text seven times.* On training text it is surer than it should be, and so are its logits.
+# - *The teacher read this text seven times.* On training text it may be too sure, and then its logits are misleading.
 # - *Synthetic problems* of one form, with small numbers. "Reasoning" in a headline means more.
 #
 # # Further
