@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
 import minimoe
 from minimoe import distill, hub, load_pretrained, plots, quant
@@ -263,7 +263,7 @@ check("distillation.kd", kd);
 # %% [markdown]
 # ## 3. Does a teacher help on text?
 #
-# The rest of the core is recorded. The table lists the runs that this lesson uses: what each begins with, what it reads, and
+# The rest of the core is recorded. Here are the runs that this lesson uses: what each begins with, what it reads, and
 # what its loss is. All students have the shape of `nano`. A generated problem has one of two *forms*: its steps and its
 # answer are written out, or its answer alone.
 
@@ -298,13 +298,21 @@ def of(name):
     return [one for full, one in read_record(record)["runs"].items() if full.rpartition("-")[0] == key]
 
 
-lines = ["| group | run | begins as | reads | loss | tokens | seeds |", "| --- | --- | --- | --- | --- | --- | --- |"]
-for name, (group, _, _, start, reads, loss) in RUNS.items():
-    lines.append(f"| {group} | **{name}** | {start} | {reads} | {loss} | {of(name)[0]['tokens'] / 1e6:.1f}M | {len(of(name))} |")
-display(Markdown("\n".join(lines)))
+def table(groups):
+    """The runs of these groups as a table."""
+    lines = ["| group | run | begins as | reads | loss | tokens | seeds |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for name, (group, _, _, begins, reads, loss) in RUNS.items():
+        if group in groups:
+            size = f"{of(name)[0]['tokens'] / 1e6:.1f}M | {len(of(name))}"
+            lines.append(f"| {group} | **{name}** | {begins} | {reads} | {loss} | {size} |")
+    return Markdown("\n".join(lines))
+
+
+table("AB")
 
 # %% [markdown]
-# Groups A and B belong to the core, C to E to *Further*. CE is the cross-entropy with what is read; KL is the teacher's part.
+# These are the runs of the core, groups A and B. The table of the others stands under *Further*. CE is the cross-entropy with
+# the text that is read. KL is the distance from the teacher.
 #
 # A first question, on group A. The *gap* is the way from the student alone (0%) to the teacher (100%), in bits per byte of
 # validation text. **Predict:** how much of the gap does the teacher close at equal tokens? Does it help at equal *time*,
@@ -615,8 +623,12 @@ verdict(
 #
 # # Further
 #
-# Each of the sections below stands alone.
-#
+# Each of the sections below stands alone. These are the other runs, groups C to E:
+
+# %%
+table("CDE")
+
+# %% [markdown]
 # ## Its own mistakes: on-policy distillation
 #
 # Right solutions do not show what to do after a slip. *On-policy* distillation (arXiv 2306.13649; DeepSeek-V4's report, section
@@ -625,7 +637,7 @@ verdict(
 #
 # $$\mathrm{KL}(q\,\|\,p)=\sum_v q_v\,(\log q_v-\log p_v),\qquad\text{on text that the student wrote}$$
 #
-# No gradient goes through the drawing of that text. Group C has three students of each seed. Each begins as "checked steps"
+# No gradient goes through the sampling of that text. Group C has three students of each seed. Each begins as "checked steps"
 # and takes 150 steps more: "goes on" on the same data; "goes on, logits" on the same data, with nine tenths of the loss from
 # the teacher; "on-policy" on its own answers, with the reverse KL and nothing else.
 
