@@ -31,6 +31,7 @@ from minimoe.experiments import (
     specialists,
     step_times,
     teacher,
+    v4_parts,
 )
 from minimoe.experiments.records import RECORDS, read_record_file, write_record
 from minimoe.experiments.run import Run, train_run
@@ -56,6 +57,7 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
     "distillation-ways": distillation_ways.runs,
     "reasoning": reasoning.runs,
     "specialists": specialists.runs,
+    "v4-parts": v4_parts.runs,
 }
 # These train nothing. From the folder of runs into the record, which they save as they go.
 MEASUREMENTS: dict[str, Callable[[Path, dict[str, Any], Callable[[], None]], None]] = {
