@@ -21,7 +21,7 @@ import minimoe.config
 from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer
 from minimoe.cli import app
 from minimoe.experiments import EXPERIMENTS, Run
-from minimoe.experiments.records import RECORDS
+from minimoe.experiments.records import RECORDS, read_record_file
 from minimoe.quant import quantize_model
 from minimoe.tour import report
 from minimoe.training import recipe as recipes
@@ -270,7 +270,7 @@ def test_experiments_records_what_it_ran_and_continues(monkeypatch, tmp_path, ca
     monkeypatch.setattr("minimoe.data.documents", _few_documents)
     assert app.run(["experiments", "run", "toy", "--work", "work", "--record", "toy.json", "--minutes", "0"]) == 0
     assert app.run(["experiments", "run", "toy", "--work", "work", "--record", "toy.json"]) == 0
-    record = json.loads((tmp_path / "toy.json").read_text())
+    record = read_record_file(tmp_path / "toy.json")
     assert set(record["runs"]) == {"one", "two"}
     assert record["runs"]["one"]["full"]["num_bytes"] == sum(d.num_bytes for d in _few_documents() if d.split == "val")
     assert record["runs"]["two"]["config"]["model"]["moe"] is None

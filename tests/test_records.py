@@ -80,6 +80,41 @@ def test_a_whole_curve_of_an_earlier_version_reads(tmp_path):
     assert read_record_file(tmp_path / "toy.json") == record
 
 
+CONFIG = {
+    "seed": 0,
+    "model": {"moe": {"experts": 8, "score": "sigmoid"}, "d_ff": None, "rate": 1},
+    "data": {"tasks": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "paths"),
+    [
+        (CONFIG, []),
+        (CONFIG | {"seed": 2, "model": CONFIG["model"] | {"rate": 1.0}}, ["seed", "model.rate"]),
+        (CONFIG | {"model": {"moe": None, "d_ff": 384, "rate": 1}}, ["model.moe", "model.d_ff"]),
+        (CONFIG | {"data": {"entries": 9}}, ["data"]),
+        ({"seed": 0, "steps": 3}, None),
+        (CONFIG | {"data": {"tasks": {"a.b": 1}}}, ["data.tasks"]),
+    ],
+)
+def test_a_run_keeps_of_its_config_what_differs_from_the_first(tmp_path, changed, paths):
+    record = full_record()
+    run = record["runs"].pop("one")
+    record["runs"] = {"first": run | {"config": CONFIG}, "second": run | {"config": changed}}
+    write_record(tmp_path / "toy.json", record)
+    written = json.loads((tmp_path / "toy.json").read_text())
+    assert written["config"] == CONFIG
+    assert written["runs"]["first"]["changes"] == {}
+    assert list(written["runs"]["second"].get("changes", {})) == (paths or [])
+    assert ("config" in written["runs"]["second"]) == (paths is None)
+    read = read_record_file(tmp_path / "toy.json")
+    assert "config" not in read
+    for name in ("first", "second"):
+        there, before = read["runs"][name]["config"], record["runs"][name]["config"]
+        assert json.dumps(there) == json.dumps(before)  # types and order, too
+
+
 @pytest.mark.parametrize("length", [1, 2, 99, 100, 101, 199, 200, 1234])
 def test_thinning_keeps_the_ends_the_even_spacing_and_all_evaluations(length):
     curve = full_record(10 * length)["runs"]["one"]["curve"]

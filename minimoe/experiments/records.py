@@ -1,14 +1,16 @@
 """The records of experiments: JSON files in ``minimoe/records``, small enough to come with the package.
 
 A run is recorded with its config, its scores and its curve. In the file a curve has at most `POINTS` training steps, and
-one list of numbers for each quantity. In memory, as `read_record` gives it, a curve is a list of records as in
-``metrics.jsonl``. Earlier files, whose curves are whole and are such lists, still read. To make such a file small::
+one list of numbers for each quantity; the config of the first run stands there once, and the other runs have what
+differs from it. In memory, as `read_record` gives it, every run has its whole config, and a curve is a list of records
+as in ``metrics.jsonl``. Earlier files, whose runs are whole, still read. To make such a file small::
 
     write_record(path, read_record_file(path))
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -57,7 +59,12 @@ def read_record_file(path: Path) -> Record:
     """
     try:
         record: Record = json.loads(path.read_text(encoding="utf-8"))
-        for run in record.get("runs", {}).values():
+        shared = record.pop("config", None)
+        for name, run in record.get("runs", {}).items():
+            if "changes" in run:
+                whole = changed(shared, run["changes"])
+                pairs = (("config", whole) if key == "changes" else (key, value) for key, value in run.items())
+                record["runs"][name] = run = dict(pairs)
             if isinstance(run["curve"], Mapping):
                 run["curve"] = _rows(run["curve"]["train"]) + run["curve"]["eval"]
     except OSError as error:
@@ -72,7 +79,56 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Writes a record with thin curves, whole or not at all; ``record`` stays as it is."""
     runs = {name: _packed(run) for name, run in record.get("runs", {}).items()}
     values = dict(record) | ({"runs": runs} if "runs" in record else {})
+    if shared := next((run["config"] for run in runs.values() if "config" in run), None):
+        values = {"config": shared, **values, "runs": {name: _changes_only(run, shared) for name, run in runs.items()}}
     write_atomically(path, _short_lines(json.dumps(values, indent=1)) + "\n")
+
+
+def changes(shared: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says otherwise than the shared one: the new value by dotted path.
+
+    A part that has other fields than the shared one is one value.
+
+    Example:
+      >>> changes({"seed": 0, "model": {"d_ff": 4, "vocab": 9}}, {"seed": 1, "model": {"d_ff": 8, "vocab": 9}})
+      {'seed': 1, 'model.d_ff': 8}
+    """
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        other = shared[name]
+        if isinstance(value, Mapping) and isinstance(other, Mapping) and value.keys() == other.keys():
+            found |= {f"{name}.{inner}": new for inner, new in changes(other, value).items()}
+        elif value != other or type(value) is not type(other):
+            found[name] = value
+    return found
+
+
+def changed(shared: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `changes`: a copy of the shared config with the values at these paths.
+
+    Example:
+      >>> changed({"seed": 0, "model": {"d_ff": 4, "vocab": 9}}, {"model.d_ff": 8})
+      {'seed': 0, 'model': {'d_ff': 8, 'vocab': 9}}
+    """
+    config = copy.deepcopy(dict(shared))
+    for path, value in paths.items():
+        *outer, last = path.split(".")
+        part = config
+        for name in outer:
+            part = part[name]
+        part[last] = value
+    return config
+
+
+def _changes_only(run: Record, shared: Mapping[str, Any]) -> Record:
+    """A run with ``changes`` in the place of its config; as it is where its config has other fields, or names with dots."""
+    config = run.get("config")
+    if config is None or config.keys() != shared.keys():
+        return run
+    found = changes(shared, config)
+    if changed(shared, found) != config:
+        return run
+    return {("changes" if name == "config" else name): found if name == "config" else run[name] for name in run}
 
 
 def training_speed(run: Mapping[str, Any]) -> float:
