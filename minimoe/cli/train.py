@@ -59,7 +59,7 @@ def train(
         raise UserError(f"--balance {balance!r} is not known; choose one of {', '.join(BALANCE_METHODS)}")
     check_share(tasks)
     tokens = load_tokenizer(tokenizer)
-    changes = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    changes: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     changes |= {"optimizer": optimizer}
     changes |= BALANCE_METHODS[balance] if balance else {}
     changes |= {"checkpoint_every": checkpoint_every, "eval_every": eval_every}

@@ -104,7 +104,9 @@ def muon(
         return {kind: optimizers[kind].init(part) for kind, part in parted(params).items()}
 
     def update(gradients: Any, state: dict[str, Any], params: Any) -> tuple[Any, dict[str, Any]]:
-        steps, new, own = {}, {}, parted(params)
+        own = parted(params)
+        steps: dict[str, Any] = {}
+        new: dict[str, Any] = {}
         for kind, part in parted(gradients).items():
             found, new[kind] = optimizers[kind].update(part, state[kind], own[kind])
             steps |= found
