@@ -267,8 +267,8 @@ def test_every_kind_in_a_file_is_named_and_known():
     assert values["attention"] == {"kind": "grouped_query", **HEADS, "rope_theta": 10000.0}
     assert values["residual"] == {"kind": "add"}
     for name, known in (("attention", "grouped_query"), ("residual", "add, hyper")):
-        with pytest.raises(UserError, match=f"{name}: kind='latent' is not known; choose one of {known}"):
-            ModelConfig.from_dict(values | {name: {"kind": "latent"}})
+        with pytest.raises(UserError, match=f"{name}: kind='nosuch' is not known; choose one of {known}"):
+            ModelConfig.from_dict(values | {name: {"kind": "nosuch"}})
     with pytest.raises(UserError, match="attention: kind=None is not known"):
         ModelConfig.from_dict(values | {"attention": HEADS})
     with pytest.raises(UserError, match="must be a table of keys and values"):

@@ -4,6 +4,7 @@ from minimoe.attention.cache import Cache, KVCache, admitted, cache_shape
 from minimoe.attention.core import causal_attention, masked_attention
 from minimoe.attention.gqa import GroupedQueryAttention, GroupedQueryConfig
 from minimoe.attention.kinds import ATTENTIONS, AttentionConfig
+from minimoe.attention.mla import LatentCache, MultiHeadLatentAttention, MultiHeadLatentConfig
 
 __all__ = [
     "ATTENTIONS",
@@ -12,6 +13,9 @@ __all__ = [
     "GroupedQueryAttention",
     "GroupedQueryConfig",
     "KVCache",
+    "LatentCache",
+    "MultiHeadLatentAttention",
+    "MultiHeadLatentConfig",
     "admitted",
     "cache_shape",
     "causal_attention",

@@ -1,6 +1,6 @@
 """Causal grouped-query attention on arrays.
 
-Axes: B batch, L queries, S keys, N query heads, M key/value heads, G = N/M heads a group, H head width.
+Axes: B batch, L queries, S keys, N query heads, M key/value heads, G = N/M heads a group, H head width, U value width.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ SMALLEST_BLOCK = 32
 def masked_attention(
     q: Float[Array, "B L N H"],
     k: Float[Array, "B S M H"],
-    v: Float[Array, "B S M H"],
+    v: Float[Array, "B S M U"],
     mask: Bool[Array, "L S"],
-) -> Float[Array, "B L N H"]:
+) -> Float[Array, "B L N U"]:
     """Softmax attention where ``mask`` says which keys each query sees; softmax in float32, scale ``1/sqrt(H)``.
 
     Query head n reads key/value head ``n // (N/M)`` (Ainslie et al., `GQA <https://arxiv.org/abs/2305.13245>`_).
@@ -30,8 +30,8 @@ def masked_attention(
 
 
 def causal_attention(
-    q: Float[Array, "B L N H"], k: Float[Array, "B L M H"], v: Float[Array, "B L M H"]
-) -> Float[Array, "B L N H"]:
+    q: Float[Array, "B L N H"], k: Float[Array, "B L M H"], v: Float[Array, "B L M U"]
+) -> Float[Array, "B L N U"]:
     """Every query sees its own position and those before it.
 
     The queries are cut in up to `QUERY_BLOCKS` blocks, each of which multiplies only the keys up to its own end: 5/8
@@ -64,9 +64,9 @@ def _queries_first(out: Float[Array, "B M G L H"]) -> Float[Array, "B L N H"]:
 def _attend(
     q: Float[Array, "B M G L H"],
     k: Float[Array, "B M S H"],
-    v: Float[Array, "B M S H"],
+    v: Float[Array, "B M S U"],
     mask: Bool[Array, "L S"],
-) -> Float[Array, "B M G L H"]:
+) -> Float[Array, "B M G L U"]:
     """The group shares its keys, so its queries are stacked into one matrix ``[G*L, H]`` a key/value head."""
     batch, kv_heads, group, length, width = q.shape
     rows = q.reshape(batch, kv_heads, group * length, width)
@@ -74,4 +74,4 @@ def _attend(
     scores = scores.reshape(batch, kv_heads, group, length, k.shape[2])
     weights = jax.nn.softmax(jnp.where(mask[None, None, None], scores, -jnp.inf), axis=-1).astype(v.dtype)
     out = jnp.einsum("bmqs,bmsh->bmqh", weights.reshape(batch, kv_heads, group * length, k.shape[2]), v)
-    return out.reshape(q.shape)
+    return out.reshape(batch, kv_heads, group, length, v.shape[-1])

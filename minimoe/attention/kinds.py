@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from minimoe.attention.cache import Cache
 from minimoe.attention.gqa import GroupedQueryConfig
+from minimoe.attention.mla import MultiHeadLatentConfig
 
 
 @runtime_checkable
@@ -48,4 +49,4 @@ class AttentionConfig(Protocol):
         """Forward FLOPs of one layer and token, averaged over the positions of a sequence of ``context`` tokens."""
 
 
-ATTENTIONS: dict[str, type[Any]] = {cls.kind: cls for cls in (GroupedQueryConfig,)}
+ATTENTIONS: dict[str, type[Any]] = {cls.kind: cls for cls in (GroupedQueryConfig, MultiHeadLatentConfig)}
