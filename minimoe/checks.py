@@ -17,6 +17,7 @@ from typing import Any
 from minimoe.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
+LARGEST_SEED = 2**32 - 1  # jax.random takes 32 bits of a seed: a larger one would repeat the keys of a smaller one
 
 
 def require(condition: bool, owner: object, message: str) -> None:
@@ -91,6 +92,19 @@ def number(
     interval = f"{ends[0]}{low}, {high}{ends[1]}"
     require(above and below, owner, f"{name}={value!r} must be a number in {interval}{_tail(hint)}")
     return found
+
+
+def random_seed(name: str, value: object, *, owner: object = "") -> int:
+    """A seed of `jax.random`, as an int.
+
+    Raises:
+      UserError: if it is not a whole number, or does not fit into 32 bits.
+
+    Example:
+      >>> random_seed("--seed", 7)
+      7
+    """
+    return whole(name, value, 0, LARGEST_SEED, hint="use 0 if in doubt", owner=owner)
 
 
 def choice(name: str, value: object, choices: Iterable[str | int], *, owner: object = "") -> Any:

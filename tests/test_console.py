@@ -49,8 +49,9 @@ def test_no_state_of_stdout_gives_a_traceback(arguments):
         assert (ended.returncode, ended.stderr) == (0, ""), (shell, settings)
 
 
-def test_a_full_disk_behind_stdout_is_one_line():
-    ended = command(["experiments", "show", "nano"], "> /dev/full")
+@pytest.mark.parametrize("arguments", [*COMMANDS, ["exercises", "hint", "routing.topk"], ["--help"]], ids=" ".join)
+def test_a_full_disk_behind_stdout_is_one_line(arguments):
+    ended = command(arguments, "> /dev/full")
     assert ended.returncode == 2
     assert ended.stderr.startswith("minimoe: the output cannot be written (No space left on device)")
     assert ended.stderr.count("\n") == 1

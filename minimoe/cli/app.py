@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -61,6 +62,11 @@ def run(arguments: list[str] | None = None) -> int:
     except (BrokenPipeError, SystemExit):  # Typer's end when the reader of a help text went away, as `head` does
         silence("stdout")
         return 0
+    except OSError as error:
+        if traceback.extract_tb(error.__traceback__)[-1].name != "echo":  # by which Typer writes help texts
+            raise
+        silence("stdout")
+        return _complain(f"the output cannot be written ({error.strerror}); make room or send it elsewhere")
     except Exception as error:
         # Typer's usage errors: click's own classes in older versions, a copy of them in newer ones.
         if not hasattr(error, "format_message"):

@@ -49,9 +49,9 @@ def give_hint(
 
     Example: minimoe exercises hint routing.topk --level 2
     """
-    from minimoe.exercises import hint
+    from minimoe.exercises.notebook import hint_text
 
-    hint(id, level)
+    write_out(hint_text(id, level))
 
 
 @app.command("grade")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from minimoe.checks import random_seed
 from minimoe.console import print_json, start, write_out
 from minimoe.errors import UserError
 
@@ -40,6 +41,7 @@ def generate(
 
     if samples < 1:
         raise UserError(f"--samples {samples} must be at least 1")
+    random_seed("--seed", seed)
     model, tokenizer, _, _ = resolve_with_tokenizer(checkpoint)
     start()
     ids = encode_prompt(tokenizer, prompt)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from minimoe import console
+from minimoe.checks import random_seed
 from minimoe.console import print_json, start, write_out
 
 
@@ -30,6 +31,7 @@ def tour(
     from minimoe.tour import run_tour
     from minimoe.tour.report import prepare
 
+    random_seed("--seed", seed)
     prepare(out)  # before anything is said: a folder of something else is one line
     start("tour: trained models first, then facts, then a sparse and a dense model on the same text")
     values = run_tour(out, fast=fast, seed=seed)

@@ -65,6 +65,11 @@ def hint(id: str, level: int | None = None) -> None:
     Raises:
       UserError: for an unknown id or level.
     """
+    print(hint_text(id, level))
+
+
+def hint_text(id: str, level: int | None = None) -> str:
+    """What `hint` prints."""
     exercise = CATALOGUE[id]
     count = len(exercise.hints)
     if level is None:
@@ -72,7 +77,7 @@ def hint(id: str, level: int | None = None) -> None:
         _hints_given[id] = level
     if not 1 <= level <= count:
         raise UserError(f"hint level {level} does not exist; choose 1 to {count}")
-    print(f"{id}, hint {level} of {count}: {exercise.hints[level - 1]}")
+    return f"{id}, hint {level} of {count}: {exercise.hints[level - 1]}"
 
 
 def status() -> Table:

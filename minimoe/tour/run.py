@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minimoe.checks import random_seed
 from minimoe.console import messages
 from minimoe.tour.claims import claims
 from minimoe.tour.distilled import distilled_rung
@@ -67,10 +68,11 @@ def run_tour(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any] 
       What ``report.json`` holds; None after Ctrl-C.
 
     Raises:
-      UserError: if ``out`` holds something else or cannot be written.
+      UserError: if ``out`` holds something else or cannot be written, or the seed is out of range.
     """
     from minimoe.data import documents, evaluation_documents, load_tokenizer, ngram_bits_per_byte, training_data
 
+    random_seed("seed", seed)
     prepare(out)
     began = time.monotonic()
     tokenizer, corpus = load_tokenizer(), documents()

@@ -7,11 +7,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from minimoe.checks import choice_fields, number_fields, whole_fields
+from minimoe.checks import LARGEST_SEED, choice_fields, number_fields, whole_fields
 from minimoe.config import from_fields
 from minimoe.errors import UserError
 
-LARGEST_SEED = 2**32 - 1  # jax.random takes 32 bits of a seed: a larger one would repeat the keys of a smaller one
 OPTIMIZERS = ("adamw", "muon")
 
 
