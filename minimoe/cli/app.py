@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from minimoe import __version__
-from minimoe.cli import bench, distill, evaluate, exercises, experiments, generate, quantize, tour, train
+from minimoe.cli import bench, cost, distill, evaluate, exercises, experiments, generate, quantize, tour, train
 from minimoe.cli.settings import check_settings
 from minimoe.console import messages, silence, write_out
 from minimoe.errors import UserError
@@ -29,6 +29,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("quantize")(quantize.quantize)
 app.command("distill")(distill.distill)
+app.command("cost")(cost.cost)
 app.add_typer(bench.app, name="bench")
 app.add_typer(experiments.app, name="experiments")
 app.add_typer(exercises.app, name="exercises")

@@ -94,11 +94,11 @@ class PublishedModel:
         """What one token multiplies with."""
         return sum(self.params_by_part_active.values())
 
-    def kv_bytes_per_token(self, dtype: str | None = None) -> float:
+    def kv_bytes_per_token(self, dtype: str | None = None) -> int | float:
         """Bytes that one more token of context adds; ``dtype`` of all numbers, or None for the published storage."""
         return sum(sum(kind.bytes_per_token(_width(dtype))) * layers for kind, layers in self.attention)
 
-    def cache_bytes(self, context: int, dtype: str | None = None) -> dict[str, float]:
+    def cache_bytes(self, context: int, dtype: str | None = None) -> dict[str, int | float]:
         """Bytes of one sequence's decoding state after ``context`` tokens, by part.
 
         The window and the tails do not grow with the context. Tails are float32 whatever ``dtype`` says.
@@ -112,7 +112,7 @@ class PublishedModel:
             parts["tails"] += layers * kind.tail_bytes()
         return parts
 
-    def flops(self, context: int) -> dict[str, float]:
+    def flops(self, context: int) -> dict[str, int | float]:
         """FLOPs of the token at position ``context`` in decoding, by part; a multiply-add counts as 2."""
         head = 2.0 * self.vocab_size * self.d_model
         return {
@@ -177,12 +177,12 @@ class Weighting:
     """
 
     name: str
-    latent_core: float = 1.0
-    shared_core: float = 1.0
-    fp4_indexer: float = 1.0
+    latent_core: int | float = 1.0
+    shared_core: int | float = 1.0
+    fp4_indexer: int | float = 1.0
     head: bool = True
 
-    def flops(self, model: PublishedModel, context: int) -> float:
+    def flops(self, model: PublishedModel, context: int) -> int | float:
         """Weighted FLOPs of the token at position ``context``."""
         parts = model.flops(context)
         total = parts["linear"] + self.head * parts["head"]
@@ -203,7 +203,7 @@ WEIGHTINGS = (
 )
 
 
-def flops_shares(model: PublishedModel, against: PublishedModel, context: int) -> dict[str, float]:
+def flops_shares(model: PublishedModel, against: PublishedModel, context: int) -> dict[str, int | float]:
     """FLOPs of ``model`` as a share of ``against``, under each of `WEIGHTINGS`: a range, not a verification.
 
     Example:

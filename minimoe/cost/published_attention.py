@@ -45,14 +45,14 @@ class LatentCounts:
         queries = self.q_rank * self.index_heads * self.index_dim
         return queries + d_model * (self.index_dim + self.index_heads)
 
-    def bytes_per_token(self, width: int | None) -> tuple[float, float]:
+    def bytes_per_token(self, width: int | None) -> tuple[int | float, int | float]:
         """Of the latent and of the indexer key; ``width`` bytes a number, or None for the published storage."""
         if width is not None or not self.index_heads:
             each = 2 if width is None else width
             return (self.latent + self.rope) * each, self.index_dim * each
         return self.latent + 4 * (self.latent // 128) + 2 * self.rope, self.index_dim + 4 * (self.index_dim // 128)
 
-    def window_bytes(self, width: int | None, context: int) -> float:
+    def window_bytes(self, width: int | None, context: int) -> int | float:
         """None is kept."""
         return 0
 
@@ -60,12 +60,12 @@ class LatentCounts:
         """None is kept."""
         return 0
 
-    def core_flops(self, context: int) -> float:
+    def core_flops(self, context: int) -> int | float:
         """``heads * attended * 2 * (d_qk + d_v)``."""
         attended = min(self.index_top_k, context) if self.index_heads else context
         return 2.0 * self.heads * attended * (2 * self.latent + self.rope)
 
-    def indexer_flops(self, context: int) -> float:
+    def indexer_flops(self, context: int) -> int | float:
         """A score of every head for every token."""
         return 2.0 * self.index_heads * self.index_dim * context
 
@@ -104,20 +104,20 @@ class SharedCounts:
         compressors = 2 * d_model * overlap * (self.head_dim + self.index_dim) if self.ratio else 0
         return compressors + self.q_rank * self.index_heads * self.index_dim + d_model * self.index_heads
 
-    def _entry_bytes(self, width: int | None) -> float:
+    def _entry_bytes(self, width: int | None) -> int | float:
         if width is not None:
             return width * self.head_dim
         plain = self.head_dim - self.rope
         return plain + 2 * self.rope + plain // 64 + 1  # fp8, bfloat16, scales, padding
 
-    def bytes_per_token(self, width: int | None) -> tuple[float, float]:
+    def bytes_per_token(self, width: int | None) -> tuple[int | float, int | float]:
         """Of the entries and of the indexer keys; ``width`` bytes a number, or None for the published storage."""
         if not self.ratio:
             return 0, 0
         key = self.index_dim / 2 + self.index_dim // 32 if width is None else width * self.index_dim
         return self._entry_bytes(width) / self.ratio, key / self.ratio
 
-    def window_bytes(self, width: int | None, context: int) -> float:
+    def window_bytes(self, width: int | None, context: int) -> int | float:
         """The ring of the last tokens' entries."""
         return min(self.window, context) * self._entry_bytes(width)
 
@@ -126,13 +126,13 @@ class SharedCounts:
         overlap = 2 if self.index_heads else 1
         return 2 * 4 * (overlap * self.ratio) * overlap * (self.head_dim + self.index_dim)
 
-    def core_flops(self, context: int) -> float:
+    def core_flops(self, context: int) -> int | float:
         """``heads * attended * 2 * (d_qk + d_v)``; attended are the window and the entries."""
         entries = context // self.ratio if self.ratio else 0
         chosen = min(self.index_top_k, entries) if self.index_heads else entries
         return 2.0 * self.heads * (min(self.window, context) + chosen) * 2 * self.head_dim
 
-    def indexer_flops(self, context: int) -> float:
+    def indexer_flops(self, context: int) -> int | float:
         """A score of every head for every entry."""
         return 2.0 * self.index_heads * self.index_dim * (context // self.ratio) if self.index_heads else 0.0
 

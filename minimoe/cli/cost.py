@@ -1,0 +1,124 @@
+"""``minimoe cost``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minimoe import console
+from minimoe.checks import whole
+from minimoe.console import print_json
+from minimoe.errors import UserError
+
+if TYPE_CHECKING:
+    from minimoe.config import ModelConfig
+    from minimoe.cost import Account, PublishedModel
+
+CACHE_DTYPES = ("published", "float32", "float16", "bfloat16")
+
+
+def cost(
+    model: Annotated[str, typer.Option(help="A published model, a preset, a shipped model, or a folder.")],
+    against: Annotated[str | None, typer.Option(help="Another one to compare with.")] = None,
+    context: Annotated[str, typer.Option(help="Tokens of one sequence.")] = "4096",
+    cache_dtype: Annotated[str, typer.Option(help=f"Of the cache: {', '.join(CACHE_DTYPES)}.")] = "published",
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Parameters, cache bytes and FLOPs per token of a model, ours or a published one, from formulas alone.
+
+    Example: minimoe cost --model deepseek-v4-pro --against deepseek-v3.2 --context 1048576 --json
+    """
+    from minimoe.cost import account
+
+    length = whole("--context", _number(context), hint="give the tokens of one sequence, such as 4096")
+    if cache_dtype not in CACHE_DTYPES:
+        raise UserError(f"--cache-dtype {cache_dtype!r} is not known; choose one of {', '.join(CACHE_DTYPES)}")
+    dtype = None if cache_dtype == "published" else cache_dtype
+    found = {name: _find(name) for name in (model, against) if name is not None}
+    accounts = {name: account(config, length, dtype) for name, config in found.items()}
+    compared = _compare(found, accounts, model, against) if against is not None else {}
+    if json:
+        other = {} if against is None else {"against": {"model": against} | accounts[against].to_record()}
+        print_json({"model": model} | accounts[model].to_record() | {"kv_ratio": None} | compared | other)
+        return
+    _show(accounts, compared)
+
+
+def _number(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text  # refused by the check, with its own words
+
+
+def _find(name: str) -> ModelConfig | PublishedModel:
+    """A published model, a preset, or the config of a checkpoint."""
+    from minimoe.config import PRESETS
+    from minimoe.cost import published_model, published_names
+    from minimoe.hub import resolve, shipped
+
+    if Path(name).exists():
+        return resolve(name)[2]
+    if name in published_names():
+        return published_model(name)
+    if name in PRESETS:
+        return PRESETS[name]
+    if name in shipped():
+        return resolve(name)[2]
+    known = ", ".join(dict.fromkeys([*published_names(), *PRESETS, *shipped()]))
+    raise UserError(f"model {name!r} is not known, and there is no such folder; choose one of {known}, or a folder")
+
+
+def _compare(found: dict[str, Any], accounts: dict[str, Account], model: str, against: str) -> dict[str, Any]:
+    """How many times smaller the cache of ``model`` is, and its FLOPs as a share."""
+    from minimoe.cost import PublishedModel, flops_shares
+
+    mine, other = accounts[model].to_record(), accounts[against].to_record()
+    ratios = {
+        "kv_ratio": other["kv_bytes"] / mine["kv_bytes"],
+        "kv_ratio_per_token": (
+            other["kv_bytes_per_token"] / mine["kv_bytes_per_token"] if mine["kv_bytes_per_token"] else None
+        ),
+        "kv_ratio_with_tails": other["kv_bytes_with_tails"] / mine["kv_bytes_with_tails"],
+        "flops_share": mine["flops_per_token"] / other["flops_per_token"],
+    }
+    if all(isinstance(config, PublishedModel) for config in (found[model], found[against])):
+        shares = flops_shares(found[model], found[against], accounts[model].context)
+        ratios["flops_share_by_weighting"] = shares
+        ratios["flops_share_range"] = [min(shares.values()), max(shares.values())]
+    return ratios
+
+
+def _show(accounts: dict[str, Account], compared: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    first = next(iter(accounts.values()))
+    table = Table("", *accounts, title=f"one sequence of {first.context:,} tokens")
+    records = [entry.to_record() for entry in accounts.values()]
+
+    def rows(title: str, key: str) -> None:
+        for part in dict.fromkeys(part for record in records for part in record[key]):
+            table.add_row(f"  {title}: {part}", *(f"{record[key].get(part, 0):,.0f}" for record in records))
+
+    for label, key in (("parameters", "params_total"), ("active parameters", "params_active")):
+        table.add_row(label, *(f"{record[key]:,}" for record in records))
+        rows(
+            "all" if key == "params_total" else "active", "params" if key == "params_total" else "params_active_by_part"
+        )
+    table.add_row("cache storage", *(record["storage"] for record in records))
+    table.add_row("cache bytes a token", *(f"{record['kv_bytes_per_token']:,.2f}" for record in records))
+    table.add_row("cache bytes at this context", *(f"{record['kv_bytes']:,.0f}" for record in records))
+    rows("cache", "cache_bytes")
+    table.add_row("FLOPs of the last token", *(f"{record['flops_per_token']:,.0f}" for record in records))
+    lines = [f"{key.replace('_', ' ')}: {value:.3f}" for key, value in compared.items() if isinstance(value, float)]
+    if "flops_share_range" in compared:
+        low, high = compared["flops_share_range"]
+        lines.append(
+            f"FLOPs share over {len(compared['flops_share_by_weighting'])} weightings: {low:.1%} to {high:.1%}"
+        )
+    says = (
+        "A smaller cache says nothing of weights, quality or speed; tails are in no ratio but the one that names them."
+    )
+    console.show(table, *lines, says)

@@ -1,0 +1,143 @@
+"""Published models: the formulas against the numbers that were published, and `minimoe cost`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from minimoe import ModelConfig, UserError
+from minimoe.cli import app
+from minimoe.cost import (
+    account,
+    count_params,
+    flops_shares,
+    forward_flops_per_token,
+    gqa_bytes_per_token,
+    kv_bytes_per_token,
+    published_model,
+    published_names,
+)
+
+MILLION = 1_048_576
+V3, V32, FLASH, PRO = (published_model(name) for name in published_names())
+
+
+@pytest.mark.parametrize(
+    ("model", "total", "active"), [(V3, 671, 36.62), (V32, 671.88, 37.48), (FLASH, 284.3, 13.27), (PRO, 1573.0, 48.85)]
+)
+def test_parameters(model, total, active):
+    assert model.params_total / 1e9 == pytest.approx(total, abs=0.06)
+    assert model.params_active / 1e9 == pytest.approx(active, abs=0.006)
+
+
+def test_parameters_by_part_of_pro():
+    billions = {part: round(number / 1e9, 2) for part, number in PRO.params.items()}
+    assert billions == {
+        "routed experts": 1547.40, "shared experts": 4.03, "dense feed-forward": 0, "attention": 18.29,
+        "compressors and indexers": 1.17, "router": 0.17, "hyper-connections": 0.08, "embedding": 0.93, "head": 0.93,
+    }  # fmt: skip
+
+
+def test_bytes_per_token():
+    assert [kv_bytes_per_token(m) for m in (V3, V32, FLASH, PRO)] == [70_272, 48_068, 3514.25, 5031.4375]
+    assert kv_bytes_per_token(PRO) / gqa_bytes_per_token(61) == pytest.approx(0.02, abs=2e-4)
+    assert kv_bytes_per_token(FLASH) / gqa_bytes_per_token(43) == pytest.approx(0.02, abs=2e-4)
+
+
+@pytest.mark.parametrize(("model", "window", "plain"), [(PRO, 9.545, 9.554), (FLASH, 13.67, 13.68)])
+def test_ratios_at_a_million_tokens(model, window, plain):
+    ours, theirs = account(model, MILLION), account(V32, MILLION)
+    assert theirs.kv_bytes / ours.kv_bytes == pytest.approx(window, abs=0.005)
+    assert theirs.kv_bytes_per_token / ours.kv_bytes_per_token == pytest.approx(plain, abs=0.005)
+
+
+def test_everything_in_bfloat16():
+    sizes = [account(model, MILLION, "bfloat16").kv_bytes for model in (V32, PRO)]
+    assert [size / 2**30 for size in sizes] == pytest.approx([83.875, 9.625], abs=5e-4)
+    assert sizes[0] / sizes[1] == pytest.approx(8.71, abs=0.005)
+
+
+def test_fixed_state():
+    assert [PRO.cache_bytes(MILLION)[part] for part in ("window", "tails")] == [61 * 128 * 584, 18_710_528]
+    assert FLASH.cache_bytes(MILLION)["tails"] == 12_206_080
+    assert PRO.cache_bytes(5)["window"] == 61 * 5 * 584
+
+
+@pytest.mark.parametrize(("model", "low", "high"), [(PRO, 0.206, 0.319), (FLASH, 0.082, 0.137)])
+def test_the_share_of_flops_is_a_range(model, low, high):
+    shares = flops_shares(model, V32, MILLION).values()
+    assert [round(min(shares), 3), round(max(shares), 3)] == [low, high]
+    assert V32.flops(MILLION)["indexer"] == pytest.approx(1.048e12, rel=1e-3)
+
+
+@pytest.mark.parametrize("model", [V3, V32, FLASH, PRO])
+def test_every_number_has_a_source(model):
+    from dataclasses import fields
+
+    numbers = {f.name for f in fields(model)} - {"name", "attention", "sources"}
+    numbers |= {f.name for kind, _ in model.attention for f in fields(kind) if getattr(kind, f.name)}
+    assert numbers <= set(model.sources)
+    assert all(said["source"] and said["certainty"] for said in model.sources.values())
+    assert sum(layers for _, layers in model.attention) == model.num_layers
+
+
+def test_our_own_models_in_the_same_account():
+    config = ModelConfig.preset("nano")
+    record = account(config, 10).to_record()
+    count = count_params(config)
+    assert (record["params_total"], record["params_active"]) == (count.total, count.active)
+    assert record["kv_bytes"] == 10 * kv_bytes_per_token(config)
+    mean = sum(account(config, length).flops["all"] for length in range(1, 11)) / 10
+    assert mean == pytest.approx(forward_flops_per_token(config, 10))
+
+
+def test_command_in_json(capsys):
+    arguments = [
+        "cost",
+        "--model",
+        "deepseek-v4-pro",
+        "--against",
+        "deepseek-v3.2",
+        "--context",
+        str(MILLION),
+        "--json",
+    ]
+    assert app.run(arguments) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["kv_ratio"] == pytest.approx(9.545, abs=5e-4)
+    assert record["kv_bytes_per_token"] == 5031.4375
+    assert record["params_total"] == PRO.params_total
+    assert record["params_active"] == PRO.params_active
+    assert record["flops_per_token"] == pytest.approx(0.3032e12, rel=1e-3)
+    assert record["against"]["kv_bytes_per_token"] == 48_068
+
+
+def test_command_in_words_and_on_presets(capsys):
+    assert app.run(["cost", "--model", "nano", "--against", "small"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{count_params(ModelConfig.preset('nano')).total:,}" in shown
+    assert "says nothing of weights" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "gpt-9"], "deepseek-v4-pro, nano"),
+        (["--model", "nano", "--context", "0"], "context"),
+        (["--model", "nano", "--context", "-3"], "context"),
+        (["--model", "nano", "--context", "2.5"], "context"),
+        (["--model", "nano", "--cache-dtype", "int3"], "bfloat16"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words, capsys):
+    assert app.run(["cost", *arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert words in said.err
+
+
+def test_unknown_published_model():
+    with pytest.raises(UserError, match="deepseek-v4-flash"):
+        published_model("deepseek-v5")
