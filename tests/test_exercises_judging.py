@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -119,6 +120,50 @@ def test_what_ends_a_process_ends_no_other(judges, id, answer, aspect, words):
     assert (result.passed, result.aspect) == (False, aspect), str(result)
     assert words in result.message
     assert time.monotonic() - began < 60
+    assert judges.answer(SWITCH, switch_loss).passed
+
+
+def leave_one_behind(path, levels):
+    """A process that would sleep for a minute, in a session of its own; its number goes into a file."""
+    if os.fork() == 0:
+        os.setsid()
+        if levels:
+            leave_one_behind(path, levels - 1)
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(60)
+        os._exit(0)
+    while not os.path.exists(path) or len(Path(path).read_text().split()) <= levels:
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are forked on Linux alone")
+@pytest.mark.parametrize(
+    ("then", "aspect"), [("answers", None), ("leaves", "process"), ("ends its judge", "process"), ("sleeps", "time")]
+)
+def test_what_an_answer_starts_ends_with_it(judges, tmp_path, then, aspect):
+    path = str(tmp_path / "numbers")
+
+    def forks(probs, experts):
+        if not os.path.exists(path):
+            leave_one_behind(path, levels=1)
+        if then == "leaves":
+            os._exit(3)
+        if then == "ends its judge":
+            os.kill(os.getppid(), 9)
+            time.sleep(600)
+        if then == "sleeps":
+            time.sleep(600)
+        return switch_loss(probs, experts)
+
+    began = time.monotonic()
+    result = judges.answer(SWITCH, forks, time_limit=2.0 if then == "sleeps" else 30.0)
+    assert time.monotonic() - began < 60
+    assert (result.passed, result.aspect) == ((True, result.aspect) if aspect is None else (False, aspect)), result
+    if then != "ends its judge":  # who could end them was ended
+        numbers = [int(number) for number in Path(path).read_text().split()]
+        assert len(numbers) == 2
+        assert not [number for number in numbers if os.path.exists(f"/proc/{number}")]
     assert judges.answer(SWITCH, switch_loss).passed
 
 

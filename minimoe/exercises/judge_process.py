@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import glob
 import os
 import pickle
+import select
+import signal
 import struct
 import sys
 from typing import Any, BinaryIO
@@ -58,6 +61,7 @@ def main() -> None:
     import minimoe.exercises.grade  # noqa: F401  (imports JAX, and starts no back end yet: a fork stays safe)
 
     if CAN_FORK:
+        _adopt_orphans()
         _compile_quickly()
         gc.freeze()  # children share this memory: a collection in a child would copy it page by page
     while True:
@@ -68,7 +72,7 @@ def main() -> None:
         if not CAN_FORK:
             send(answers, ("last", judge(request)))
             return
-        _judge_in_child(request, answers)
+        _judge_in_child(request, answers, private=(requests, answers))
 
 
 def _own_streams() -> tuple[BinaryIO, BinaryIO]:
@@ -101,12 +105,17 @@ def _compile_quickly() -> None:
         os.environ["XLA_FLAGS"] = QUICK_COMPILATION
 
 
-def _judge_in_child(request: dict[str, Any], answers: BinaryIO) -> None:
-    """Forks; tells the number of the child first, so that it can be ended from outside, and then how it ended."""
+def _judge_in_child(request: dict[str, Any], answers: BinaryIO, private: tuple[BinaryIO, ...]) -> None:
+    """Forks; tells the number of the child first, so that it can be ended from outside, and then how it ended.
+
+    Args:
+      private: streams to the caller, which are closed in the child: what an answer starts cannot hold them open.
+    """
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(read_end)
+        for descriptor in (read_end, *(stream.fileno() for stream in private)):
+            os.close(descriptor)
         try:
             with os.fdopen(write_end, "wb") as stream:
                 send(stream, judge(request))
@@ -115,12 +124,56 @@ def _judge_in_child(request: dict[str, Any], answers: BinaryIO) -> None:
     os.close(write_end)
     send(answers, ("child", child))
     with os.fdopen(read_end, "rb") as stream:
+        status = _wait_for(child, stream)
         try:
             outcome: tuple[str, Any] | None = ("done", receive(stream))
         except (EOFError, pickle.UnpicklingError):
             outcome = None
-    _, status = os.waitpid(child, 0)
+    if status is None:
+        _, status = os.waitpid(child, 0)
+    _end_children()
     send(answers, outcome or ("ended", os.waitstatus_to_exitcode(status)))
+
+
+def _wait_for(child: int, stream: BinaryIO) -> int | None:
+    """Waits until the stream of a child has something to read; or the child has ended, then its status.
+
+    The end of the child does not end the stream as long as processes hold it that the child has started. They are ended.
+    """
+    while not select.select([stream], [], [], 0.05)[0]:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            _end_children()
+            return status
+    return None
+
+
+def _adopt_orphans() -> None:
+    """Makes this process the parent of what its children leave behind, so that `_end_children` finds it."""
+    import ctypes
+
+    set_child_subreaper = 36  # <linux/prctl.h>
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def _end_children() -> None:
+    """Ends all processes that an answer left behind. The children of one that ends become ours, and are ended next."""
+    while children := _children():
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)
+
+
+def _children() -> list[int]:
+    """The children of this process; none where the system does not tell."""
+    found: list[int] = []
+    for path in glob.glob("/proc/self/task/*/children"):
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+            found += [int(number) for number in file.read().split()]
+    return found
 
 
 def judge(request: dict[str, Any]) -> Any:

@@ -24,6 +24,7 @@ from minimoe.exercises.registry import CATALOGUE
 
 START_LIMIT = 120.0  # seconds for a judging process to import JAX, on a busy machine
 FILE_LIMIT = 60.0  # seconds for running a student's file
+CLEAN_LIMIT = 5.0  # seconds for ending what an answer has started
 
 # With -I the interpreter looks in its own folders alone; the search path of the caller comes in as arguments.
 BOOT = "import sys; sys.path[:] = sys.argv[1:]; from minimoe.exercises.judge_process import main; main()"
@@ -147,9 +148,11 @@ class Judges:
         return self._process.stdin
 
     def _stop(self, child: int | None) -> None:
+        """Ends the answer that is judged, and the process that judges it once that has ended what the answer started."""
         if child is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, queue.Empty):
                 os.kill(child, signal.SIGKILL)
+                self._messages.get(timeout=CLEAN_LIMIT)
         self.close()
 
 
