@@ -114,11 +114,11 @@ def _judge_in_child(request: dict[str, Any], answers: BinaryIO, private: tuple[B
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        for descriptor in (read_end, *(stream.fileno() for stream in private)):
+        for descriptor in (read_end, *(pipe.fileno() for pipe in private)):
             os.close(descriptor)
         try:
-            with os.fdopen(write_end, "wb") as stream:
-                send(stream, judge(request))
+            with os.fdopen(write_end, "wb") as verdict:
+                send(verdict, judge(request))
         finally:
             os._exit(0)
     os.close(write_end)
