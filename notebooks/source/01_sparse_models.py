@@ -596,7 +596,7 @@ right = {name: [solved(run) for run in runs.values()] for name, runs in problems
 plots.seeds(right, "problems solved, %", "Figure 7: recorded, one dot for each seed") if right else None
 
 # %% [markdown]
-# *What to see: every row is as wide as the whole figure, nearly. No model's dots lie apart from those of another.*
+# *What to see: `dense` alone spans nearly the whole figure, and the range of every model overlaps that of every other.*
 #
 # > **Key observation.** One seed of one model solves six times as many problems as another seed of the same model. No
 # > difference between the models is as large as that, so three seeds show no effect of idle parameters on reasoning, in
