@@ -12,11 +12,13 @@ import pytest
 from flax import nnx
 
 from minimoe import ModelConfig, MoETransformer
+from minimoe.config import MTPConfig
 from minimoe.cost import (
     count_params,
     forward_flops_per_token,
     kv_bytes_per_token,
     moe_layer_flops,
+    mtp_flops_per_token,
     training_flops_per_token,
 )
 from minimoe.moe import RouterBias
@@ -95,6 +97,21 @@ def test_flops_are_those_of_the_traced_matmuls(kind, tiny_config):
     per_score = 4 * config.num_layers * config.attention.num_heads * config.attention.head_dim
     masked = per_score * (length**2 - length * (length + 1) // 2)
     assert matmul_flops(traced.jaxpr) == forward_flops_per_token(config, length) * length + masked
+
+
+def test_flops_of_the_head_for_multi_token_prediction_are_those_of_the_traced_matmuls(tiny_config):
+    length = 8
+    config = dataclasses.replace(tiny_config, moe=None, d_ff=10, mtp=MTPConfig())
+    graphdef, state = nnx.split(MoETransformer(config, rngs=nnx.Rngs(0)))
+
+    def ahead(state, stream, tokens):
+        return nnx.merge(graphdef, state).look_ahead(stream, tokens)[0]
+
+    stream, tokens = jnp.zeros((1, length, config.d_model)), jnp.zeros((1, length), jnp.int32)
+    masked = 4 * config.attention.num_heads * config.attention.head_dim * (length**2 - length * (length + 1) // 2)
+    found = matmul_flops(jax.make_jaxpr(ahead)(state, stream, tokens).jaxpr)
+    assert found == mtp_flops_per_token(config, length) * length + masked
+    assert mtp_flops_per_token(config.replace(mtp=None)) == 0
 
 
 def test_dense_equivalent_costs_the_same_but_for_the_router():

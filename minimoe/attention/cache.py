@@ -15,7 +15,10 @@ from minimoe.errors import UserError
 
 @runtime_checkable
 class Cache(Protocol):
-    """What attention asks of a cache. Compressed and quantized caches implement the same two methods."""
+    """What attention asks of a cache. Compressed and quantized caches implement the same two methods.
+
+    A cache that still holds whatever it held before may also have ``shortened(length)``, as `KVCache` has.
+    """
 
     @property
     def length(self) -> Int[Array, ""]:
@@ -70,6 +73,10 @@ class KVCache:
 
     def read(self) -> tuple[Float[Array, "B S M H"], Float[Array, "B S M H"]]:
         return self.k, self.v
+
+    def shortened(self, length: Int[Array, ""]) -> KVCache:
+        """The cache as it was when it held ``length`` tokens: what comes after them is masked, and written over later."""
+        return dataclasses.replace(self, length=length)
 
 
 def cache_shape(batch: Any, size: Any, kv_heads: Any, head_dim: Any) -> tuple[int, int, int, int]:

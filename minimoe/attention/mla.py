@@ -175,6 +175,10 @@ class LatentCache:
         """All S places; those from ``length`` on hold nothing yet and must be masked."""
         return self.latent, self.rotary
 
+    def shortened(self, length: Int[Array, ""]) -> LatentCache:
+        """The cache as it was when it held ``length`` tokens."""
+        return dataclasses.replace(self, length=length)
+
 
 class MultiHeadLatentAttention(nnx.Module):
     """The module; no biases.

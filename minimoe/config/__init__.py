@@ -4,6 +4,7 @@ from minimoe.config.dicts import from_fields
 from minimoe.config.layer import LayerConfig
 from minimoe.config.model import ModelConfig
 from minimoe.config.moe import DISPATCHES, SCORES, MoEConfig
+from minimoe.config.mtp import MTPConfig
 from minimoe.config.presets import PRESETS
 from minimoe.config.selectors import SELECTORS, SelectorFacts
 
@@ -13,6 +14,7 @@ __all__ = [
     "SCORES",
     "SELECTORS",
     "LayerConfig",
+    "MTPConfig",
     "MoEConfig",
     "ModelConfig",
     "SelectorFacts",

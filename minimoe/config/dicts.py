@@ -9,6 +9,7 @@ from typing import Any
 from minimoe.attention import ATTENTIONS, GroupedQueryConfig
 from minimoe.config.layer import LayerConfig
 from minimoe.config.moe import MoEConfig
+from minimoe.config.mtp import MTPConfig
 from minimoe.errors import UserError
 from minimoe.layers import RESIDUALS
 
@@ -42,7 +43,16 @@ def model_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("first_layers", "pattern"):
         if isinstance(values.get(name), list | tuple):
             values[name] = tuple(from_fields(LayerConfig, read_parts(layer)) for layer in values[name])
+    if isinstance(values.get("mtp"), Mapping):
+        values["mtp"] = from_fields(MTPConfig, _read_mtp(values["mtp"]))
     return read_parts(values)
+
+
+def _read_mtp(values: Mapping[str, Any]) -> dict[str, Any]:
+    values = dict(values)
+    if isinstance(values.get("layer"), Mapping):
+        values["layer"] = from_fields(LayerConfig, read_parts(values["layer"]))
+    return values
 
 
 def read_parts(values: Any) -> dict[str, Any]:

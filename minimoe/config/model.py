@@ -20,6 +20,7 @@ from minimoe.checks import dtype_fields, flag_fields, number_fields, require, wh
 from minimoe.config.dicts import from_fields, model_fields, plain
 from minimoe.config.layer import LayerConfig, check_attention, check_feed_forward
 from minimoe.config.moe import MoEConfig
+from minimoe.config.mtp import MTPConfig
 from minimoe.errors import UserError
 from minimoe.layers import ADD, RESIDUALS, ResidualConfig, norm_params
 
@@ -44,6 +45,7 @@ class ModelConfig:
       dropout: rate on the two branches of each block while training, 0..<1.
       dtype: of activations between the float32 islands (norms, softmax, router, loss).
       param_dtype: of stored weights.
+      mtp: a head that also predicts the token after the next; None for none.
 
     Raises:
       UserError: naming the value and the repair.
@@ -72,6 +74,7 @@ class ModelConfig:
     dropout: float = 0.0
     dtype: str = "float32"
     param_dtype: str = "float32"
+    mtp: MTPConfig | None = None
 
     def __post_init__(self) -> None:
         whole_fields(self, "vocab_size", "d_model", "num_layers", "context_length")
@@ -86,6 +89,8 @@ class ModelConfig:
         known = tuple(RESIDUALS.values())
         kinds = f"residual={self.residual!r} must be one of {', '.join(c.__name__ for c in known)}"
         require(isinstance(self.residual, known), self, f"{kinds}; ModelConfig.from_dict reads plain values")
+        right = self.mtp is None or isinstance(self.mtp, MTPConfig)
+        require(right, self, f"mtp={self.mtp!r} must be a MTPConfig or None; ModelConfig.from_dict reads plain values")
         self._check_pattern()
         for moe in self._all_experts():
             self._check_experts(moe)
@@ -111,8 +116,11 @@ class ModelConfig:
 
     def _all_experts(self) -> tuple[MoEConfig, ...]:
         """The model's own experts and those that its pattern names."""
-        given = (self.moe, *(layer.moe for layer in (*self.first_layers, *self.pattern)))
+        given = (self.moe, *(layer.moe for layer in (*self.first_layers, *self.pattern, *self._mtp_layers())))
         return tuple(moe for moe in given if moe is not None)
+
+    def _mtp_layers(self) -> tuple[LayerConfig, ...]:
+        return () if self.mtp is None or self.mtp.layer is None else (self.mtp.layer,)
 
     def _resolve(self, layer: LayerConfig) -> LayerConfig:
         attention = self.attention if layer.attention is None else layer.attention
@@ -127,6 +135,19 @@ class ModelConfig:
         turn = self.pattern or (LayerConfig(),)
         repeated = (turn * (rest // len(turn) + 1))[:rest]
         return tuple(self._resolve(layer) for layer in (*self.first_layers, *repeated))
+
+    @property
+    def mtp_layer(self) -> LayerConfig | None:
+        """What the block of the head ``mtp`` is made of, nothing left open; None without such a head."""
+        if self.mtp is None:
+            return None
+        turn = self.pattern or (LayerConfig(),)
+        rest = self.num_layers - len(self.first_layers)
+        last = self._resolve(turn[(rest - 1) % len(turn)] if rest else self.first_layers[-1])
+        own = self.mtp.layer or last
+        attention = last.attention if own.attention is None else own.attention
+        filled = last if own.moe is None and own.d_ff is None else own
+        return LayerConfig(attention, filled.moe, filled.d_ff)
 
     @property
     def layer_counts(self) -> dict[LayerConfig, int]:
@@ -204,6 +225,7 @@ class ModelConfig:
             self,
             first_layers=tuple(changed(layer) for layer in self.first_layers),
             pattern=tuple(changed(layer) for layer in self.pattern),
+            mtp=self.mtp and dataclasses.replace(self.mtp, layer=self.mtp.layer and changed(self.mtp.layer)),
             **({} if self.moe is None else change(self.moe)),
         )
 

@@ -2,7 +2,12 @@
 
 from minimoe.cost.account import Account, account
 from minimoe.cost.cache import kv_bytes_per_token
-from minimoe.cost.flops import forward_flops_per_token, moe_layer_flops, training_flops_per_token
+from minimoe.cost.flops import (
+    forward_flops_per_token,
+    moe_layer_flops,
+    mtp_flops_per_token,
+    training_flops_per_token,
+)
 from minimoe.cost.params import ParamCount, count_params
 from minimoe.cost.published import (
     WEIGHTINGS,
@@ -27,6 +32,7 @@ __all__ = [
     "gqa_bytes_per_token",
     "kv_bytes_per_token",
     "moe_layer_flops",
+    "mtp_flops_per_token",
     "published_model",
     "published_names",
     "training_flops_per_token",

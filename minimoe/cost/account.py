@@ -97,8 +97,9 @@ def _own(config: ModelConfig, context: int, dtype: str | None) -> Account:
         "norms and residuals": count.norms,
         "embedding": count.embedding,
         "head": count.head,
+        "multi-token prediction": count.mtp,
     }
-    active = parts | {"routed experts": count.routed_active}
+    active = parts | {"routed experts": count.routed_active, "multi-token prediction": 0}
     active |= {"embedding": 0, "head": count.embedding if count.output_tied else count.head}
     per_token = kv_bytes_per_token(config, dtype)
     return Account(

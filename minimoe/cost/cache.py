@@ -7,7 +7,7 @@ from minimoe.cost.published import PublishedModel
 
 
 def kv_bytes_per_token(config: ModelConfig | PublishedModel, dtype: str | None = None) -> int | float:
-    """Bytes that one more token of context adds to the caches of all layers.
+    """Bytes that one more token of context adds to the caches of all layers; a head for multi-token prediction is left out.
 
     Args:
       config: the model, ours or a published one; each layer's attention says what it keeps of a token.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from minimoe.config import ModelConfig, MoEConfig
 from minimoe.cost.params import count_params
+from minimoe.layers import swiglu_params
 
 
 def forward_flops_per_token(config: ModelConfig, context: int | None = None) -> float:
@@ -33,8 +34,27 @@ def forward_flops_per_token(config: ModelConfig, context: int | None = None) -> 
 
 
 def training_flops_per_token(config: ModelConfig, context: int | None = None) -> float:
-    """Forward plus backward, which costs twice the forward: 3 times `forward_flops_per_token`."""
-    return 3 * forward_flops_per_token(config, context)
+    """Forward plus backward, which costs twice the forward: 3 times `forward_flops_per_token` and `mtp_flops_per_token`."""
+    return 3 * (forward_flops_per_token(config, context) + mtp_flops_per_token(config, context))
+
+
+def mtp_flops_per_token(config: ModelConfig, context: int | None = None) -> float:
+    """FLOPs of the head for multi-token prediction, its use of the output head included, counted as in a forward pass.
+
+    Training and drafts pay for it, plain decoding does not; 0 without such a head.
+    """
+    layer, d = config.mtp_layer, config.d_model
+    if layer is None:
+        return 0.0
+    assert layer.attention is not None  # mtp_layer leaves nothing open
+    context = config.context_length if context is None else context
+    residual = 2 * config.residual.flops_per_token(d) + config.residual.leave_flops_per_token(d)
+    around = 2.0 * (2 * d * d + config.embedding_params) + layer.attention.flops_per_token(d, context) + residual
+    if layer.moe is None:
+        assert layer.d_ff is not None
+        return around + 2 * swiglu_params(d, layer.d_ff)
+    moe = layer.moe
+    return around + 2 * (moe.router_params + moe.shared_params + moe.top_k * moe.expert_params)
 
 
 def moe_layer_flops(config: MoEConfig, tokens: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from minimoe.config import ModelConfig
-from minimoe.layers import swiglu_params
+from minimoe.layers import norm_params, swiglu_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +16,7 @@ class ParamCount:
       embedding: V * D. head: V * D or 0. attention, norms (and residuals), router, shared (or dense feed-forward): whole
         model.
       routed: all routed experts of all layers. routed_active: those that one token uses.
+      mtp: the head for multi-token prediction with its block, all of it. It is not active: only training and drafts use it.
       output_tied: whether the output head reuses the embedding.
     """
 
@@ -28,11 +29,13 @@ class ParamCount:
     routed: int
     routed_active: int
     output_tied: bool
+    mtp: int = 0
 
     @property
     def total(self) -> int:
         """Everything that is stored, tied matrices once."""
-        return self.embedding + self.head + self.attention + self.norms + self.router + self.shared + self.routed
+        trunk = self.attention + self.norms + self.router + self.shared + self.routed
+        return self.embedding + self.head + trunk + self.mtp
 
     @property
     def active(self) -> int:
@@ -76,4 +79,20 @@ def count_params(config: ModelConfig) -> ParamCount:
         routed=routed,
         routed_active=active,
         output_tied=config.tie_embeddings,
+        mtp=_mtp_params(config),
     )
+
+
+def _mtp_params(config: ModelConfig) -> int:
+    """Of the head for multi-token prediction: M, five norms (two of them its block's), and the block with its residuals."""
+    layer, d = config.mtp_layer, config.d_model
+    if layer is None:
+        return 0
+    assert layer.attention is not None  # mtp_layer leaves nothing open
+    own = 2 * d * d + 5 * norm_params(d) + 2 * config.residual.num_params(d) + config.residual.leave_params(d)
+    own += layer.attention.num_params(d)
+    if layer.moe is None:
+        assert layer.d_ff is not None
+        return own + swiglu_params(d, layer.d_ff)
+    moe = layer.moe
+    return own + moe.router_params + moe.shared_params + moe.num_experts * moe.expert_params

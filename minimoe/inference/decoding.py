@@ -59,12 +59,16 @@ class Sampling:
 
     def pick(self, logits: Float[Array, "B V"], keys: Array) -> Int[Array, "B"]:
         """One token id a row, each drawn with its own key; `NO_TOKEN` where logits are NaN."""
-        if self.greedy:
-            picked = jnp.argmax(logits, axis=-1)
-        else:
-            kept = filter_logits(logits / self.temperature, self.top_k, self.top_p if self.use_top_p else None)
-            picked = jax.vmap(jax.random.categorical)(keys, kept)
+        draw = jax.vmap(jax.random.categorical)
+        picked = jnp.argmax(logits, axis=-1) if self.greedy else draw(keys, self._kept(logits))
         return jnp.where(jnp.isnan(logits).any(axis=-1), NO_TOKEN, picked.astype(jnp.int32))
+
+    def probabilities(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        """What `pick` draws from, if it draws; NaN where logits are."""
+        return jax.nn.softmax(self._kept(logits), axis=-1)
+
+    def _kept(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        return filter_logits(logits / self.temperature, self.top_k, self.top_p if self.use_top_p else None)
 
 
 jax.tree_util.register_dataclass(Sampling)

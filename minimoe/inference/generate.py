@@ -71,7 +71,7 @@ def generate(
       (1, 8)
     """
     new = checks.whole("max_new_tokens", max_new_tokens)
-    tokens = _check_tokens(model, tokens, new)
+    tokens = check_prompts(model, tokens, new)
     stop_token = None if stop_token is None else check_stop_token(stop_token, model.config.vocab_size)
     how = sampling(temperature, top_k, top_p)
     key = check_key(key)
@@ -79,7 +79,12 @@ def generate(
     return _generate(graphdef, state, tokens, key, how, max_new_tokens=new, stop_token=stop_token, make_cache=cache)
 
 
-def _check_tokens(model: MoETransformer, tokens: TokenIds, max_new_tokens: int) -> Int[Array, "B L"]:
+def check_prompts(model: MoETransformer, tokens: TokenIds, max_new_tokens: int) -> Int[Array, "B L"]:
+    """Prompts of one length as an array of ids, with room for what is to follow.
+
+    Raises:
+      UserError: for a prompt that is empty or too long, or an id outside the vocabulary.
+    """
     limit, vocab = model.config.context_length, model.config.vocab_size
     tokens = as_token_ids(tokens, vocab)
     if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 1:

@@ -1,7 +1,17 @@
 """The whole language model."""
 
 from minimoe.model.fingerprint import model_fingerprint
+from minimoe.model.mtp import MTPHead
 from minimoe.model.paths import path_name
 from minimoe.model.transformer import Block, ModelOutput, MoETransformer, check_trainable, copy_model
 
-__all__ = ["Block", "MoETransformer", "ModelOutput", "check_trainable", "copy_model", "model_fingerprint", "path_name"]
+__all__ = [
+    "Block",
+    "MTPHead",
+    "MoETransformer",
+    "ModelOutput",
+    "check_trainable",
+    "copy_model",
+    "model_fingerprint",
+    "path_name",
+]

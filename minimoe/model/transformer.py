@@ -17,8 +17,11 @@ from minimoe.config import LayerConfig, ModelConfig
 from minimoe.errors import UserError
 from minimoe.layers import RMSNorm, SwiGLU, as_mask
 from minimoe.layers.token_ids import TokenIds, as_token_ids, known_ids
+from minimoe.model.mtp import MTPHead
 from minimoe.model.paths import path_name
 from minimoe.moe import MoELayer, Routing
+
+NO_HEAD = "the model has no head for multi-token prediction; give its config mtp=MTPConfig()"
 
 
 @jax.tree_util.register_dataclass
@@ -29,12 +32,17 @@ class ModelOutput:
     Attributes:
       logits: scores of the next token ``[B, L, V]`` float32.
       hidden: what the output head multiplies, after the last norm, ``[B, L, D]``.
-      routing: one `Routing` a sparse layer, in order; none for a dense model.
+      routing: one `Routing` a sparse layer, in order; none for a dense model. With ``mtp_logits`` the block of that head
+        is the last layer.
+      mtp_logits: scores of the token after the next ``[B, L, V]``; None unless they were asked for.
+      stream: what the last norm sees at all positions, ``[B, L, D]``: what `MoETransformer.look_ahead` begins with.
     """
 
     logits: Float[Array, "B L V"]
     hidden: Float[Array, "B L D"]
     routing: tuple[Routing, ...]
+    mtp_logits: Float[Array, "B L V"] | None = None
+    stream: Float[Array, "B _ D"] | None = None
 
 
 class Block(nnx.Module):
@@ -127,6 +135,9 @@ class MoETransformer(nnx.Module):
         if not config.tie_embeddings:
             head = nnx.Linear(config.d_model, config.vocab_size, use_bias=False, kernel_init=init, rngs=rngs, **dtypes)
         self.head = nnx.data(head)
+        layer = config.mtp_layer
+        mtp = None if layer is None else MTPHead(config, Block(config, layer, rngs=rngs), rngs=rngs)
+        self.mtp = nnx.data(mtp)
 
     def __call__(
         self,
@@ -160,8 +171,15 @@ class MoETransformer(nnx.Module):
         *,
         where: Bool[Array, "B L"] | None = None,
         rngs: nnx.Rngs | None = None,
+        next_tokens: Int[Array, "B L"] | None = None,
     ) -> ModelOutput:
         """The same with the hidden states: what an objective may need beside the logits.
+
+        ``next_tokens``, the ids that follow each position, ask for ``mtp_logits`` as well, of a model with ``config.mtp``.
+        Where ``where`` is False they may be anything.
+
+        Raises:
+          UserError: as for a call, and for ``next_tokens`` where the model has no head for them.
 
         Example:
           >>> model = MoETransformer(ModelConfig.preset("nano"), rngs=nnx.Rngs(0))
@@ -170,8 +188,13 @@ class MoETransformer(nnx.Module):
         """
         tokens = self._checked(tokens)
         where = None if where is None else as_mask(where, tokens.shape, "MoETransformer")
-        output, _ = self._run(tokens, [None] * len(self.layers), where=where, rngs=rngs)
-        return output
+        x, routing, _ = self._trunk(tokens, [None] * len(self.layers), where=where, rngs=rngs)
+        output = self._scored(x, routing)
+        if next_tokens is None:
+            return output
+        given = next_tokens if where is None else jnp.where(where, next_tokens, 0)
+        ahead, record, _ = self.look_ahead(x, given, where=where, rngs=rngs)
+        return dataclasses.replace(output, routing=routing + record, mtp_logits=ahead)
 
     def init_cache(self, batch: Any, size: Any, make: Callable[..., Cache] = KVCache.zeros) -> tuple[Cache, ...]:
         """One empty cache a layer, with room for ``size`` tokens in each of ``batch`` sequences.
@@ -186,6 +209,17 @@ class MoETransformer(nnx.Module):
         kinds = (layer.attention for layer in self.config.layers)
         dtype = jnp.dtype(self.config.dtype)
         return tuple(kind.init_cache(batch, size, make, dtype) for kind in kinds if kind is not None)
+
+    def init_mtp_cache(self, batch: int, size: int, make: Callable[..., Cache] = KVCache.zeros) -> Cache:
+        """The empty cache of the head for multi-token prediction; arguments as for `init_cache`.
+
+        Raises:
+          UserError: if the model has no such head.
+        """
+        layer = self.config.mtp_layer
+        if layer is None or layer.attention is None:
+            raise UserError(f"init_mtp_cache: {NO_HEAD}")
+        return layer.attention.init_cache(batch, size, make, jnp.dtype(self.config.dtype))
 
     def extend(
         self, tokens: TokenIds, cache: Sequence[Cache], *, last_only: bool = False
@@ -205,14 +239,64 @@ class MoETransformer(nnx.Module):
           UserError: if the cache has no room for them, or is of another batch size or another model. Under `jax.jit`, where
             its length is not known, the logits are NaN instead, in this call and in those that follow.
         """
+        output, new = self.extend_forward(tokens, cache, last_only=last_only)
+        return output.logits, output.routing, new
+
+    def extend_forward(
+        self, tokens: TokenIds, cache: Sequence[Cache], *, last_only: bool = False
+    ) -> tuple[ModelOutput, tuple[Cache, ...]]:
+        """`extend` with the hidden states; ``stream`` is that of all positions, whatever ``last_only`` says."""
         tokens = self._checked(tokens)
         if len(cache) != len(self.layers):
             found = f"cache holds {len(cache)} caches, but the model has {len(self.layers)} layers"
             raise UserError(f"{found}; give what init_cache returns")
-        output, new = self._run(tokens, list(cache), last_only=last_only)
-        return output.logits, output.routing, tuple(c for c in new if c is not None)
+        x, routing, new = self._trunk(tokens, list(cache))
+        output = self._scored(x[:, -1:] if last_only else x, routing)
+        return dataclasses.replace(output, stream=x), tuple(c for c in new if c is not None)
 
-    def _run(self, tokens, caches, *, where=None, rngs=None, last_only=False) -> tuple[ModelOutput, list[Any]]:
+    def look_ahead(
+        self,
+        stream: Float[Array, "B L D"],
+        next_tokens: Int[Array, "B L"],
+        *,
+        cache: Cache | None = None,
+        where: Bool[Array, "B L"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "B L V"], tuple[Routing, ...], Cache | None]:
+        """Scores the token after the next, from what the model made of a position and the token that follows it.
+
+        Args:
+          stream: from `ModelOutput`. next_tokens: the ids that follow each position.
+          cache: of this head, from `init_mtp_cache`, holding the positions before; None where ``stream`` is all there is.
+          where, rngs: as for a call.
+
+        Returns:
+          Logits, the routing of the head's block (none if it is dense), and the longer cache.
+
+        Raises:
+          UserError: if the model has no such head.
+
+        Example:
+          >>> config = ModelConfig.preset("nano").replace(mtp=MTPConfig())
+          >>> model, tokens = MoETransformer(config, rngs=nnx.Rngs(0)), jnp.zeros((1, 8), jnp.int32)
+          >>> model.look_ahead(model.forward(tokens).stream[:, :-1], tokens[:, 1:])[0].shape
+          (1, 7, 2048)
+        """
+        if self.mtp is None:
+            raise UserError(f"next_tokens: {NO_HEAD}")
+        given, known = known_ids(next_tokens, self.config.vocab_size)
+        clean = jnp.cumsum(~known, axis=1) == 0  # as in a plain call, NaN from the first unknown id on
+        embedded = jnp.where(clean[..., None], self.embed(given), jnp.nan)
+        y, routing, cache = self.mtp(stream, embedded, given, where=where, rngs=rngs, cache=cache)
+        return self._logits(y), () if routing is None else (routing,), cache
+
+    def named_blocks(self) -> dict[str, Block]:
+        """Every block by its path, that of the head for multi-token prediction included: ``layers.0``, ``mtp.block``."""
+        blocks = {f"layers.{i}": block for i, block in enumerate(self.layers)}
+        return blocks if self.mtp is None else blocks | {"mtp.block": self.mtp.block}
+
+    def _trunk(self, tokens, caches, *, where=None, rngs=None) -> tuple[Float[Array, "B L D"], tuple, list[Any]]:
+        """What the last norm sees, the routing of the sparse layers, and the longer caches."""
         tokens, known = known_ids(tokens, self.config.vocab_size)
         x = self.embed(tokens)
         if caches[0] is not None:  # the cache, too, must not look whole: what it holds of this token is NaN
@@ -226,8 +310,11 @@ class MoETransformer(nnx.Module):
         x = self.leave(x)
         if caches[0] is None:  # NaN inside would reach earlier positions, since attention multiplies it by weights of 0
             x = jnp.where((jnp.cumsum(~known, axis=1) == 0)[..., None], x, jnp.nan)
-        x = self.norm(x[:, -1:] if last_only else x)
-        return ModelOutput(self._logits(x), x, tuple(r for r in routings if r is not None)), new_caches
+        return x, tuple(r for r in routings if r is not None), new_caches
+
+    def _scored(self, x: Float[Array, "B L D"], routing: tuple[Routing, ...]) -> ModelOutput:
+        hidden = self.norm(x)
+        return ModelOutput(self._logits(hidden), hidden, routing, stream=x)
 
     def _logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         """From ``[T, D]``: the gradient of the head is then one plain matmul, a twentieth faster."""

@@ -169,7 +169,9 @@ def recording_twin(model: MoETransformer) -> MoETransformer:
 
 @nnx.jit
 def _observe(model: MoETransformer, tokens: Int[Array, "B L"]) -> None:
-    model(tokens)  # logits are not asked for, so XLA leaves the output head out
+    stream = model.forward(tokens).stream  # logits are not asked for, so XLA leaves the output head out
+    if model.mtp is not None and stream is not None and tokens.shape[1] > 1:
+        model.look_ahead(stream[:, :-1], tokens[:, 1:])
 
 
 def collect(model: MoETransformer, batches: Iterable[Int[np.ndarray, "B L"] | Int[Array, "B L"]]) -> Calibration:
@@ -180,8 +182,8 @@ def collect(model: MoETransformer, batches: Iterable[Int[np.ndarray, "B L"] | In
 
     Args:
       model: not quantized.
-      batches: token ids ``[B, L]``, whole windows without padding: each position counts. Batches of one shape are
-        compiled once.
+      batches: token ids ``[B, L]``, whole windows without padding: each position counts. A head for multi-token prediction
+        sees all but the last of a window, which has no next token. Batches of one shape are compiled once.
 
     Returns:
       Statistics of all batches together; memory does not grow with their number.

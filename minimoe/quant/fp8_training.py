@@ -206,7 +206,7 @@ def with_fp8_training(model: MoETransformer, quantizer: Quantizer = round_trip) 
         for name in names:
             setattr(module, name, linear(getattr(module, name)))
 
-    for block in twin.layers:
+    for block in twin.named_blocks().values():
         attention: Any = block.attention
         replace(attention, "q_proj", "k_proj", "v_proj", "o_proj")
         ffn: Any = block.ffn

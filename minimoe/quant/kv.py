@@ -87,6 +87,10 @@ class QuantKVCache:
             k = jnp.concatenate([k, self.k.dequantize(dtype)], axis=-1)
         return k, self.v.dequantize(dtype)
 
+    def shortened(self, length: Int[Array, ""]) -> QuantKVCache:
+        """The cache as it was when it held ``length`` tokens."""
+        return dataclasses.replace(self, length=length)
+
 
 def _write(held: QTensor, x: Float[Array, "B L M W"], at: tuple[Array, ...]) -> QTensor:
     """``x`` quantized like ``held`` and written into its codes, scales and zero points at ``at``."""

@@ -8,6 +8,7 @@ A rule is a pattern on the path of a module and a `minimoe.quant.Spec`. Paths ar
     layers.0.ffn.shared.gate_up_proj   nnx.Linear; down_proj. In a dense model layers.0.ffn.gate_up_proj
     layers.0.ffn.router                Router
     head                               nnx.Linear, if the embedding is not tied
+    mtp.join_proj, mtp.block. ...      a head for multi-token prediction; its block has the names of a layer's
 
 The first rule that matches a module decides, and a module without one is kept as it is.
 """

@@ -86,9 +86,9 @@ def smooth(
       UserError: if ``alpha`` is not in [0, 1], or a matrix was not calibrated.
     """
     smoothed = copy_model(model)
-    for i, block in enumerate(smoothed.layers):
-        _smooth_attention(block, calibration, f"layers.{i}", alpha, power_of_two)
-        _smooth_feed_forward(block, calibration, f"layers.{i}", alpha, power_of_two)
+    for name, block in smoothed.named_blocks().items():
+        _smooth_attention(block, calibration, name, alpha, power_of_two)
+        _smooth_feed_forward(block, calibration, name, alpha, power_of_two)
     return smoothed
 
 

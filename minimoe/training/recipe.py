@@ -29,6 +29,7 @@ class Recipe:
         ``final_fraction`` of itself. 0 switches it off.
       balance_weight: times the load-balance loss, mean over layers. z_weight: times the router z-loss.
       sequence_balance_weight: times the load-balance loss within single sequences; DeepSeek-V3 uses 1e-4.
+      mtp_weight: times the loss of the head for multi-token prediction, in a model that has one.
       log_every, eval_every, checkpoint_every: in steps; 0 evaluates (or saves) at the end only.
 
     Raises:
@@ -50,6 +51,7 @@ class Recipe:
     balance_weight: float = 0.0
     z_weight: float = 0.0
     sequence_balance_weight: float = 0.0
+    mtp_weight: float = 0.3
     log_every: int = 10
     eval_every: int = 0
     checkpoint_every: int = 200
@@ -64,7 +66,14 @@ class Recipe:
         hint = "0.05 is usual, 1 keeps the rate constant"
         number_fields(self, "final_fraction", low=0, high=1, ends="[]", hint=hint)
         number_fields(self, "beta1", "beta2", low=0, high=1, hint="0.9 and 0.95 are usual")
-        switches = ("weight_decay", "router_bias_rate", "balance_weight", "z_weight", "sequence_balance_weight")
+        switches = (
+            "weight_decay",
+            "router_bias_rate",
+            "balance_weight",
+            "z_weight",
+            "sequence_balance_weight",
+            "mtp_weight",
+        )
         number_fields(self, *switches, low=0, high=math.inf, hint="0 switches it off")
 
     @classmethod

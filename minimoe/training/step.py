@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from minimoe.config import ModelConfig
+from minimoe.config import LayerConfig, ModelConfig
 from minimoe.layers import as_mask
 from minimoe.layers.token_ids import TokenIds, as_labels, spoil
 from minimoe.model import ModelOutput, MoETransformer, check_trainable
@@ -38,6 +38,7 @@ class StepMetrics:
       loss: cross-entropy, nats per token, or what the objective of the step gives.
       balance, z: the two router losses, mean over layers, unweighted.
       grad_norm: global norm before clipping. ok: whether loss and gradient were finite; if not, nothing was updated.
+      mtp: cross-entropy of the token after the next, nats per token, unweighted; None without a head for it.
       load: assignments ``[sparse layers, E]``, see `stack_loads` (``[0, 0]`` for a dense model). dropped: share ``[layers]``.
     """
 
@@ -48,6 +49,7 @@ class StepMetrics:
     ok: Bool[Array, ""]
     load: Float[Array, "layers E"]
     dropped: Float[Array, "layers"]
+    mtp: Float[Array, ""] | None = None
 
 
 def lm_loss(logits: Float[Array, "B L V"], targets: TokenIds, where: Bool[Array, "B L"]) -> Float[Array, ""]:
@@ -95,17 +97,40 @@ def sequence_loss(routing: tuple[Routing, ...], where: Bool[Array, "B L"]) -> Fl
     return jnp.stack([sequence_balance_loss(r.probs, r.experts, segments, batch, where=flat) for r in routing]).mean()
 
 
+def mtp_loss(logits: Float[Array, "B L V"], targets: Int[Array, "B L"], where: Bool[Array, "B L"]) -> Float[Array, ""]:
+    """`lm_loss` of the token after the next: the targets moved on by one place.
+
+    The last position has no such target within the batch. A position counts if its own target and the one after it do.
+
+    Args:
+      logits: of the token after the next at each position. targets: of the next token. where: which of those are real.
+
+    Example:
+      >>> targets = jnp.array([[1, 2, 3]])
+      >>> print(f"{mtp_loss(jnp.zeros((1, 3, 4)), targets, targets > 0):.4f}")  # log 4
+      1.3863
+    """
+    return lm_loss(logits[:, :-1], targets[:, 1:], where[:, :-1] & where[:, 1:])
+
+
 def noise_streams(config: ModelConfig, key: Array) -> nnx.Rngs | None:
     """The random streams a training step of this model draws from: ``dropout``, ``routing``; None if neither."""
     streams = {"dropout": key} if config.dropout else {}
-    if any(layer.moe and layer.moe.facts.uses_noise for layer in config.layer_counts):
+    if any(layer.moe and layer.moe.facts.uses_noise for layer in (*config.layer_counts, *_mtp_layer(config))):
         streams["routing"] = jax.random.fold_in(key, 1)
     return nnx.Rngs(**streams) if streams else None
 
 
+def _mtp_layer(config: ModelConfig) -> tuple[LayerConfig, ...]:
+    return () if config.mtp_layer is None else (config.mtp_layer,)
+
+
 def update_router_biases(model: MoETransformer, routing: tuple[Routing, ...], rate: float | Float[Array, ""]) -> None:
-    """Moves the selection bias of layers that read one by their load in this batch; outside the gradient."""
-    for layer, record in zip(sparse_layers(model), routing, strict=True):
+    """Moves the selection bias of layers that read one by their load in this batch; outside the gradient.
+
+    The block of a head for multi-token prediction is the last layer. A step that did not run it has no record for it.
+    """
+    for layer, record in zip(sparse_layers(model)[: len(routing)], routing, strict=True):
         if not layer.config.facts.uses_bias:
             continue
         layer.router.bias[...] = bias_update(layer.router.bias[...], record.load, rate)
@@ -142,24 +167,34 @@ def train_step(
     With ``objective(output, targets, where, extra)`` that is lowered instead of `lm_loss`: the way in for distillation.
     It is static; ``extra`` is the pytree of arrays (tuples, dicts) that it needs at this step, say what a teacher thinks
     of the batch. Router losses are added to it.
+
+    A model with ``config.mtp`` also learns the token after the next: `mtp_loss` times ``recipe.mtp_weight`` is added,
+    whatever the objective. With a weight of 0 its head is not computed.
     """
     check_trainable(model)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    looks_ahead = model.config.mtp is not None and recipe.mtp_weight > 0
     before = jax.tree.map(lambda array: array, nnx.state((model, optimizer)))  # a copy: the update writes in place
 
     def loss_fn(params):
         rngs = noise_streams(model.config, dropout_key)
         used = params if transform_params is None else transform_params(params)
-        output = nnx.merge(graphdef, used, rest).forward(tokens, where=where, rngs=rngs)
+        output = nnx.merge(graphdef, used, rest).forward(
+            tokens, where=where, rngs=rngs, next_tokens=targets if looks_ahead else None
+        )
         routing = output.routing
         loss = lm_loss(output.logits, targets, where) if objective is None else objective(output, targets, where, extra)
         balance, z = router_losses(routing, where.reshape(-1))
         total = loss + recipe.balance_weight * balance + recipe.z_weight * z
         if recipe.sequence_balance_weight:  # not logged, so not computed for nothing
             total = total + recipe.sequence_balance_weight * sequence_loss(routing, where)
-        return total, (loss, balance, z, routing)
+        ahead = None
+        if looks_ahead:
+            ahead = mtp_loss(output.mtp_logits, targets, where)
+            total = total + recipe.mtp_weight * ahead
+        return total, (loss, balance, z, routing, ahead)
 
-    (_, (loss, balance, z, routing)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    (_, (loss, balance, z, routing, ahead)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     grad_norm = optax.tree.norm(jax.tree.map(lambda array: array.astype(jnp.float32), grads))
     ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int counts and floats
@@ -171,4 +206,4 @@ def train_step(
     nnx.update((model, optimizer), jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, before))
     load = stack_loads([r.load for r in routing]) if routing else jnp.zeros((0, 0))
     dropped = jnp.stack([r.dropped for r in routing]) if routing else jnp.zeros(0)
-    return StepMetrics(loss, balance, z, grad_norm, ok, load, dropped)
+    return StepMetrics(loss, balance, z, grad_norm, ok, load, dropped, ahead)
