@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minimoe.config import PRESETS, LayerConfig, ModelConfig
+from minimoe.config import PRESETS, LayerConfig, ModelConfig, MTPConfig
 from minimoe.data import Document, training_data
 from minimoe.experiments import EXPERIMENTS
 from minimoe.experiments.run import Learning
@@ -58,12 +58,12 @@ def tiny_nano(monkeypatch) -> ModelConfig:
 
 
 def test_two_steps_of_all_parts_at_once_train_together(tiny_nano, tmp_path):
-    """One model with every part, and two seeds: steps are scanned, seeds are mapped."""
+    """One model with every part and a head for two tokens, and two seeds: steps are scanned, seeds are mapped."""
     work, runs = Workplace(tmp_path), {run.name: run for run in EXPERIMENTS["v4-parts"]({})}
     clamped, scored = runs["clamp-0"].model.moe, runs["scores-0"].model.moe
     moe = dataclasses.replace(scored, swiglu_limit=clamped.swiglu_limit)
     hashed = dataclasses.replace(moe, select="hash", hash_vocab_size=tiny_nano.vocab_size)
-    everything = runs["streams-0"].model.replace(moe=moe, first_layers=(LayerConfig(moe=hashed),))
+    everything = runs["streams-0"].model.replace(moe=moe, first_layers=(LayerConfig(moe=hashed),), mtp=MTPConfig())
     short = {"steps": 2, "batch_size": 2, "log_every": 1, "warmup_steps": 0}
     two = [dataclasses.replace(runs[f"muon-{s}"], changes={**runs[f"muon-{s}"].changes, **short}) for s in (0, 1)]
     configs = [dataclasses.replace(run, model=everything).config(work) for run in two]
@@ -72,6 +72,7 @@ def test_two_steps_of_all_parts_at_once_train_together(tiny_nano, tmp_path):
     together = train_together("tiny", configs, learnings, [], work.tokenizer)
     losses = [[line["loss"] for line in result.records] for result in together]
     assert np.isfinite(losses).all()
+    assert np.isfinite([line["mtp_loss"] for result in together for line in result.records]).all()
     assert losses[0] != losses[1]
     for result, config in zip(together, configs, strict=True):
         assert (result.run.model, result.run.recipe.optimizer) == (everything, "muon")

@@ -1,6 +1,8 @@
 """`minimoe bench decode`: greedy tokens per second, ours against Transformers' ``generate`` with the same weights.
 
-What is timed is a whole call: prefill of the prompt, then one token at a time from the key/value cache.
+What is timed is a whole call: prefill of the prompt, then one token at a time from the key/value cache. A model with a head
+for multi-token prediction also decodes speculatively: two tokens go through the model at a time, and it depends on the
+text how often both are kept.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ from flax import nnx
 
 from minimoe.bench import mixtral
 from minimoe.bench.timing import alternate, ratio
-from minimoe.config import ModelConfig
+from minimoe.config import ModelConfig, MTPConfig
 from minimoe.cost import count_params
-from minimoe.inference import generate
+from minimoe.inference import generate, generate_speculative
 from minimoe.model import MoETransformer
 
 
 def measure(
-    config: ModelConfig,
+    model: MoETransformer,
+    ids: np.ndarray | None = None,
     *,
     batch: int,
     prompt: int,
@@ -31,11 +34,14 @@ def measure(
     warmup: int,
     pause: float,
 ) -> dict[str, Any]:
-    """Times ``new_tokens`` after ``prompt`` tokens, for ``batch`` sequences."""
-    model = MoETransformer(config, rngs=nnx.Rngs(0))
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, prompt))
+    """Times ``new_tokens`` after ``prompt`` tokens, for ``batch`` sequences; the prompts are random unless given as ids."""
+    config = model.config
+    if ids is None:
+        ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, prompt))
     reference = mixtral.not_mixtral(config) or mixtral.unavailable()
     runs: dict[str, Callable[[], np.ndarray]] = {"minimoe": _ours(model, ids, new_tokens)}
+    if model.mtp is not None:
+        runs["minimoe speculative"] = _speculative(model, ids, new_tokens)
     if reference is None:
         runs["transformers"] = _transformers(mixtral.mixtral_model(model), ids, new_tokens)
     texts = {name: run() for name, run in runs.items()}
@@ -46,12 +52,14 @@ def measure(
         "shape": {"B": batch, "prompt": prompt, "new_tokens": new_tokens},
         "parameters": {"total": count.total, "active": count.active},
         "reference": reference or "measured",
+        "speculation": _drafts(model, ids, new_tokens, texts["minimoe"]),
         "tokens_identical": bool(same.all()) if same is not None else None,
         "tokens_agreeing": float(same[:, prompt:].mean()) if same is not None else None,
         "results": {
             name: {
                 "tokens_per_second": round(batch * new_tokens / timing.median, 1),
                 "ms_per_call": timing.summary_ms(),
+                "speed_over_plain": ratio(times["minimoe"], timing) if name == "minimoe speculative" else None,
                 "speed_over_transformers": ratio(times["transformers"], timing) if "transformers" in times else None,
             }
             for name, timing in times.items()
@@ -59,9 +67,41 @@ def measure(
     }
 
 
+def random_model(config: ModelConfig, mtp: bool = False) -> tuple[MoETransformer, None]:
+    """Untrained, with an untrained head for multi-token prediction if ``mtp``; prompts are left to `measure`."""
+    config = config.replace(mtp=MTPConfig()) if mtp else config
+    return MoETransformer(config, rngs=nnx.Rngs(0)), None
+
+
+def trained_model(checkpoint: str, batch: int, prompt: int) -> tuple[MoETransformer, np.ndarray]:
+    """A checkpoint, and prompts from the beginnings of different validation documents, each domain in turn."""
+    from minimoe.data import beginnings, documents
+    from minimoe.hub import resolve_with_tokenizer
+
+    model, tokenizer, _, _ = resolve_with_tokenizer(checkpoint)
+    return model, beginnings(documents(split="val"), tokenizer, batch, prompt)
+
+
 def _ours(model: MoETransformer, ids: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
     tokens = jnp.asarray(ids, jnp.int32)
     return lambda: np.asarray(jax.block_until_ready(generate(model, tokens, new_tokens, temperature=0.0)))
+
+
+def _speculative(model: MoETransformer, ids: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
+    tokens = jnp.asarray(ids, jnp.int32)
+    return lambda: np.asarray(generate_speculative(model, tokens, new_tokens, temperature=0.0).tokens)
+
+
+def _drafts(model: MoETransformer, ids: np.ndarray, new_tokens: int, plain: np.ndarray) -> dict[str, Any] | None:
+    """How often the drafts of the head were right, and whether the text is that of plain decoding."""
+    if model.mtp is None:
+        return None
+    found = generate_speculative(model, jnp.asarray(ids, jnp.int32), new_tokens, temperature=0.0)
+    return {
+        "acceptance_rate": found.acceptance_rate,
+        "tokens_per_forward": found.tokens_per_forward,
+        "tokens_identical": bool((np.asarray(found.tokens) == plain).all()),
+    }
 
 
 def _transformers(reference: Any, ids: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:

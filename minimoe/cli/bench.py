@@ -22,6 +22,7 @@ from minimoe.bench.sizes import (
 )
 from minimoe.cli.bench_table import in_words, print_reports
 from minimoe.console import messages, start
+from minimoe.errors import UserError
 
 app = typer.Typer(
     help="Measure speed on this machine, as ratios within one run.", no_args_is_help=True, rich_markup_mode=None
@@ -135,6 +136,12 @@ def train(
 @app.command()
 def decode(
     config: Config = DEFAULT_CONFIG,
+    model: Annotated[
+        str | None, typer.Option(help="A trained checkpoint instead of --config's random weights.")
+    ] = None,
+    mtp: Annotated[
+        bool, typer.Option("--mtp", help="Give --config a head for multi-token prediction, untrained.")
+    ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
     prompt: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 32,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 128,
@@ -145,23 +152,33 @@ def decode(
 ) -> None:
     """Greedy generation: tokens per second, against Transformers with the same weights.
 
-    Speed ratios: above 1 is faster than Transformers. The tokens of both must be identical.
+    Speed ratios: above 1 is faster than Transformers. The tokens of both must be identical. A model with a head for
+    multi-token prediction decodes speculatively too. An untrained head is always wrong, which is the worst that
+    speculation can cost; a trained one (--model) is asked after text of the corpus.
 
     Example: minimoe bench decode --batch 4 --new-tokens 64
     """
-    model = named_config(config)
-    check_fits(model, prompt + new_tokens, "--prompt plus --new-tokens")
+    named = None if model is not None else named_config(config)
+    if named is not None:
+        check_fits(named, prompt + new_tokens, "--prompt plus --new-tokens")
+    elif mtp:
+        raise UserError("--mtp is for random weights, and --model has its own head or none; leave one of them out")
     start()
     from minimoe.bench import decode as benchmark
 
-    messages.print(f"decode: {config}, {batch} x {new_tokens} tokens after {prompt}")
+    built, ids = benchmark.random_model(named, mtp) if named else benchmark.trained_model(str(model), batch, prompt)
+    check_fits(built.config, prompt + new_tokens, "--prompt plus --new-tokens")
+    messages.print(f"decode: {model or config}, {batch} x {new_tokens} tokens after {prompt}")
     report = benchmark.measure(
-        model, batch=batch, prompt=prompt, new_tokens=new_tokens, rounds=rounds, warmup=warmup, pause=pause
+        built, ids, batch=batch, prompt=prompt, new_tokens=new_tokens, rounds=rounds, warmup=warmup, pause=pause
     )
-    settings = {"config": config, "rounds": rounds, "warmup": warmup, "pause_seconds": pause}
+    named_as = {"config": config} if model is None else {"model": model}
+    settings: dict[str, Any] = named_as | {"mtp": built.mtp is not None}
+    settings |= {"rounds": rounds, "warmup": warmup, "pause_seconds": pause}
     columns = {
         "tokens/s": "tokens_per_second",
         "ms a call": "ms_per_call",
+        "speed / plain": "speed_over_plain",
         "speed / transformers": "speed_over_transformers",
     }
     print_reports("decode", settings, [report], columns, as_json)

@@ -80,6 +80,11 @@ def _facts(report: dict[str, Any]) -> Iterable[str]:
             yield f"Losses of the first steps, {name}: {', '.join(f'{loss:.6f}' for loss in losses)}"
     if report.get("tokens_identical") is not None:
         yield f"Tokens identical: {report['tokens_identical']} ({report['tokens_agreeing']:.1%} of the new ones)"
+    if report.get("speculation"):
+        drafts = report["speculation"]
+        rate = "none written" if drafts["acceptance_rate"] is None else f"{drafts['acceptance_rate']:.1%}"
+        yield f"Drafts accepted: {rate}; {drafts['tokens_per_forward']:.2f} tokens for each forward pass"
+        yield f"Speculative tokens identical to plain ones: {drafts['tokens_identical']}"
     if "parameters" in report:
         yield f"Parameters: {report['parameters']['total']:,} total, {report['parameters']['active']:,} active"
     if "max_violation" in report:

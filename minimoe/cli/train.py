@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,9 @@ def train(
     dense: Annotated[
         bool, typer.Option("--dense", help="Train the dense model of equal active FLOPs instead.")
     ] = False,
+    mtp: Annotated[
+        bool, typer.Option("--mtp", help="Add a head for multi-token prediction; `generate --speculative` uses it.")
+    ] = False,
     text: Annotated[Path | None, typer.Option(help="Your own text: a file or a folder. Default: the corpus.")] = None,
     tasks: Annotated[float, typer.Option(help="Share of training tokens from reasoning problems.")] = 0.0,
     tokenizer: Annotated[str, typer.Option(help="bpe2048, byte, or a tokenizer.json.")] = "bpe2048",
@@ -49,6 +53,7 @@ def train(
     """
     from minimoe.cli.copies import tell_copies
     from minimoe.cli.reasoning import check_length, check_share
+    from minimoe.config import MTPConfig
     from minimoe.data import choose_documents, describe_data, load_tokenizer
     from minimoe.progress import check_resume, draw_curve, grade, train_with_bar
     from minimoe.training import BALANCE_METHODS
@@ -66,6 +71,7 @@ def train(
     documents = choose_documents(text)
     about = describe_data(text, documents) | ({"tasks": tasks} if tasks else {})
     run = make_run(config, changes, dense=dense, dropout=dropout, tokenizer=tokens, data=about)
+    run = dataclasses.replace(run, model=run.model.replace(mtp=MTPConfig())) if mtp else run
     if tasks:
         check_length(run, tokens)
     first = check_resume(out, run, resume, method=True)

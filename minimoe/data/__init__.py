@@ -1,13 +1,14 @@
 """Text in, integers out: the corpus, the tokenizers, training batches and what evaluation scores.
 
 Plain NumPy; nothing here imports JAX. In reading order: `corpus` (six bundled domains), `user_text` (your own files),
-`sources` (one or the other, and its description), `tokenizer`, `batches` (training), `evaluation`, `ngram` (a bar to
-clear), `facts` (a book to learn by heart); and `tasks`, `task_families`,
+`sources` (one or the other, and its description), `tokenizer`, `batches` (training), `beginnings` (prompts),
+`evaluation`, `ngram` (a bar to clear), `facts` (a book to learn by heart); and `tasks`, `task_families`,
 `task_answers`: generated reasoning problems whose answers can be checked.
 ``python -m minimoe.data.train_tokenizer`` makes the bundled tokenizer.
 """
 
 from minimoe.data.batches import Batch, TrainingData, training_data
+from minimoe.data.beginnings import beginnings
 from minimoe.data.corpus import DOMAINS, Document, corpus_hash, documents, split_of, verify
 from minimoe.data.evaluation import Windows, evaluation_documents, windows
 from minimoe.data.facts import FactBook
@@ -36,6 +37,7 @@ __all__ = [
     "Tokenizer",
     "TrainingData",
     "Windows",
+    "beginnings",
     "check_answer",
     "check_steps",
     "choose_documents",

@@ -21,6 +21,7 @@ from minimoe.experiments import (
     knowledge_formats,
     longer_problems,
     longer_text,
+    mtp,
     nano,
     qat_mxfp4,
     quant_recipes,
@@ -58,6 +59,7 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
     "reasoning": reasoning.runs,
     "specialists": specialists.runs,
     "v4-parts": v4_parts.runs,
+    "mtp": mtp.runs,
 }
 # These train nothing. From the folder of runs into the record, which they save as they go.
 MEASUREMENTS: dict[str, Callable[[Path, dict[str, Any], Callable[[], None]], None]] = {
