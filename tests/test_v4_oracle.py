@@ -27,21 +27,20 @@ def check_logits(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-5 * expected.std(), rtol=0)
 
 
+def check_everything(found, expected):
+    """The logits, those of cached decoding in chunks, and the greedy continuation of the prompt."""
+    check_logits(found, expected["logits"])
+    check_logits(found, expected["chunked"])
+    prompt = int(expected["prompt"])
+    np.testing.assert_array_equal(found[prompt - 1 : -1].argmax(axis=1), expected["token_ids"][prompt:])
+
+
 def test_the_loops_are_what_transformers_computes(fixture):
     weights, settings, expected = fixture
     assert set(settings["layer_types"]) == {
         f"{kind}_attention" for kind in ("sliding", "compressed_sparse", "heavily_compressed")
     }
-    found = v4_oracle.transformer(weights, expected["token_ids"], settings)
-    check_logits(found, expected["logits"])
-    check_logits(found, expected["chunked"])
-
-
-def test_the_loops_continue_as_transformers_does(fixture):
-    weights, settings, expected = fixture
-    greedy = expected["greedy"]
-    logits = v4_oracle.transformer(weights, greedy, settings)
-    np.testing.assert_array_equal(logits[6:-1].argmax(axis=1), greedy[7:])
+    check_everything(v4_oracle.transformer(weights, expected["token_ids"], settings), expected)
 
 
 def test_the_fixture_is_small_and_says_what_wrote_it():
@@ -175,9 +174,6 @@ def test_transformers_agrees_on_models_of_other_sizes(seed, tmp_path):
         pytest.importorskip("transformers")
     sizes = v4_transformers.random_sizes(seed)
     model = v4_transformers.random_model(sizes, seed)
-    ids = v4_transformers.random_ids(sizes, seed)
-    expected = v4_transformers.computed(model, ids, [1, 2, 5, 1, 8], layer=0)
+    expected = v4_transformers.computed(model, v4_transformers.random_prompt(sizes, seed), [1, 2, 5, 1, 8], layer=0)
     settings, weights = v4_transformers.saved(model, tmp_path)
-    found = v4_oracle.transformer(weights, ids, settings)
-    check_logits(found, expected["logits"])
-    check_logits(found, expected["chunked"])
+    check_everything(v4_oracle.transformer(weights, expected["token_ids"], settings), expected)
