@@ -5,6 +5,7 @@ from minimoe.attention.core import causal_attention, masked_attention
 from minimoe.attention.gqa import GroupedQueryAttention, GroupedQueryConfig
 from minimoe.attention.kinds import ATTENTIONS, AttentionConfig
 from minimoe.attention.mla import LatentCache, MultiHeadLatentAttention, MultiHeadLatentConfig
+from minimoe.attention.rotary import YarnConfig
 
 __all__ = [
     "ATTENTIONS",
@@ -16,6 +17,7 @@ __all__ = [
     "LatentCache",
     "MultiHeadLatentAttention",
     "MultiHeadLatentConfig",
+    "YarnConfig",
     "admitted",
     "cache_shape",
     "causal_attention",

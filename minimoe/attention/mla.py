@@ -38,8 +38,9 @@ from jaxtyping import Array, Float, Int
 
 from minimoe.attention.cache import Cache, KVCache, admitted, cache_shape
 from minimoe.attention.core import causal_attention
+from minimoe.attention.rotary import YarnConfig, check_yarn, rotary_angles, rotary_frequencies
 from minimoe.checks import number_fields, require, whole_fields
-from minimoe.layers import RMSNorm, apply_rope, fan_in, rope_angles
+from minimoe.layers import RMSNorm, apply_rope, fan_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class MultiHeadLatentConfig:
       num_heads: N.
       kv_rank: R, width of the latent. q_rank: width of the latent of the queries; None makes them from the token itself.
       nope_dim: C, width of a head's part without position. rope_dim: P, of its turned part, even. v_dim: U, of its value.
-      rope_theta: base of the rotary frequencies.
+      rope_theta: base of the rotary frequencies. yarn: how they are stretched for longer contexts, None for not.
       norm_eps: inside the square root of the norms of the two latents.
 
     Raises:
@@ -72,6 +73,7 @@ class MultiHeadLatentConfig:
     q_rank: int | None = None
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
+    yarn: YarnConfig | None = None
 
     def __post_init__(self) -> None:
         whole_fields(self, "num_heads", "kv_rank", "nope_dim", "rope_dim", "v_dim")
@@ -81,6 +83,7 @@ class MultiHeadLatentConfig:
         require(p % 2 == 0, self, f"rope_dim={p} must be even, because rotary embeddings turn pairs; use {p + 1}")
         number_fields(self, "rope_theta", low=1, high=1e12, hint="10000.0 is usual")
         number_fields(self, "norm_eps", low=1e-30, high=1, hint="1e-6 is usual")
+        check_yarn(self)
 
     @property
     def head_dim(self) -> int:
@@ -232,7 +235,7 @@ class MultiHeadLatentAttention(nnx.Module):
         """
         start = jnp.zeros((), jnp.int32) if cache is None else cache.length
         positions = start + jnp.arange(x.shape[1], dtype=jnp.int32)
-        angles = rope_angles(positions, self.config.rope_dim, self.config.rope_theta)
+        angles = self._angles(positions)
         q, turned = self._queries(x, angles)
         latent, rotary = self._entries(x, angles)
         if cache is None:
@@ -243,10 +246,17 @@ class MultiHeadLatentAttention(nnx.Module):
             out = self._absorbed(q, turned, latent, rotary, positions)
         return self.o_proj(out.reshape(*x.shape[:2], -1)), cache
 
+    def _angles(self, positions: Int[Array, "L"]):
+        config, yarn = self.config, self.config.yarn
+        frequencies = rotary_frequencies(config.rope_dim, config.rope_theta, yarn)
+        return rotary_angles(positions, frequencies, 1.0 if yarn is None else yarn.wave_scale)
+
     def _queries(self, x, angles):
-        """``[B, L, N, C]`` without position and ``[B, L, N, P]`` turned."""
+        """``[B, L, N, C]`` without position and ``[B, L, N, P]`` turned; with YaRN they carry the scale of the scores."""
         config = self.config
         flat = self.q_proj(x) if config.q_rank is None else self.q_b_proj(self.q_norm(self.q_a_proj(x)))
+        if config.yarn is not None:
+            flat = flat * config.yarn.score_scale
         q = flat.reshape(*x.shape[:2], config.num_heads, config.head_dim)
         return q[..., : config.nope_dim], apply_rope(q[..., config.nope_dim :], *angles)
 

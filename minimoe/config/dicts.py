@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from minimoe.attention import ATTENTIONS, GroupedQueryConfig
+from minimoe.attention import ATTENTIONS, GroupedQueryConfig, YarnConfig
 from minimoe.config.layer import LayerConfig
 from minimoe.config.moe import MoEConfig
 from minimoe.config.mtp import MTPConfig
@@ -73,6 +73,8 @@ def _read_kind(name: str, kinds: Mapping[str, type[Any]], values: Mapping[str, A
     kind = rest.pop("kind", None)
     if kind not in kinds:
         raise UserError(f"{name}: kind={kind!r} is not known; choose one of {', '.join(kinds)}")
+    if isinstance(rest.get("yarn"), Mapping):
+        rest["yarn"] = from_fields(YarnConfig, rest["yarn"])
     return from_fields(kinds[kind], rest)
 
 
