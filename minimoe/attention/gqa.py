@@ -137,12 +137,12 @@ class GroupedQueryAttention(nnx.Module):
         """Queries, keys and values side by side, from ``[T, D]``: the gradient of a kernel is then one plain matmul.
 
         For many tokens the three kernels are joined first: one matmul, and one gradient of ``x`` instead of three to be
-        added. For the single token of decoding, copying the kernels would cost more than it saves; and layers of
-        another kind, put in the place of these, are simply called.
+        added. For the one token of decoding, or two with a draft, copying the kernels would cost more than it saves; and
+        layers of another kind, put in the place of these, are simply called.
         """
         layers = (self.q_proj, self.k_proj, self.v_proj)
         flat = x.reshape(-1, x.shape[-1])
-        if x.shape[1] == 1 or not all(isinstance(layer, nnx.Linear) for layer in layers):
+        if x.shape[1] <= 2 or not all(isinstance(layer, nnx.Linear) for layer in layers):
             return jnp.concatenate([layer(flat) for layer in layers], axis=-1)
         kernels = [layer.kernel[...].astype(x.dtype) for layer in layers]
         return flat @ jnp.concatenate(kernels, axis=-1)

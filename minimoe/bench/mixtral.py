@@ -71,6 +71,8 @@ def not_mixtral(config: ModelConfig) -> str | None:
         return reason
     if not isinstance(config.attention, GroupedQueryConfig) or len(config.layer_counts) > 1:
         return "not compared: Mixtral has grouped-query attention and experts in every layer"
+    if config.mtp is not None:
+        return "not compared: Mixtral has no head for multi-token prediction"
     if config.dropout or {config.dtype, config.param_dtype} != {"float32"}:
         return "not compared: the reference runs in float32 without dropout"
     return None

@@ -14,7 +14,12 @@ Equations 1 and 2 together draw place p from p_0 whatever q is: the text has the
 draft costs time, not quality. With temperature 0 both distributions are a single token: d is taken if it is the
 likeliest, and the text is that of `minimoe.inference.generate`, up to logits that are equal but for rounding.
 
-Each row of a batch goes on at its own pace, with caches of its own. Axes: B batch, S places of a row, V vocabulary.
+Each row of a batch goes on at its own pace, with caches of its own.
+
+It is faster where two tokens go through the model in the time of one, since its weights are then read once. On a CPU a
+small model computes longer for two tokens, and each turn pays for the head as well: ``minimoe bench decode`` tells.
+
+Axes: B batch, S places of a row, V vocabulary.
 
 References:
   Leviathan et al., `Fast Inference from Transformers via Speculative Decoding <https://arxiv.org/abs/2211.17192>`_.
@@ -182,8 +187,10 @@ class RowDecoder:
         new = self._pick(output.logits[0, -1], self._key(key, step))
         tokens, done = self._write(tokens, step, new)
         assert output.stream is not None  # extend_forward gives it
-        logits, _, grown = self.model.look_ahead(output.stream, tokens[None, 1 : length + 1], cache=head)
-        draft = self._draft(logits[0, -1], self._key(key, step + 1))
+        logits, _, grown = self.model.look_ahead(
+            output.stream, tokens[None, 1 : length + 1], cache=head, place=step - 1
+        )
+        draft = self._draft(logits[0, 0], self._key(key, step + 1))
         zero = jnp.zeros((), jnp.int32)
         return Row(tokens, step + 1, done, draft, jax.tree.leaves((trunk, grown)), zero, zero)
 
@@ -209,9 +216,9 @@ class RowDecoder:
         trunk = _kept(trunk, held, kept, step, lambda cache: self.model.extend_forward(fed[:, :1], cache)[1])
         seen = jnp.stack([first, second])[None]
         ahead = functools.partial(self.model.look_ahead, cache=head_held)
-        logits, _, head = ahead(stream, seen)
+        logits, _, head = ahead(stream, seen, place=kept - 1)
         head = _kept(head, head_held, kept, step, lambda _: ahead(stream[:, :1], seen[:, :1])[2])
-        draft = self._draft(logits[0, kept - 1], self._key(key, step + kept))
+        draft = self._draft(logits[0, 0], self._key(key, step + kept))
 
         caches = jax.tree.leaves((trunk, head))
         after = Row(tokens, step + kept, done, draft, caches, row.drafted + 1, row.accepted + taken.astype(jnp.int32))

@@ -262,13 +262,15 @@ class MoETransformer(nnx.Module):
         cache: Cache | None = None,
         where: Bool[Array, "B L"] | None = None,
         rngs: nnx.Rngs | None = None,
-    ) -> tuple[Float[Array, "B L V"], tuple[Routing, ...], Cache | None]:
+        place: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B _ V"], tuple[Routing, ...], Cache | None]:
         """Scores the token after the next, from what the model made of a position and the token that follows it.
 
         Args:
           stream: from `ModelOutput`. next_tokens: the ids that follow each position.
           cache: of this head, from `init_mtp_cache`, holding the positions before; None where ``stream`` is all there is.
           where, rngs: as for a call.
+          place: compute the logits of this position alone, ``[B, 1, V]``.
 
         Returns:
           Logits, the routing of the head's block (none if it is dense), and the longer cache.
@@ -288,6 +290,7 @@ class MoETransformer(nnx.Module):
         clean = jnp.cumsum(~known, axis=1) == 0  # as in a plain call, NaN from the first unknown id on
         embedded = jnp.where(clean[..., None], self.embed(given), jnp.nan)
         y, routing, cache = self.mtp(stream, embedded, given, where=where, rngs=rngs, cache=cache)
+        y = y if place is None else jax.lax.dynamic_slice_in_dim(y, place, 1, axis=1)
         return self._logits(y), () if routing is None else (routing,), cache
 
     def named_blocks(self) -> dict[str, Block]:
