@@ -68,6 +68,14 @@ class GroupedQueryConfig:
         """A key and a value of M * H numbers each."""
         return 2 * self.num_kv_heads * self.head_dim * jnp.dtype(dtype).itemsize
 
+    def cache_parts(self, context: int, dtype: Any) -> dict[str, int]:
+        """Bytes that one sequence of ``context`` tokens keeps in one layer: entries alone."""
+        return {"entries": self.cache_bytes(context, dtype)}
+
+    def cache_bytes(self, context: int, dtype: Any) -> int:
+        """Bytes that one sequence of ``context`` tokens keeps in one layer."""
+        return context * self.cache_bytes_per_token(dtype)
+
     def flops_per_token(self, d_model: int, context: int) -> float:
         """Two a weight, and ``4 * N * H`` an attended position, of which a token sees ``(context + 1) / 2`` on average."""
         return 2 * self.num_params(d_model) + 4 * self.num_heads * self.head_dim * (context + 1) / 2

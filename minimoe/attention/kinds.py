@@ -13,8 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from minimoe.attention.cache import Cache
+from minimoe.attention.csa import CompressedSparseConfig
 from minimoe.attention.gqa import GroupedQueryConfig
+from minimoe.attention.hca import HeavilyCompressedConfig
 from minimoe.attention.mla import MultiHeadLatentConfig
+from minimoe.attention.sliding import SlidingWindowConfig
 
 
 @runtime_checkable
@@ -42,11 +45,26 @@ class AttentionConfig(Protocol):
     def num_params(self, d_model: int) -> int:
         """Weights of one layer."""
 
-    def cache_bytes_per_token(self, dtype: Any) -> int:
-        """What one more token adds to the cache of one layer, in bytes; the arrays of `KVCache` are exactly this large."""
+    def cache_bytes_per_token(self, dtype: Any) -> int | float:
+        """What one more token adds to the cache of one layer, in bytes; a fraction where one entry stands for many."""
+
+    def cache_parts(self, context: int, dtype: Any) -> dict[str, int]:
+        """`cache_bytes` by part: "entries", which grow with the context, and, where they exist, "window" and "tails"."""
+
+    def cache_bytes(self, context: int, dtype: Any) -> int:
+        """Bytes of the cache of one layer and one sequence with room for ``context`` tokens; the arrays are this large."""
 
     def flops_per_token(self, d_model: int, context: int) -> float:
         """Forward FLOPs of one layer and token, averaged over the positions of a sequence of ``context`` tokens."""
 
 
-ATTENTIONS: dict[str, type[Any]] = {cls.kind: cls for cls in (GroupedQueryConfig, MultiHeadLatentConfig)}
+ATTENTIONS: dict[str, type[Any]] = {
+    cls.kind: cls
+    for cls in (
+        GroupedQueryConfig,
+        MultiHeadLatentConfig,
+        SlidingWindowConfig,
+        CompressedSparseConfig,
+        HeavilyCompressedConfig,
+    )
+}

@@ -121,6 +121,10 @@ class MultiHeadLatentConfig:
         """A latent of R numbers and a rotary key of P."""
         return (self.kv_rank + self.rope_dim) * jnp.dtype(dtype).itemsize
 
+    def cache_parts(self, context: int, dtype: Any) -> dict[str, int]:
+        """Bytes that one sequence of ``context`` tokens keeps in one layer: entries alone."""
+        return {"entries": self.cache_bytes(context, dtype)}
+
     def cache_bytes(self, context: int, dtype: Any) -> int:
         """Bytes that one sequence of ``context`` tokens keeps in one layer."""
         return context * self.cache_bytes_per_token(dtype)

@@ -108,10 +108,20 @@ def _own(config: ModelConfig, context: int, dtype: str | None) -> Account:
         parts,
         active,
         per_token,
-        {"entries": per_token * context},
+        _own_cache(config, context, dtype),
         {"all": _last_token_flops(config, context)},
         ("norms and softmax are left out of the FLOPs",),
     )
+
+
+def _own_cache(config: ModelConfig, context: int, dtype: str | None) -> dict[str, int | float]:
+    """Of all layers, by part."""
+    total: dict[str, int | float] = {}
+    for layer, count in config.layer_counts.items():
+        assert layer.attention is not None  # layer_counts leaves nothing open
+        for part, size in layer.attention.cache_parts(context, config.dtype if dtype is None else dtype).items():
+            total[part] = total.get(part, 0) + count * size
+    return total
 
 
 def _last_token_flops(config: ModelConfig, context: int) -> int | float:

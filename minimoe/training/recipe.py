@@ -110,3 +110,5 @@ RECIPES: dict[str, Recipe] = {
         steps=6500, batch_size=8, learning_rate=2.5e-3, warmup_steps=200, router_bias_rate=0.02, eval_every=1000
     ),
 }
+# The same steps and rates, so that the models differ in their parts alone.
+RECIPES |= {f"v4-{name}": recipe for name, recipe in RECIPES.items()}

@@ -1,0 +1,72 @@
+"""The lightning indexer: which compressed entries a query reads.
+
+    query at t     q^I_1 .. q^I_n (small heads, from the query latent)        w_1 .. w_n (from the token)
+                      |
+    small keys     k_0  k_1  k_2  k_3  | k_4 ...       compressed as the entries are, at a smaller width
+    scores         I_0  I_1  I_2  I_3  | not visible
+                   top K of the visible ones: the query reads these entries and no others
+
+    I_(t,s) = sum_h w_(t,h) ReLU(q^I_(t,h) . k_s) / sqrt(dim * heads)     (equations 13-17 of the report on V4)
+
+A choice has no gradient, so the language loss does not train the indexer.
+
+Axes: B batch, L queries, E entries, D model width, Q width of the query latent, K entries chosen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from minimoe.attention.compress import Compressor
+from minimoe.attention.rotary import turn_last
+from minimoe.layers import fan_in
+
+
+def index_scores(
+    q: Float[Array, "B L n d"], keys: Float[Array, "B E d"], weights: Float[Array, "B L n"]
+) -> Float[Array, "B L E"]:
+    """The score I of every entry for every query, float32."""
+    hits = jax.nn.relu(jnp.einsum("blnd,bed->blne", q, keys, preferred_element_type=jnp.float32))
+    scale = (q.shape[2] * q.shape[3]) ** -0.5
+    return jnp.einsum("blne,bln->ble", hits, weights.astype(jnp.float32)) * scale
+
+
+def choose(
+    scores: Float[Array, "B L E"], visible: Bool[Array, "L E"], top_k: int
+) -> tuple[Int[Array, "B L K"], Bool[Array, "B L K"]]:
+    """The K best of the visible entries, and which of the K are visible at all: early queries see fewer."""
+    index = jax.lax.top_k(jnp.where(visible[None], scores, -jnp.inf), min(top_k, scores.shape[2]))[1]
+    seen = jnp.broadcast_to(visible[None], scores.shape)
+    return index, jnp.take_along_axis(seen, index, axis=2)
+
+
+class Indexer(nnx.Module):
+    """Small queries, small keys and a weight a head.
+
+    Args:
+      d_model: D. q_rank: Q. heads, dim: of the small queries. ratio: m of the entries.
+      frequencies: of the rotary positions. dtypes, norm_eps and rngs as in `Compressor`.
+    """
+
+    def __init__(self, d_model: int, q_rank: int, heads: int, dim: int, ratio: int, **settings: Any):
+        self.heads, self.dim = heads, dim
+        dtypes = {name: settings[name] for name in ("dtype", "param_dtype", "rngs")}
+        self.compressor = Compressor(d_model, dim, ratio, overlap=True, **settings)
+        self.q_proj = nnx.Linear(q_rank, heads * dim, use_bias=False, kernel_init=fan_in(), **dtypes)
+        self.weights_proj = nnx.Linear(d_model, heads, use_bias=False, kernel_init=fan_in(), **dtypes)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        latent: Float[Array, "B L Q"],
+        angles: tuple[Float[Array, "L _"], Float[Array, "L _"]],
+        keys: Float[Array, "B E d"],
+    ) -> Float[Array, "B L E"]:
+        """Scores of the entries that these keys stand for."""
+        q = turn_last(self.q_proj(latent).reshape(*x.shape[:2], self.heads, self.dim), *angles)
+        return index_scores(q, keys.astype(q.dtype), self.weights_proj(x))

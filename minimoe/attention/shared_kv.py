@@ -1,0 +1,274 @@
+"""What the three kinds of DeepSeek-V4 have in common: N query heads, and one row a token that is key and value of all.
+
+    token h --- q_a, norm --> latent --- q_b --> N heads, each normed, last R dims turned by +t
+            --- kv, norm  --> one row e_t of H numbers, last R dims turned by +t           (kept: the last W rows)
+
+    heads o_1 .. o_N, turned back by -t --- g groups of N/g heads, each by its own matrix to r numbers --- o_b --> D
+
+    q_n = RoPE(unit(W_UQ,n norm(W_DQ h)))    e = RoPE(norm(W_KV h))    y = W_B [W_A,1 o_(1) ; ... ; W_A,g o_(g)]
+
+``unit`` is RMSNorm without weights. `minimoe.attention.window` has the softmax.
+
+Axes: B batch, L new tokens, D model width, N heads, H head width, R rotary dims, Q query rank, W window, g groups, E entries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from minimoe.attention.cache import Cache, KVCache, admitted, cache_shape
+from minimoe.attention.compress import Compressed
+from minimoe.attention.ring import ring_read, ring_write
+from minimoe.attention.rotary import YarnConfig, check_yarn, rotary_angles, rotary_frequencies, turn_last
+from minimoe.attention.storage import entry_bytes
+from minimoe.attention.window import attend
+from minimoe.checks import number_fields, require, whole_fields
+from minimoe.layers import RMSNorm, fan_in
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedKVConfig:
+    """Sizes that the three kinds share.
+
+    Args:
+      num_heads: N. head_dim: H. rope_dim: R, the last dims of a head, which turn; even.
+      q_rank: Q, width of the query latent. window: W, tokens that a query sees as they are, itself included.
+      out_groups: g, a divisor of N. out_rank: numbers that a group of heads becomes.
+      rope_theta: base of the rotary frequencies. yarn: how they are stretched, None for not.
+      norm_eps: inside the square root of the norms.
+
+    Raises:
+      UserError: naming the value and the repair.
+    """
+
+    kind: ClassVar[str]
+
+    num_heads: int
+    head_dim: int
+    rope_dim: int
+    q_rank: int
+    window: int
+    out_groups: int
+    out_rank: int
+    rope_theta: float = 10_000.0
+    yarn: YarnConfig | None = None
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        whole_fields(self, "num_heads", "head_dim", "rope_dim", "q_rank", "window", "out_groups", "out_rank")
+        n, g = self.num_heads, self.out_groups
+        require(n % g == 0, self, f"num_heads={n} must be a multiple of out_groups={g}; change one of them")
+        self._check_rotary("head_dim")
+        number_fields(self, "rope_theta", low=1, high=1e12, ends="()", hint="10000.0 is usual")
+        number_fields(self, "norm_eps", low=1e-30, high=1, hint="1e-6 is usual")
+        check_yarn(self)
+        plain = self.yarn is None or self.yarn.mscale == self.yarn.mscale_all_dim == 0
+        require(plain, self, "yarn scales cosine, sine or scores, which these kinds do not; leave mscale out")
+
+    def _check_rotary(self, width: str) -> None:
+        r, h = self.rope_dim, getattr(self, width)
+        fits = r % 2 == 0 and r <= h
+        require(fits, self, f"rope_dim={r} must be even and at most {width}={h}, since its last dims turn in pairs")
+
+    @property
+    def frequencies(self) -> tuple[float, ...]:
+        """Of the rotary positions, radians a token."""
+        return tuple(float(f) for f in rotary_frequencies(self.rope_dim, self.rope_theta, self.yarn))
+
+    def init_cache(self, batch: Any, size: Any, make: Callable[..., Cache], dtype: Any) -> SharedKVCache:
+        """An empty decoding state of one layer, with room for ``size`` tokens.
+
+        Raises:
+          UserError: for a ``make`` of one's own, which would hold keys and values of every token.
+        """
+        own = make == KVCache.zeros
+        require(
+            own, self, "its cache holds a window and entries, not the keys and values that make= builds; leave make out"
+        )
+        batch, size, _, width = cache_shape(batch, size, 1, self.head_dim)
+        window = jnp.zeros((batch, min(self.window, size), width), dtype)
+        return SharedKVCache(window, self._compressed(batch, size, dtype), jnp.zeros((), jnp.int32), size)
+
+    def _compressed(self, batch: int, size: int, dtype: Any) -> tuple[Compressed, ...]:
+        """Empty compressed state; none for a window alone."""
+        return ()
+
+    def num_params(self, d_model: int) -> int:
+        """Matrices, norms of the query latent and of the row, a sink a head."""
+        return self._matrices(d_model) + self.q_rank + self.head_dim + self.num_heads
+
+    def _matrices(self, d_model: int) -> int:
+        heads = self.num_heads * self.head_dim
+        queries = self.q_rank * (d_model + heads)
+        return queries + d_model * self.head_dim + heads * self.out_rank + self.out_groups * self.out_rank * d_model
+
+    def cache_bytes_per_token(self, dtype: Any) -> int | float:
+        """What grows with the context, in bytes a token; the window and the tails do not. ``dtype`` may be "v4"."""
+        return 0
+
+    def cache_bytes(self, context: int, dtype: Any) -> int:
+        """Bytes of the decoding state of one sequence with room for ``context`` tokens; the arrays are this large."""
+        return sum(self.cache_parts(context, dtype).values())
+
+    def cache_parts(self, context: int, dtype: Any) -> dict[str, int]:
+        """The same by part: "entries" grow with the context, the "window" is full after W tokens, "tails" are fixed."""
+        window = min(self.window, context) * entry_bytes(self.head_dim, self.rope_dim, dtype)
+        return {"entries": 0, "window": window, "tails": 0}
+
+    def flops_per_token(self, d_model: int, context: int) -> float:
+        """Two a weight of a matrix, and ``4 * N * H`` a row or entry that is attended to."""
+        core = 4 * self.num_heads * self.head_dim
+        return 2 * self._matrices(d_model) + core * self._attended(context)
+
+    def _attended(self, context: int) -> float:
+        return mean_visible(context, 1, self.window)
+
+
+def mean_visible(context: int, ratio: int, most: int | None = None) -> float:
+    """Mean over positions ``t = 0 .. context - 1`` of ``min(most, (t + 1) // ratio)``: entries that a token sees.
+
+    Example:
+      >>> mean_visible(4, 2), mean_visible(4, 1, most=2)  # (0+1+1+2)/4, (1+2+2+2)/4
+      (1.0, 1.75)
+    """
+
+    def total(tokens: int) -> int:
+        whole = tokens // ratio
+        return ratio * whole * (whole - 1) // 2 + whole * (tokens - whole * ratio + 1)
+
+    if most is None or context < most * ratio:
+        return total(context) / context
+    return (total(most * ratio - 1) + most * (context - most * ratio + 1)) / context
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SharedKVCache:
+    """The decoding state of one layer: a ring of the last rows, and what compression keeps.
+
+    Attributes:
+      window: ring ``[B, min(W, S), H]`` of rows, turned by their positions.
+      compressed: one `Compressed` for HCA, two for CSA (entries, keys of the indexer), none for a window alone.
+      length: tokens held so far, int32 scalar. Above S, what was appended last does not fit: see `admitted`.
+      size: S, tokens that it has room for.
+    """
+
+    window: Float[Array, "B _ H"]
+    compressed: tuple[Compressed, ...]
+    length: Int[Array, ""]
+    size: int = dataclasses.field(metadata={"static": True})
+
+    def append(self, k: Float[Array, "B L 1 H"], v: Float[Array, "B L 1 H"]) -> SharedKVCache:
+        """A cache that holds the rows of L more tokens; ``k`` and ``v`` are the same rows."""
+        k, _ = admitted(self.length, (self.window.shape[0], self.size, 1, self.window.shape[2]), k, v)
+        window = ring_write(self.window, self.length, k[:, :, 0])
+        return dataclasses.replace(self, window=window, length=self.length + k.shape[1])
+
+    def read(self) -> tuple[Float[Array, "B _ 1 H"], Float[Array, "B _ 1 H"]]:
+        """The rows of the window, oldest first, as keys and as values; those below position 0 hold nothing yet."""
+        rows = ring_read(self.window, self.length)[:, :, None]
+        return rows, rows
+
+
+class SharedKVAttention(nnx.Module):
+    """The module of a window alone; the compressed kinds add their entries in `_entries`.
+
+    Kernels: ``q_a_proj [D, Q]``, ``q_b_proj [Q, N*H]``, ``kv_proj [D, H]``, ``o_a_proj [g, N*H/g, r]``,
+    ``o_b_proj [g*r, D]``; ``sink [N]`` float32.
+
+    Args:
+      config: the sizes. d_model: D.
+      dtype: of the matmuls; ``param_dtype``: of the stored kernels.
+      out_scale: multiplies the initial standard deviation of ``o_b_proj``.
+      rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        d_model: int,
+        *,
+        dtype: str = "float32",
+        param_dtype: str = "float32",
+        out_scale: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        dtypes: dict[str, Any] = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype), "rngs": rngs}
+
+        def linear(inner: int, outer: int, scale: float = 1.0) -> nnx.Linear:
+            return nnx.Linear(inner, outer, use_bias=False, kernel_init=fan_in(scale), **dtypes)
+
+        heads, groups = config.num_heads * config.head_dim, config.out_groups
+        self.q_a_proj = linear(d_model, config.q_rank)
+        self.q_norm = RMSNorm(config.q_rank, epsilon=config.norm_eps, **dtypes)
+        self.q_b_proj = linear(config.q_rank, heads)
+        self.kv_proj = linear(d_model, config.head_dim)
+        self.kv_norm = RMSNorm(config.head_dim, epsilon=config.norm_eps, **dtypes)
+        self.sink = nnx.Param(jnp.zeros(config.num_heads, jnp.float32))
+        shape = (groups, heads // groups, config.out_rank)
+        self.o_a_proj = nnx.Einsum("blgi,gir->blgr", shape, kernel_init=fan_in(), **dtypes)
+        self.o_b_proj = linear(groups * config.out_rank, d_model, out_scale)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], cache: Cache | None = None
+    ) -> tuple[Float[Array, "B L D"], Cache | None]:
+        """Attends within ``x``, or, with a cache, also to what it holds; L may be any length.
+
+        Returns:
+          The output and the cache with the new tokens appended (None if none was given).
+        """
+        config = self.config
+        start = jnp.zeros((), jnp.int32) if cache is None else cache.length
+        positions = start + jnp.arange(x.shape[1], dtype=jnp.int32)
+        angles = rotary_angles(positions, np.asarray(config.frequencies, np.float32))
+        q, latent = self._queries(x, angles)
+        row = turn_last(self.kv_norm(self.kv_proj(x))[:, :, None], *angles)
+        if cache is None:
+            before = jnp.zeros((x.shape[0], min(config.window, x.shape[1]), config.head_dim), row.dtype)
+            now = row[:, :, 0]
+        else:
+            assert isinstance(cache, SharedKVCache)
+            before = cache.read()[0][:, :, 0]
+            now, _ = admitted(start, (cache.window.shape[0], cache.size, 1, config.head_dim), row, row)
+            now = now[:, :, 0].astype(before.dtype)  # what the cache will say of these tokens
+            held = self._extend(x, cache.compressed, start)
+            cache = dataclasses.replace(cache.append(row, row), compressed=held)
+        entries, visible = self._entries(x, latent, angles, positions, None if cache is None else cache.compressed)
+        rows = jnp.concatenate([before, now], axis=1).astype(q.dtype)
+        out = attend(q, rows, start, config.window, self.sink[...], entries.astype(q.dtype), visible)
+        return self._output(turn_last(out, angles[0], -angles[1])), cache
+
+    def _queries(self, x, angles) -> tuple[Float[Array, "B L N H"], Float[Array, "B L Q"]]:
+        """The turned queries, and the latent that they come from."""
+        latent = self.q_norm(self.q_a_proj(x))
+        q = self.q_b_proj(latent).reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim)
+        return turn_last(unit(q, self.config.norm_eps), *angles), latent
+
+    def _output(self, out: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
+        """Each group of heads by its own matrix, then all together."""
+        grouped = self.o_a_proj(out.reshape(*out.shape[:2], self.config.out_groups, -1))
+        return self.o_b_proj(grouped.reshape(*out.shape[:2], -1))
+
+    def _extend(self, x, held: tuple[Compressed, ...], start) -> tuple[Compressed, ...]:
+        """The compressed state after the tokens ``x``."""
+        return held
+
+    def _entries(self, x, latent, angles, positions, held) -> tuple[Float[Array, "B E H"], Bool[Array, "B L E"]]:
+        """Compressed entries, and which of them each query sees; made from ``x`` if nothing is ``held``."""
+        batch, length = x.shape[:2]
+        return jnp.zeros((batch, 0, self.config.head_dim), x.dtype), jnp.zeros((batch, length, 0), bool)
+
+
+def unit(x: Float[Array, "B L N H"], eps: float) -> Float[Array, "B L N H"]:
+    """RMSNorm over H without weights, in float32."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)).astype(x.dtype)

@@ -1,0 +1,80 @@
+"""One softmax over a window of tokens, compressed entries and a sink; keys and values are the same rows.
+
+    query at t, window of W = 4:
+
+        entries 0 1 2 ...            tokens  t-3  t-2  t-1  t          sink
+        [those that `visible` names] [the last W, itself included]    [a number a head: weight on nothing]
+        `------------------------------- one softmax -----------------------------------'
+
+    z_s = q . e_s / sqrt(H)          a_s = exp(z_s) / (sum_r exp(z_r) + exp(sink))          o = sum_s a_s e_s
+
+The numbers of these equations in the report on `DeepSeek-V4 <https://arxiv.org/abs/2606.19348>`_ are in the files of the
+three kinds: `minimoe.attention.sliding`, `minimoe.attention.csa`, `minimoe.attention.hca`.
+
+Tokens are cut in blocks of c queries. A block multiplies the rows before it and its own, not the whole sequence.
+
+Axes: B batch, L queries, N heads, H head width, W window, S rows of tokens, E entries, J blocks of c queries.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def in_window(query: Int[Array, "..."], key: Int[Array, "..."], window: int) -> Bool[Array, "..."]:
+    """Whether a query at one position sees a token at another: itself and the ``window - 1`` tokens before it."""
+    return (key >= 0) & (key <= query) & (key > query - window)
+
+
+def visible_entries(positions: Int[Array, "L"], entries: int, ratio: int) -> Bool[Array, "L E"]:
+    """Entry i stands for tokens up to ``(i + 1) * ratio - 1``: the query at that position is the first to see it."""
+    return jnp.arange(entries, dtype=jnp.int32)[None, :] < ((positions + 1) // ratio)[:, None]
+
+
+def sink_softmax(scores: Float[Array, "... N S"], sink: Float[Array, "N"]) -> Float[Array, "... N S"]:
+    """Softmax over S in float32 with one more score, the sink of the head, whose weight goes to nothing."""
+    sink = jnp.broadcast_to(sink.astype(jnp.float32)[:, None], (*scores.shape[:-1], 1))
+    return jax.nn.softmax(jnp.concatenate([scores, sink], axis=-1), axis=-1)[..., :-1]
+
+
+def attend(
+    q: Float[Array, "B L N H"],
+    rows: Float[Array, "B S H"],
+    start: Int[Array, ""],
+    window: int,
+    sink: Float[Array, "N"],
+    entries: Float[Array, "B E H"],
+    visible: Bool[Array, "B L E"],
+) -> Float[Array, "B L N H"]:
+    """What each query makes of its window and of the entries it may see.
+
+    Args:
+      q: queries at positions ``start .. start + L - 1``.
+      rows: of the R tokens before them and of the L tokens themselves; R at least W, or all that came before.
+      start: position of the first query. window: W. sink: a score a head.
+      entries: compressed; E may be 0. visible: which of them each query sees.
+    """
+    batch, length, heads, width = q.shape
+    before = rows.shape[1] - length
+    block = max(1, min(before, length))
+    blocks = -(-length // block)
+    pad = blocks * block - length
+    q = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))).reshape(batch, blocks, block, heads, width)
+    place = jnp.arange(blocks, dtype=jnp.int32)[:, None] * block + jnp.arange(before + block, dtype=jnp.int32)[None]
+    near = jnp.pad(rows, ((0, 0), (0, pad), (0, 0)))[:, place]  # [B, J, R+c, H]
+    at = start + jnp.arange(blocks * block, dtype=jnp.int32).reshape(blocks, block)
+    seen = in_window(at[:, :, None], (start - before + place)[:, None, :], window)
+    chosen = jnp.pad(visible, ((0, 0), (0, pad), (0, 0))).reshape(batch, blocks, block, -1)
+
+    def scores(equation: str, keys: Array, mask: Array) -> Array:
+        found = jnp.einsum(equation, q, keys, preferred_element_type=jnp.float32) * width**-0.5
+        return jnp.where(mask, found, -jnp.inf)
+
+    close = scores("bjcnh,bjkh->bjcnk", near, seen[None, :, :, None, :])
+    far = scores("bjcnh,beh->bjcne", entries, chosen[:, :, :, None, :])
+    weights = sink_softmax(jnp.concatenate([close, far], axis=-1), sink).astype(rows.dtype)
+    out = jnp.einsum("bjcnk,bjkh->bjcnh", weights[..., : before + block], near)
+    out += jnp.einsum("bjcne,beh->bjcnh", weights[..., before + block :], entries)
+    return out.reshape(batch, blocks * block, heads, width)[:, :length]

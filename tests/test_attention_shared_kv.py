@@ -1,0 +1,196 @@
+"""DeepSeek-V4's three kinds of attention: decoding in pieces, what the state holds, counts, and models made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import minimoe
+from minimoe import LayerConfig, ModelConfig, MoETransformer
+from minimoe.attention import (
+    Cache,
+    CompressedSparseConfig,
+    HeavilyCompressedConfig,
+    KVCache,
+    SlidingWindowConfig,
+    YarnConfig,
+)
+from minimoe.attention.shared_kv import mean_visible
+from minimoe.cost import count_params, forward_flops_per_token, kv_bytes_per_token
+from minimoe.errors import UserError
+from minimoe.training import Recipe, make_optimizer, train_step
+
+D, LENGTH = 8, 14
+SIZES = {
+    "num_heads": 4, "head_dim": 10, "rope_dim": 6, "q_rank": 5, "window": 3, "out_groups": 2, "out_rank": 3,
+    "rope_theta": 300.0,
+}  # fmt: skip
+LONG = SIZES | {"yarn": YarnConfig(factor=4.0, original_length=40, beta_fast=4.0, beta_slow=0.5)}
+CONFIGS = {
+    config.kind: config
+    for config in (
+        SlidingWindowConfig(**SIZES),
+        HeavilyCompressedConfig(**LONG, ratio=4),
+        CompressedSparseConfig(**LONG, ratio=3, index_heads=3, index_dim=8, index_top_k=2),
+    )
+}
+kinds = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+run = jax.jit(lambda layer, x, cache: layer(x, cache))
+
+
+def made(config, length=LENGTH):
+    """A layer whose sinks, norms and biases are not those of the start, and tokens."""
+    layer = config.build(D, out_scale=1.0, dtype="float32", param_dtype="float32", rngs=nnx.Rngs(0))
+    for n, (path, value) in enumerate(nnx.to_flat_state(nnx.state(layer, nnx.Param))):
+        if "kernel" not in path:
+            value[...] += 0.5 * jax.random.normal(jax.random.key(n), value.shape)
+    return layer, jax.random.normal(jax.random.key(1), (2, length, D))
+
+
+def decoded(layer, x, chunks, size):
+    cache, outs, at = layer.config.init_cache(2, size, KVCache.zeros, jnp.float32), [], 0
+    for count in chunks:
+        out, cache = run(layer, x[:, at : at + count], cache)
+        outs.append(out)
+        at += count
+    return jnp.concatenate(outs, axis=1), cache
+
+
+@pytest.mark.parametrize("chunks", [(1,) * LENGTH, (5, 1, 6, 2), (LENGTH,)], ids=["one by one", "irregular", "at once"])
+@kinds
+def test_decoding_in_pieces_is_the_full_forward(config, chunks):
+    """Attention is causal, so the outputs of a longer text are those of every shorter one too."""
+    layer, x = made(config)
+    whole, none = run(layer, x, None)
+    assert none is None
+    pieces, cache = decoded(layer, x, chunks, LENGTH + 3)
+    np.testing.assert_allclose(pieces, whole, rtol=1e-4, atol=1e-5)
+    assert int(cache.length) == LENGTH
+    assert isinstance(cache, Cache)
+
+
+@kinds
+def test_a_shorter_text_is_the_beginning_of_a_longer_one(config):
+    layer, x = made(config)
+    whole = run(layer, x, None)[0]
+    for length in (1, 2, 7):
+        np.testing.assert_allclose(run(layer, x[:, :length], None)[0], whole[:, :length], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 11, 12, 13])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@kinds
+def test_the_state_is_as_large_as_the_formula_says(config, dtype, size):
+    cache = config.init_cache(2, size, KVCache.zeros, jnp.dtype(dtype))
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache)) - cache.length.nbytes
+    parts = config.cache_parts(size, dtype)
+    assert held == 2 * config.cache_bytes(size, dtype) == 2 * sum(parts.values())
+    rate = config.cache_bytes_per_token(dtype)
+    assert parts["entries"] == size // getattr(config, "ratio", 1) * getattr(config, "ratio", 1) * rate
+
+
+@kinds
+def test_a_full_cache_is_an_error_and_nan_under_jit(config):
+    layer, x = made(config, 7)
+    _, cache = decoded(layer, x, (4,), 5)
+    with pytest.raises(UserError, match="holds 4 of 5 tokens and cannot take 2 more"):
+        layer(x[:, 4:6], cache)
+    out, over = run(layer, x[:, 4:6], cache)
+    assert np.isnan(out).all()
+    assert np.isnan(run(layer, x[:, 6:], over)[0]).all()
+    with pytest.raises(UserError, match="leave make out"):
+        config.init_cache(1, 4, lambda *_: KVCache.zeros(1, 4, 1, 2), jnp.float32)
+
+
+@kinds
+def test_a_large_sink_takes_all_weight(config):
+    layer, x = made(config)
+    layer.sink[...] = jnp.full(4, 60.0)
+    assert np.abs(run(layer, x, None)[0]).max() < 1e-6
+
+
+def test_published_sizes():
+    """V4-Flash and V4-Pro: 3,514.25 and 5,031.44 bytes a token, 74,752 bytes a window, the weights of each part."""
+    flash = {"num_heads": 64, "q_rank": 1024, "out_groups": 8}
+    pro = {"num_heads": 128, "q_rank": 1536, "out_groups": 16}
+    both = {"head_dim": 512, "rope_dim": 64, "window": 128, "out_rank": 1024}
+    index = {"index_heads": 64, "index_dim": 128}
+    bytes_a_token = {}
+    for name, own, top_k, csa, hca in (("flash", flash, 512, 21, 20), ("pro", pro, 1024, 30, 31)):
+        sparse = CompressedSparseConfig(**own, **both, **index, index_top_k=top_k)
+        heavy = HeavilyCompressedConfig(**own, **both)
+        bytes_a_token[name] = csa * sparse.cache_bytes_per_token("v4") + hca * heavy.cache_bytes_per_token("v4")
+    assert bytes_a_token == {"flash": 3514.25, "pro": 5031.4375}
+    sliding = SlidingWindowConfig(**flash, **both)
+    assert sliding.cache_bytes(2**20, "v4") == 74_752
+    d, w = 4096, 64 * 512
+    matrices = d * 1024 + 1024 * w + d * 512 + w * 1024 + 8 * 1024 * d
+    assert sliding.num_params(d) == matrices + 1024 + 512 + 64
+    compressor = HeavilyCompressedConfig(**flash, **both).num_params(d) - sliding.num_params(d)
+    assert compressor == 2 * d * 512 + 128 * 512 + 512
+    sparse = CompressedSparseConfig(**flash, **both, **index, index_top_k=512)
+    indexer = 2 * d * 256 + 1024 * 64 * 128 + 64 * d + 4 * 256 + 128
+    assert sparse.num_params(d) - sliding.num_params(d) == 2 * d * 1024 + 4 * 1024 + 512 + indexer
+
+
+@pytest.mark.parametrize(("ratio", "most"), [(1, None), (3, None), (4, 2), (1, 5), (3, 100)])
+def test_mean_visible_is_a_mean_over_positions(ratio, most):
+    for context in (1, 2, 7, 12, 23):
+        each = [min((t + 1) // ratio, context if most is None else most) for t in range(context)]
+        assert mean_visible(context, ratio, most) == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"out_groups": 3}, "num_heads=4 must be a multiple of out_groups=3"),
+        ({"rope_dim": 12}, "rope_dim=12 must be even and at most head_dim=10"),
+        ({"rope_dim": 3}, "rope_dim=3 must be even"),
+        ({"index_dim": 4}, "rope_dim=6 must be even and at most index_dim=4"),
+        ({"window": 0}, "window=0 must be a whole number of at least 1"),
+        ({"yarn": YarnConfig(4, 40, mscale=1)}, "leave mscale out"),
+    ],
+)
+def test_impossible_sizes_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(CONFIGS["compressed_sparse"], **changes)
+
+
+def small_model():
+    sliding, heavy, sparse = CONFIGS.values()
+    pattern = tuple(LayerConfig(attention) for attention in (sparse, heavy))
+    return ModelConfig(19, D, 3, sliding, d_ff=10, first_layers=(LayerConfig(),), pattern=pattern, context_length=16)
+
+
+def test_a_model_of_all_three_kinds():
+    """It comes back from plain values, counts its weights and its cache, trains a step and generates as it scores."""
+    config = small_model()
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    model = MoETransformer(config, rngs=nnx.Rngs(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count_params(config).total
+    assert kv_bytes_per_token(config) == 4 * (10 / 4 + 18 / 3)
+    assert forward_flops_per_token(config, 16) > 2 * count_params(config).attention
+
+    tokens = jnp.asarray(np.random.default_rng(0).integers(19, size=(2, 5)), jnp.int32)
+    text = minimoe.generate(model, tokens, 8, temperature=0.0)
+    logits = jax.jit(lambda model, text: model(text)[0])(model, text)
+    np.testing.assert_array_equal(text[:, 5:], jnp.argmax(logits, axis=-1)[:, 4:-1])
+
+    recipe = Recipe(steps=2, warmup_steps=0)
+    optimizer = nnx.Optimizer(model, make_optimizer(recipe), wrt=nnx.Param)
+    before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
+    rows = (text[:, :-1], text[:, 1:], jnp.ones((2, 12), bool))
+    assert bool(train_step(model, optimizer, *rows, jax.random.key(0), recipe=recipe).ok)
+    still = [
+        ".".join(map(str, path))
+        for (path, new), (_, old) in zip(
+            nnx.to_flat_state(nnx.state(model, nnx.Param)), nnx.to_flat_state(before), strict=True
+        )
+        if np.array_equal(new[...], old[...])
+    ]
+    assert all("indexer" in name for name in still), still
