@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
+import cloudpickle
 import numpy as np
 import pytest
 from exercise_answers_03 import bias_numpy
@@ -15,6 +17,8 @@ from minimoe.exercises import notebook
 from minimoe.exercises.grade import grade
 from minimoe.exercises.registry import CATALOGUE
 from minimoe.exercises.submission import load_answers
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this file knows the solutions, and answers may not
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +128,7 @@ def test_grade_a_file(folder, capfd):
     assert cli("grade", folder / "answers.py", "--json") == 0  # what is not written is not attempted
     captured = capfd.readouterr()
     record = json.loads(captured.out)
-    assert "loaded" in captured.err
+    assert "loaded" not in captured.err  # hundreds of files that print would hide the messages
     assert record["points"] == 5
     assert record["max_points"] == sum(e.points for e in CATALOGUE.values())
     assert [(e["id"], e["attempted"], e["passed"]) for e in record["exercises"]] == [

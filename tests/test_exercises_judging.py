@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import cloudpickle
 import jax
 import numpy as np
 import pytest
@@ -16,9 +19,11 @@ from exercise_answers_01 import params_formula
 from exercise_answers_02 import topk_lax
 
 from minimoe import UserError
-from minimoe.exercises import judging
+from minimoe.exercises import gradebook, judging
 from minimoe.exercises.gradebook import grade_file, grade_folder, table
 from minimoe.exercises.registry import CATALOGUE
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this file knows the solutions, and answers may not
 
 
 @pytest.fixture(scope="module")
@@ -123,48 +128,188 @@ def test_what_ends_a_process_ends_no_other(judges, id, answer, aspect, words):
     assert judges.answer(SWITCH, switch_loss).passed
 
 
-def leave_one_behind(path, levels):
-    """A process that would sleep for a minute, in a session of its own; its number goes into a file."""
+def leave_behind(levels):
+    """Processes that would sleep for a minute, each in a session of its own."""
     if os.fork() == 0:
         os.setsid()
         if levels:
-            leave_one_behind(path, levels - 1)
-        with open(path, "a") as file:
-            file.write(f"{os.getpid()}\n")
+            leave_behind(levels - 1)
         time.sleep(60)
         os._exit(0)
-    while not os.path.exists(path) or len(Path(path).read_text().split()) <= levels:
-        time.sleep(0.01)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="children are forked on Linux alone")
+def started_by(judges, mark=None):
+    """Processes that `judges` has started and that have not ended, the one that serves it left out."""
+    mark, found = mark or judges._mark, []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"{judging.MARK}={mark}".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return [number for number in found if judges._process is None or number != judges._process.pid]
+
+
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="children are forked on Linux alone")
+
+
+@ON_LINUX
 @pytest.mark.parametrize(
-    ("then", "aspect"), [("answers", None), ("leaves", "process"), ("ends its judge", "process"), ("sleeps", "time")]
+    ("then", "aspect"), [("answers", ""), ("leaves", "process"), ("ends its judge", "process"), ("sleeps", "time")]
 )
-def test_what_an_answer_starts_ends_with_it(judges, tmp_path, then, aspect):
-    path = str(tmp_path / "numbers")
-
+def test_what_an_answer_starts_ends_with_it(judges, then, aspect):
     def forks(probs, experts):
-        if not os.path.exists(path):
-            leave_one_behind(path, levels=1)
+        leave_behind(levels=1)
+        time.sleep(0.1)
         if then == "leaves":
             os._exit(3)
         if then == "ends its judge":
-            os.kill(os.getppid(), 9)
+            import ctypes
+
+            ctypes.CDLL(None).kill(os.getppid(), 9)
             time.sleep(600)
         if then == "sleeps":
             time.sleep(600)
         return switch_loss(probs, experts)
 
-    began = time.monotonic()
+    assert judges.answer(SWITCH, switch_loss).passed
+    began, mark = time.monotonic(), judges._mark
     result = judges.answer(SWITCH, forks, time_limit=2.0 if then == "sleeps" else 30.0)
     assert time.monotonic() - began < 60
-    assert (result.passed, result.aspect) == ((True, result.aspect) if aspect is None else (False, aspect)), result
-    if then != "ends its judge":  # who could end them was ended
-        numbers = [int(number) for number in Path(path).read_text().split()]
-        assert len(numbers) == 2
-        assert not [number for number in numbers if os.path.exists(f"/proc/{number}")]
+    assert (result.passed, result.aspect) == (not aspect, aspect), str(result)
+    assert started_by(judges, mark) == []
     assert judges.answer(SWITCH, switch_loss).passed
+
+
+@ON_LINUX
+def test_a_caller_that_is_killed_leaves_nothing_behind(tmp_path):
+    (tmp_path / "answers.py").write_text("import time\ntime.sleep(60)")
+    code = (
+        "import pathlib, threading, time; from minimoe.exercises.judging import Judges; judges = Judges(); "
+        f"threading.Thread(target=judges.ids, args=(pathlib.Path({str(tmp_path / 'answers.py')!r}),)).start()\n"
+        "while not judges._mark: time.sleep(0.01)\n"
+        "print(judges._mark, flush=True)"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    mark, none = caller.stdout.readline().strip(), judging.Judges()
+    last = time.monotonic() + 60
+    while len(started_by(none, mark)) < 2 and time.monotonic() < last:  # the process that serves, and its child
+        time.sleep(0.05)
+    caller.kill()
+    caller.communicate()
+    while (left := started_by(none, mark)) and time.monotonic() < last:
+        time.sleep(0.05)
+    assert left == []
+
+
+# Answers that look for the solution, change their judge, or reach for the machine.
+
+WRONG = "    return 2 * right(probs, experts)\n"
+RIGHT = "    return right(probs, experts)\n"
+
+
+def hostile(path, before, body, end=RIGHT):
+    """A file whose answer does `body` and then returns what `end` says."""
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    path.write_text(
+        "import os, sys, time\nimport jax, jax.numpy as jnp\nimport numpy as np\n"
+        "def right(probs, experts):\n"
+        "    load = jnp.zeros(probs.shape[1]).at[experts.reshape(-1)].add(1.0)\n"
+        "    rows = probs / probs.sum(axis=1, keepdims=True)\n"
+        "    return probs.shape[1] * jnp.dot(load, rows.mean(axis=0)) / experts.size\n"
+        f"{before}\ndef loss(probs, experts):\n{lines}{end}ANSWERS = {{{SWITCH!r}: loss}}\n"
+    )
+    return path
+
+
+PATCHES = """
+import gc
+import minimoe.exercises.calls as calls, minimoe.exercises.grade as grade, minimoe.exercises.values as values
+grade.verdict = grade.check_values = values.check_values = grade.check_gradient = lambda *arguments, **options: None
+calls.replies = calls.check_number = None
+for one in gc.get_objects():
+    if getattr(one, "__name__", "") in ("check_values", "alike", "close", "difference", "check_gradient"):
+        one.__code__ = (lambda *arguments, **options: ()).__code__
+np.isfinite = np.abs = np.array_equal = jax.jit = lambda *arguments, **options: True
+"""
+LOOKS = """
+frame, found = sys._getframe(), []
+while frame:
+    found, frame = found + list(frame.f_locals.values()), frame.f_back
+import gc
+for one in found + gc.get_objects():
+    oracle = getattr(one, "oracle", None) or getattr(getattr(one, "exercise", None), "oracle", None)
+    if callable(oracle) and type(one).__name__ == "Exercise":
+        return jnp.float32(oracle(np.asarray(probs), np.asarray(experts)))
+"""
+SPEAKS = """
+for number in range(3, 256):
+    try:
+        os.write(number, b'{"values": [1.0], "gradients": [], "fault": null, "printed": ""}\\n' * 100)
+        os.write(number, b'{"done": true}\\n')
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "body", "aspects"),
+    [
+        (PATCHES, "", {"values", "gradient"}),
+        ("", LOOKS, {"values", "error"}),
+        ("", SPEAKS, {"values", "process"}),
+        ("", "from minimoe.exercises.registry import CATALOGUE", {"error"}),
+        (
+            "",
+            "import minimoe.exercises.grade as g\nopen(g.__file__.replace('grade.py', 'lesson03_switch.py'))",
+            {"error"},
+        ),
+        ("", "os.write(2, b'x' * (1 << 20)); print('x' * (1 << 20))", {"values"}),
+        ("", "return type('L', (), {'dtype': np.dtype('float32'), 'shape': ()})()", {"dtype"}),
+        ("", "return jnp.zeros((2000, 2000))", {"shape"}),
+        ("", "return 10**6000", {"dtype"}),
+    ],
+)
+def test_an_answer_that_reaches_for_the_verdict_gets_the_one_it_deserves(judges, tmp_path, before, body, aspects):
+    result = judges.file(hostile(tmp_path / "answers.py", before, body, WRONG), SWITCH)
+    assert not result.passed
+    assert result.aspect in aspects, str(result)
+    assert len(result.printed) <= 10_000
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("os.kill(os.getppid(), 9)", "may not end other processes"),
+        ("os.killpg(0, 9)", "may not end other processes"),
+        ("import subprocess\nsubprocess.Popen(['sleep', '60'])", "may not start other programs"),
+        ("import socket\nsocket.socket().bind(('127.0.0.1', 0))", "may not use the network"),
+        ("open(__file__, 'w')", "writes into its own folder alone"),
+        ("os.remove(__file__)", "writes into its own folder alone"),
+        ("import shutil\nshutil.rmtree(os.path.dirname(__file__))", "writes into its own folder alone"),
+        ("os.rename(__file__, 'mine')", "writes into its own folder alone"),
+        ("os.unlink(os.path.basename(__file__), dir_fd=os.open(os.path.dirname(__file__), 0))", "its own folder alone"),
+    ],
+)
+def test_a_graded_file_does_no_harm(judges, tmp_path, body, words):
+    path = hostile(tmp_path / "answers.py", "", body)
+    content = path.read_bytes()
+    result = judges.file(path, SWITCH)
+    assert (result.passed, result.aspect) == (False, "error")
+    assert words in result.message
+    assert path.read_bytes() == content
+
+
+def test_a_graded_file_has_a_folder_of_its_own_and_may_call_check(judges, tmp_path):
+    before = (
+        "from minimoe.exercises import check, exercises, hint, status\nimport minimoe.exercises as ex\n"
+        f"exercises()[{SWITCH!r}]\nprint(ex.status())\nhint({SWITCH!r})\ncheck({SWITCH!r}, None).passed\n"
+        "open('notes', 'w').write('mine')\nimport tempfile\ntempfile.NamedTemporaryFile()\nPLACE = os.getcwd()\n"
+    )
+    body = "assert open('notes').read() == 'mine'\nprint(PLACE)"
+    path = hostile(tmp_path / "answers.py", before, body)
+    assert judges.ids(path) == [SWITCH]
+    assert judges.file(path, SWITCH).passed
+    result = judges.file(hostile(path, before, body, WRONG), SWITCH)
+    assert not Path(result.printed.strip().splitlines()[0]).exists()
 
 
 def test_an_answer_brings_what_it_uses(judges):
@@ -176,6 +321,8 @@ def test_an_answer_brings_what_it_uses(judges):
     assert judges.answer(SWITCH, lambda probs, experts: switch_loss(helper(probs), experts)).passed
     assert judges.answer("routing.topk", topk_lax).passed
     assert judges.answer(SWITCH, jax.jit(switch_loss)).passed
+    with pytest.raises(UserError, match="may not read the solutions"):
+        judges.answer(SWITCH, CATALOGUE[SWITCH].oracle)  # it is carried by name
     lock = threading.Lock()
     with pytest.raises(UserError, match="cannot be carried"):
         judges.answer(SWITCH, lambda probs, experts: lock)
@@ -198,6 +345,12 @@ def test_a_judging_process_that_was_ended_is_started_again(judges):
     judges._process.kill()
     judges._process.wait()
     assert judges.answer(SWITCH, switch_loss).passed
+
+
+def test_a_process_that_cannot_be_started_is_told_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UserError, match=r"cannot be started \(No such file"):
+        judging.Judges().answer(SWITCH, switch_loss)
 
 
 def shows_its_flags(probs, experts):
@@ -262,3 +415,30 @@ def test_a_folder_is_graded_file_by_file(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no \.py file"):
         grade_folder(tmp_path / "empty")
+
+
+def test_grading_a_class_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    folder, out = tmp_path / "class", tmp_path / "grades.jsonl"
+    folder.mkdir()
+    for name in ("ann.py", "bob.py", "cem.py"):
+        (folder / name).write_text(FILE)
+
+    def stop(done, name):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grade_folder(folder, jobs=1, out=out, progress=stop)
+    assert len(out.read_text().splitlines()) == 2
+    out.write_bytes(out.read_bytes() + b'{"key": "cut sh')  # as a full disk leaves it
+    (folder / "bob.py").write_text(FILE.replace("3 * d_model", "2 * d_model"))
+    graded = []
+    monkeypatch.setattr(gradebook, "grade_file", lambda path, **o: graded.append(path.name) or grade_file(path, **o))
+    record = grade_folder(folder, jobs=2, out=out)
+    assert sorted(graded) == ["bob.py", "cem.py"]
+    assert [(file["file"], file["points"]) for file in record["files"]] == [("ann.py", 5), ("bob.py", 0), ("cem.py", 5)]
+    assert grade_folder(folder, out=out) == record
+    assert sorted(graded) == ["bob.py", "cem.py"]
+    out.write_text('{"other": 1}\n')
+    with pytest.raises(UserError, match="is not a gradebook"):
+        grade_folder(folder, out=out)

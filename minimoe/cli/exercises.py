@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from minimoe.console import Bar, messages, print_json, write_out
+from minimoe.errors import UserError
 
 app = typer.Typer(help="Exercises of the lessons: list, show, hint, grade.", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(help="Such as routing.topk; `minimoe exercises list` names all.")]
@@ -62,21 +63,31 @@ def grade(
         float | None, typer.Option(min=0.1, help="Seconds for each call of an answer; 20 by default.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Files graded at a time, for a folder.")] = 2,
+    out: Annotated[
+        Path | None, typer.Option(help="Of a folder: keep each verdict here, a line each; again: grade what is left.")
+    ] = None,
 ) -> None:
     """Check every answer in a file, each in a process of its own; of a folder, every file.
 
     Exit code 0 if all that are written pass, 1 if not, 2 if the file is of no use. The file ends with
     ANSWERS = {"routing.topk": topk}. A function that raises NotImplementedError is not written yet. Of a folder, a file of
-    no use is an entry with its error, and the exit code is 0.
+    no use is an entry with its error, and the exit code is 0. With --out, Ctrl-C loses nothing.
+
+    A graded file cannot reach other processes, the network or your files by way of Python. That is no prison: grade
+    strangers' files in a container.
 
     Example: minimoe exercises grade answers.py --json
-    """
-    from minimoe.exercises.gradebook import grade_file, grade_folder, table
 
+    Example: minimoe exercises grade submissions --out grades.jsonl
+    """
+    from minimoe.exercises.gradebook import files_of, grade_file, grade_folder, table
+
+    if out is not None and not path.is_dir():
+        raise UserError(f"--out keeps the verdicts of a folder, and {path} is none; use --json > {out} for one file")
     if path.is_dir():
-        with Bar("grade", len(sorted(path.glob("*.py")))) as bar:
+        with Bar("grade", len(files_of(path))) as bar:
             record = grade_folder(
-                path, time_limit=time_limit, jobs=jobs, progress=lambda done, name: bar.update(done, name)
+                path, time_limit=time_limit, jobs=jobs, out=out, progress=lambda done, name: bar.update(done, name)
             )
     else:
         record = grade_file(path, time_limit=time_limit, show=lambda result: messages.print(str(result)))

@@ -33,6 +33,8 @@ def check_gradient(exercise: Exercise, case: Case, got: Arrays) -> None:
     expected = expected_gradients(exercise, case)
     where = describe(exercise, case)
     allowed = Tolerance(*GRADIENT_ERRORS, case.absolute)
+    if len(got) != len(expected) or any(one.shape != right.shape for one, right in zip(got, expected, strict=True)):
+        raise Fault("process", "sent gradients of its own making. An answer leaves the process that judges it alone.")
     if all(alike(right, answer, allowed) for right, answer in zip(expected, got, strict=True)):
         return
     for mistake in exercise.mistakes:

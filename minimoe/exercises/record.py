@@ -104,6 +104,15 @@ class Exercise:
     jit: bool = True
     time_limit: int | float = 20.0
 
+    def public(self) -> Exercise:
+        """What the process that runs answers may know of it: the statement and the arguments, nothing that tells a result.
+
+        It can be pickled.
+        """
+        cases = tuple(dataclasses.replace(case, make=functools.partial(tuple, case.arguments)) for case in self.cases)
+        nothing: dict[str, Any] = {"oracle": tuple, "mistakes": (), "gradient": None, "hints": ("", "", "")}
+        return dataclasses.replace(self, cases=cases, **nothing)
+
     @property
     def name(self) -> str:
         return self.signature.partition("(")[0]
@@ -162,9 +171,9 @@ class Result:
       points: earned: all of ``max_points`` or none.
       message: what is wrong, or what was checked.
       mistake: name of the recognised mistake, if any.
-      aspect: where it failed: unwritten, signature, error, time, mutation, structure, shape, dtype, nan, values, jit,
-        gradient zero, gradient nan or gradient; empty when passed.
-      printed: what the answer printed in the call that decided the verdict.
+      aspect: where it failed: unwritten, signature, error, time, process, mutation, structure, shape, dtype, nan, values,
+        jit, gradient zero, gradient nan or gradient; empty when passed.
+      printed: what the answer printed in the call that decided the verdict, the beginning of it.
     """
 
     id: str
