@@ -23,6 +23,7 @@ from minimoe.attention import (
 from minimoe.attention.shared_kv import mean_visible
 from minimoe.cost import count_params, forward_flops_per_token, kv_bytes_per_token
 from minimoe.errors import UserError
+from minimoe.quant import V4_CACHE
 from minimoe.training import Recipe, make_optimizer, train_step
 
 D, LENGTH = 8, 14
@@ -52,8 +53,8 @@ def made(config, length=LENGTH):
     return layer, jax.random.normal(jax.random.key(1), (2, length, D))
 
 
-def decoded(layer, x, chunks, size):
-    cache, outs, at = layer.config.init_cache(2, size, KVCache.zeros, jnp.float32), [], 0
+def decoded(layer, x, chunks, size, make=KVCache.zeros):
+    cache, outs, at = layer.config.init_cache(2, size, make, jnp.float32), [], 0
     for count in chunks:
         out, cache = run(layer, x[:, at : at + count], cache)
         outs.append(out)
@@ -92,6 +93,32 @@ def test_the_state_is_as_large_as_the_formula_says(config, dtype, size):
     assert held == 2 * config.cache_bytes(size, dtype) == 2 * sum(parts.values())
     rate = config.cache_bytes_per_token(dtype)
     assert parts["entries"] == size // getattr(config, "ratio", 1) * getattr(config, "ratio", 1) * rate
+
+
+@kinds
+def test_v4_storage_is_as_large_as_published_and_nearly_as_good(config):
+    """Pieces of any size give the same, since each row is rounded on its own; it differs from float32 by rounding alone."""
+    layer, x = made(config)
+    empty = config.init_cache(2, 13, V4_CACHE, jnp.float32)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(empty)) - empty.length.nbytes
+    assert held == 2 * config.cache_bytes(13, "v4")
+    outs = {}
+    for chunks in ((1,) * LENGTH, (5, 1, 6, 2)):
+        outs[chunks], _ = decoded(layer, x, chunks, LENGTH, V4_CACHE)
+    one, pieces = outs.values()
+    np.testing.assert_allclose(one, pieces, rtol=1e-4, atol=1e-5)
+    if config.kind != "compressed_sparse":  # where rounded keys may choose another entry
+        whole = np.asarray(run(layer, x, None)[0])
+        assert 1e-4 < np.abs(one - whole).max() / whole.std() < 0.15
+
+
+def test_v4_rows_are_those_of_the_published_sizes():
+    entries, keys = V4_CACHE.entry_rows(1, 3, 512, 64, jnp.bfloat16), V4_CACHE.index_rows(1, 3, 128, jnp.bfloat16)
+    assert [sum(leaf.nbytes for leaf in jax.tree.leaves(rows)) / 3 for rows in (entries, keys)] == [584, 68]
+    new = jnp.ones((1, 1, 128)).at[0, 0, 5].set(40.0)  # an outlier is spread before it is rounded
+    back = keys.write(jnp.array([2]), new).read()
+    np.testing.assert_array_equal(back[:, 2:], keys.kept(new))
+    assert np.abs(np.asarray(back[0, 2, :5], np.float32) - 1).max() < 1.0
 
 
 @kinds

@@ -10,6 +10,7 @@ from minimoe.attention.mla import LatentCache, MultiHeadLatentAttention, MultiHe
 from minimoe.attention.rotary import YarnConfig
 from minimoe.attention.shared_kv import SharedKVAttention, SharedKVCache
 from minimoe.attention.sliding import SlidingWindowConfig
+from minimoe.attention.storage import PlainRows, Rows, RowStorage
 
 __all__ = [
     "ATTENTIONS",
@@ -25,6 +26,9 @@ __all__ = [
     "LatentCache",
     "MultiHeadLatentAttention",
     "MultiHeadLatentConfig",
+    "PlainRows",
+    "RowStorage",
+    "Rows",
     "SharedKVAttention",
     "SharedKVCache",
     "SlidingWindowConfig",

@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from minimoe.attention.ring import ring_read, ring_write
 from minimoe.attention.rotary import rotary_angles, turn_last
+from minimoe.attention.storage import Rows
 from minimoe.layers import RMSNorm, fan_in
 
 
@@ -56,21 +57,21 @@ class Compressed:
     """What decoding keeps of the tokens so far.
 
     Attributes:
-      entries: ``[B, E, H]``; those of windows that are not full yet are 0 and must be masked.
+      entries: E rows of H numbers; those of windows that are not full yet are 0 and must be masked.
       kv, gate: C and Z of the last ``P * m`` tokens, rings ``[B, P*m, P*H]`` float32.
     """
 
-    entries: Float[Array, "B E H"]
+    entries: Rows
     kv: Float[Array, "B _ _"]
     gate: Float[Array, "B _ _"]
 
     @classmethod
-    def zeros(cls, batch: int, size: int, dim: int, ratio: int, overlap: bool, dtype: Any) -> Compressed:
-        """Empty, with room for the entries of ``size`` tokens."""
+    def empty(cls, rows: Rows, ratio: int, overlap: bool) -> Compressed:
+        """With ``rows`` for its entries."""
+        batch, _, dim = rows.shape
         parts = 1 + overlap
         tail = (batch, parts * ratio, parts * dim)
-        entries = jnp.zeros((batch, size // ratio, dim), dtype)
-        return cls(entries, jnp.zeros(tail, jnp.float32), jnp.zeros(tail, jnp.float32))
+        return cls(rows, jnp.zeros(tail, jnp.float32), jnp.zeros(tail, jnp.float32))
 
 
 class Compressor(nnx.Module):
@@ -118,8 +119,9 @@ class Compressor(nnx.Module):
         new, index = self._pool(*before, kv, gate, start, most)
         full = index < (start + x.shape[1]) // self.ratio
         index = jnp.where(full, index, held.entries.shape[1])  # beyond the end: dropped
-        entries = held.entries.at[:, index].set(new.astype(held.entries.dtype), mode="drop")
-        return Compressed(entries, ring_write(held.kv, start, kv), ring_write(held.gate, start, gate))
+        return Compressed(
+            held.entries.write(index, new), ring_write(held.kv, start, kv), ring_write(held.gate, start, gate)
+        )
 
     def _project(self, x) -> tuple[Float[Array, "B L _"], Float[Array, "B L _"]]:
         return self.kv_proj(x).astype(jnp.float32), self.gate_proj(x).astype(jnp.float32)

@@ -73,9 +73,10 @@ class CompressedSparseConfig(SharedKVConfig):
             self, d_model, out_scale=out_scale, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
 
-    def _compressed(self, batch: int, size: int, dtype: Any) -> tuple[Compressed, ...]:
-        widths = (self.head_dim, self.index_dim)
-        return tuple(Compressed.zeros(batch, size, width, self.ratio, True, dtype) for width in widths)
+    def _compressed(self, batch: int, size: int, storage: Any, dtype: Any) -> tuple[Compressed, ...]:
+        entries = storage.entry_rows(batch, size // self.ratio, self.head_dim, self.rope_dim, dtype)
+        keys = storage.index_rows(batch, size // self.ratio, self.index_dim, dtype)
+        return tuple(Compressed.empty(rows, self.ratio, True) for rows in (entries, keys))
 
     def num_params(self, d_model: int) -> int:
         biases_and_norms = sum(
@@ -127,7 +128,7 @@ class CompressedSparseAttention(SharedKVAttention):
         if held is None:
             entries, keys = self.compressor(x), self.indexer.compressor(x)
         else:
-            entries, keys = held[0].entries, held[1].entries
+            entries, keys = held[0].entries.read(), held[1].entries.read()
         visible = visible_entries(positions, entries.shape[1], self.config.ratio)
         index, real = choose(self.indexer(x, latent, angles, keys), visible, self.config.index_top_k)
         if x.shape[1] == 1:  # a step of decoding reads its K entries and no others

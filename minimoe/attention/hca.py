@@ -61,8 +61,9 @@ class HeavilyCompressedConfig(SharedKVConfig):
             self, d_model, out_scale=out_scale, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
 
-    def _compressed(self, batch: int, size: int, dtype: Any) -> tuple[Compressed, ...]:
-        return (Compressed.zeros(batch, size, self.head_dim, self.ratio, False, dtype),)
+    def _compressed(self, batch: int, size: int, storage: Any, dtype: Any) -> tuple[Compressed, ...]:
+        rows = storage.entry_rows(batch, size // self.ratio, self.head_dim, self.rope_dim, dtype)
+        return (Compressed.empty(rows, self.ratio, False),)
 
     def num_params(self, d_model: int) -> int:
         return super().num_params(d_model) + self.ratio * self.head_dim + self.head_dim
@@ -103,6 +104,6 @@ class HeavilyCompressedAttention(SharedKVAttention):
         return (self.compressor.extend(x, held[0], start),)
 
     def _entries(self, x, latent, angles, positions, held):
-        entries = self.compressor(x) if held is None else held[0].entries
+        entries = self.compressor(x) if held is None else held[0].entries.read()
         visible = visible_entries(positions, entries.shape[1], self.config.ratio)
         return entries, jnp.broadcast_to(visible[None], (x.shape[0], *visible.shape))

@@ -19,11 +19,15 @@ def ring_read(ring: Float[Array, "B R W"], length: Int[Array, ""]) -> Float[Arra
     return jnp.take(ring, order, axis=1)
 
 
+def ring_slots(slots: int, length: Int[Array, ""], tokens: int) -> tuple[Int[Array, "_"], int]:
+    """Where the last of ``tokens`` new tokens go, and how many of the first are not kept at all."""
+    dropped = tokens - min(slots, tokens)
+    return (length + jnp.arange(dropped, tokens, dtype=jnp.int32)) % max(1, slots), dropped
+
+
 def ring_write(
     ring: Float[Array, "B R W"], length: Int[Array, ""], new: Float[Array, "B L W"]
 ) -> Float[Array, "B R W"]:
     """The ring after the tokens at positions ``length .. length + L - 1``, of which it keeps the last R."""
-    slots, tokens = ring.shape[1], new.shape[1]
-    kept = min(slots, tokens)
-    at = (length + jnp.arange(tokens - kept, tokens, dtype=jnp.int32)) % max(1, slots)
-    return ring.at[:, at].set(new[:, tokens - kept :].astype(ring.dtype))
+    at, dropped = ring_slots(ring.shape[1], length, new.shape[1])
+    return ring.at[:, at].set(new[:, dropped:].astype(ring.dtype))

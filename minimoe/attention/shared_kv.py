@@ -26,9 +26,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.attention.cache import Cache, KVCache, admitted, cache_shape
 from minimoe.attention.compress import Compressed
-from minimoe.attention.ring import ring_read, ring_write
+from minimoe.attention.ring import ring_read, ring_slots
 from minimoe.attention.rotary import YarnConfig, check_yarn, rotary_angles, rotary_frequencies, turn_last
-from minimoe.attention.storage import entry_bytes
+from minimoe.attention.storage import PlainStorage, Rows, RowStorage, entry_bytes
 from minimoe.attention.window import attend
 from minimoe.checks import number_fields, require, whole_fields
 from minimoe.layers import RMSNorm, fan_in
@@ -86,18 +86,20 @@ class SharedKVConfig:
     def init_cache(self, batch: Any, size: Any, make: Callable[..., Cache], dtype: Any) -> SharedKVCache:
         """An empty decoding state of one layer, with room for ``size`` tokens.
 
-        Raises:
-          UserError: for a ``make`` of one's own, which would hold keys and values of every token.
-        """
-        own = make == KVCache.zeros
-        require(
-            own, self, "its cache holds a window and entries, not the keys and values that make= builds; leave make out"
-        )
-        batch, size, _, width = cache_shape(batch, size, 1, self.head_dim)
-        window = jnp.zeros((batch, min(self.window, size), width), dtype)
-        return SharedKVCache(window, self._compressed(batch, size, dtype), jnp.zeros((), jnp.int32), size)
+        Args:
+          make: `KVCache.zeros` for rows in ``dtype``, or a `minimoe.attention.RowStorage`.
 
-    def _compressed(self, batch: int, size: int, dtype: Any) -> tuple[Compressed, ...]:
+        Raises:
+          UserError: for another ``make``, which would hold keys and values of every token.
+        """
+        storage = PlainStorage() if make == KVCache.zeros else make
+        rows = "its cache holds a window and entries, not the keys and values that make= builds; leave make out"
+        require(isinstance(storage, RowStorage), self, rows)
+        batch, size, _, width = cache_shape(batch, size, 1, self.head_dim)
+        window = storage.entry_rows(batch, min(self.window, size), width, self.rope_dim, dtype)
+        return SharedKVCache(window, self._compressed(batch, size, storage, dtype), jnp.zeros((), jnp.int32), size)
+
+    def _compressed(self, batch: int, size: int, storage: Any, dtype: Any) -> tuple[Compressed, ...]:
         """Empty compressed state; none for a window alone."""
         return ()
 
@@ -155,26 +157,28 @@ class SharedKVCache:
     """The decoding state of one layer: a ring of the last rows, and what compression keeps.
 
     Attributes:
-      window: ring ``[B, min(W, S), H]`` of rows, turned by their positions.
+      window: ring of ``min(W, S)`` rows, turned by their positions.
       compressed: one `Compressed` for HCA, two for CSA (entries, keys of the indexer), none for a window alone.
       length: tokens held so far, int32 scalar. Above S, what was appended last does not fit: see `admitted`.
       size: S, tokens that it has room for.
     """
 
-    window: Float[Array, "B _ H"]
+    window: Rows
     compressed: tuple[Compressed, ...]
     length: Int[Array, ""]
     size: int = dataclasses.field(metadata={"static": True})
 
     def append(self, k: Float[Array, "B L 1 H"], v: Float[Array, "B L 1 H"]) -> SharedKVCache:
         """A cache that holds the rows of L more tokens; ``k`` and ``v`` are the same rows."""
-        k, _ = admitted(self.length, (self.window.shape[0], self.size, 1, self.window.shape[2]), k, v)
-        window = ring_write(self.window, self.length, k[:, :, 0])
+        batch, slots, width = self.window.shape
+        k, _ = admitted(self.length, (batch, self.size, 1, width), k, v)
+        at, dropped = ring_slots(slots, self.length, k.shape[1])
+        window = self.window.write(at, k[:, dropped:, 0])
         return dataclasses.replace(self, window=window, length=self.length + k.shape[1])
 
     def read(self) -> tuple[Float[Array, "B _ 1 H"], Float[Array, "B _ 1 H"]]:
         """The rows of the window, oldest first, as keys and as values; those below position 0 hold nothing yet."""
-        rows = ring_read(self.window, self.length)[:, :, None]
+        rows = ring_read(self.window.read(), self.length)[:, :, None]
         return rows, rows
 
 
@@ -239,7 +243,7 @@ class SharedKVAttention(nnx.Module):
             assert isinstance(cache, SharedKVCache)
             before = cache.read()[0][:, :, 0]
             now, _ = admitted(start, (cache.window.shape[0], cache.size, 1, config.head_dim), row, row)
-            now = now[:, :, 0].astype(before.dtype)  # what the cache will say of these tokens
+            now = cache.window.kept(now[:, :, 0])  # what the cache will say of these tokens
             held = self._extend(x, cache.compressed, start)
             cache = dataclasses.replace(cache.append(row, row), compressed=held)
         entries, visible = self._entries(x, latent, angles, positions, None if cache is None else cache.compressed)

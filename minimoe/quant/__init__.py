@@ -2,7 +2,8 @@
 
 In reading order: `formats`, `specs` (who shares a scale), `tensor` (arrays), `matmul`, `layers`, `recipes`, `models`
 (a whole model) and `dequantize` (the way back), `report` (sizes, changed routes); then training under rounding (`qat`,
-`fp8_training`, `methods`), the cache (`kv`), and what calibration text buys (`calibrate`, `smooth`, `gptq`, `sensitivity`).
+`fp8_training`, `methods`), the cache (`kv`, `shared_rows`), and what calibration text
+buys (`calibrate`, `smooth`, `gptq`, `sensitivity`).
 """
 
 from minimoe.quant.calibrate import Calibration, InputStatistics, collect
@@ -30,6 +31,7 @@ from minimoe.quant.qat import QatTransform, fake_quantize, qat_transform, straig
 from minimoe.quant.recipes import RECIPES, QuantRecipe, Rule, get_recipe
 from minimoe.quant.report import SizeReport, SizeRow, routing_changes, size_report
 from minimoe.quant.sensitivity import expert_calibration_experiment, layer_sensitivity
+from minimoe.quant.shared_rows import V4_CACHE, QuantRows, V4CacheFactory
 from minimoe.quant.smooth import smooth, smoothing_factors
 from minimoe.quant.specs import (
     FP8_BLOCK,
@@ -76,6 +78,7 @@ __all__ = [
     "RECIPES",
     "SPECS",
     "UE8M0",
+    "V4_CACHE",
     "Block",
     "CacheFactory",
     "Calibration",
@@ -96,12 +99,14 @@ __all__ = [
     "QuantKVCache",
     "QuantLinear",
     "QuantRecipe",
+    "QuantRows",
     "QuantizationAware",
     "Rule",
     "SizeReport",
     "SizeRow",
     "Spec",
     "Tile",
+    "V4CacheFactory",
     "cache_bytes_per_token",
     "choose_scale",
     "collect",
