@@ -20,6 +20,7 @@ from minimoe.attention import (
     SlidingWindowConfig,
     YarnConfig,
 )
+from minimoe.attention.indexer import index_loss
 from minimoe.attention.shared_kv import mean_visible
 from minimoe.cost import count_params, forward_flops_per_token, kv_bytes_per_token
 from minimoe.errors import UserError
@@ -221,3 +222,44 @@ def test_a_model_of_all_three_kinds():
         if np.array_equal(new[...], old[...])
     ]
     assert all("indexer" in name for name in still), still
+
+
+def test_the_indexer_learns_from_attention_and_teaches_nothing_else():
+    plain = CONFIGS["compressed_sparse"]
+    layer, x = made(dataclasses.replace(plain, index_loss=2.0))
+    share = jax.random.normal(jax.random.key(5), x.shape)
+
+    @jax.jit
+    def slopes(layer, x):
+        graphdef, params = nnx.split(layer, nnx.Param)
+        loss = lambda params, x: jnp.vdot(nnx.merge(graphdef, params)(x)[0], share)  # noqa: E731
+        grads, of_x = jax.grad(loss, argnums=(0, 1))(params, x)
+        return {".".join(map(str, path)): value[...] for path, value in nnx.to_flat_state(grads)} | {"x": of_x}
+
+    taught = slopes(layer, x)
+    layer.config = plain
+    untaught = slopes(layer, x)
+    for name, value in taught.items():
+        if name.startswith("indexer."):
+            assert not np.abs(untaught[name]).any(), name
+            assert np.abs(value).max() > 1e-6, name
+        else:
+            np.testing.assert_allclose(value, untaught[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_the_loss_of_the_indexer_is_a_divergence_over_the_chosen_entries():
+    rng = np.random.default_rng(0)
+    scores, weights = rng.normal(size=(2, 3, 5)), rng.uniform(size=(2, 3, 4, 5))
+    chosen = rng.uniform(size=(2, 3, 5)) < 0.5
+    chosen[0, 0], chosen[0, 1] = False, [True, False, False, False, False]
+    found = []
+    for b, t in np.ndindex(2, 3):
+        here = chosen[b, t]
+        if here.any():
+            p = weights[b, t].sum(axis=0)[here]
+            p, q = p / p.sum(), np.exp(scores[b, t][here])
+            found.append((p * np.log(p / (q / q.sum()))).sum())
+    as_arrays = [jnp.asarray(a, jnp.float32) for a in (scores, weights)]
+    np.testing.assert_allclose(index_loss(*as_arrays, jnp.asarray(chosen)), np.mean(found), rtol=1e-5)
+    agreeing = jnp.log(as_arrays[1].sum(axis=2))
+    np.testing.assert_allclose(index_loss(agreeing, as_arrays[1], jnp.asarray(chosen)), 0.0, atol=1e-6)

@@ -26,15 +26,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from minimoe.attention.compress import Compressed, Compressor, compressor_matrices, compressor_params, tail_bytes
-from minimoe.attention.indexer import Indexer, choose
+from minimoe.attention.indexer import Indexer, choose, index_loss, with_loss
 from minimoe.attention.shared_kv import SharedKVAttention, SharedKVConfig, mean_visible
 from minimoe.attention.storage import entry_bytes, index_key_bytes
 from minimoe.attention.window import visible_entries
-from minimoe.checks import whole_fields
+from minimoe.checks import number_fields, whole_fields
+from minimoe.layers.reverse_mode import reverse_mode_only
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,9 @@ class CompressedSparseConfig(SharedKVConfig):
     Args:
       ratio: m, tokens from one entry to the next.
       index_heads, index_dim: of the indexer's queries; ``rope_dim`` is at most ``index_dim``.
-      index_top_k: K, entries that a query reads. The other arguments are those of `SharedKVConfig`.
+      index_top_k: K, entries that a query reads.
+      index_loss: weight of what teaches the indexer while training, see `minimoe.attention.indexer.index_loss`; with 0 it
+        stays as it is. The other arguments are those of `SharedKVConfig`.
 
     Example:
       >>> sizes = dict(num_heads=64, head_dim=512, rope_dim=64, q_rank=1024, window=128, out_groups=8, out_rank=1024)
@@ -59,11 +63,13 @@ class CompressedSparseConfig(SharedKVConfig):
     index_dim: int
     index_top_k: int
     ratio: int = 4
+    index_loss: int | float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole_fields(self, "ratio", "index_heads", "index_dim", "index_top_k")
         self._check_rotary("index_dim")
+        number_fields(self, "index_loss", low=0, high=1e6, hint="1 is usual, 0 leaves the indexer as it is")
 
     def build(
         self, d_model: int, *, out_scale: float, dtype: str, param_dtype: str, rngs: nnx.Rngs
@@ -125,13 +131,23 @@ class CompressedSparseAttention(SharedKVAttention):
         return self.compressor.extend(x, main, start), self.indexer.compressor.extend(x, index, start)
 
     def _entries(self, x, latent, angles, positions, held):
-        if held is None:
-            entries, keys = self.compressor(x), self.indexer.compressor(x)
+        # A choice has no gradient. What teaches the indexer must not reach the rest of the model through its inputs.
+        alone, latent = jax.lax.stop_gradient((x, latent))
+        if not held:
+            entries, keys = self.compressor(x), self.indexer.compressor(alone)
         else:
             entries, keys = held[0].entries.read(), held[1].entries.read()
         visible = visible_entries(positions, entries.shape[1], self.config.ratio)
-        index, real = choose(self.indexer(x, latent, angles, keys), visible, self.config.index_top_k)
+        scores = self.indexer(alone, latent, angles, keys)
+        index, real = choose(scores, visible, self.config.index_top_k)
         if x.shape[1] == 1:  # a step of decoding reads its K entries and no others
-            return jnp.take_along_axis(entries, index[:, 0, :, None], axis=1), real
+            return jnp.take_along_axis(entries, index[:, 0, :, None], axis=1), real, None
         chosen = jnp.zeros((x.shape[0], *visible.shape), bool)
-        return entries, jnp.put_along_axis(chosen, index, real, axis=2, inplace=False)
+        chosen = jnp.put_along_axis(chosen, index, real, axis=2, inplace=False)
+        return entries, chosen, scores if self.config.index_loss and not held else None
+
+    def _taught(self, out, weights, visible, scores):
+        out = reverse_mode_only(
+            out, "index_loss teaches in reverse mode only; use jax.grad or jax.vjp, or index_loss=0"
+        )
+        return with_loss(out, self.config.index_loss * index_loss(scores, weights, visible))

@@ -104,6 +104,6 @@ class HeavilyCompressedAttention(SharedKVAttention):
         return (self.compressor.extend(x, held[0], start),)
 
     def _entries(self, x, latent, angles, positions, held):
-        entries = self.compressor(x) if held is None else held[0].entries.read()
+        entries = self.compressor(x) if not held else held[0].entries.read()
         visible = visible_entries(positions, entries.shape[1], self.config.ratio)
-        return entries, jnp.broadcast_to(visible[None], (x.shape[0], *visible.shape))
+        return entries, jnp.broadcast_to(visible[None], (x.shape[0], *visible.shape)), None

@@ -8,7 +8,9 @@
 
     I_(t,s) = sum_h w_(t,h) ReLU(q^I_(t,h) . k_s) / sqrt(dim * heads)     (equations 13-17 of the report on V4)
 
-A choice has no gradient, so the language loss does not train the indexer.
+A choice has no gradient, so the language loss does not train the indexer. Its teacher is the attention itself, as in
+DeepSeek-V3.2: the softmax of its scores shall be the weights that the heads give the chosen entries (`index_loss`). The
+report on V4 does not say how its indexer learns.
 
 Axes: B batch, L queries, E entries, D model width, Q width of the query latent, K entries chosen.
 """
@@ -25,6 +27,8 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.attention.compress import Compressor
 from minimoe.attention.rotary import turn_last
 from minimoe.layers import fan_in
+
+TINY, LOWEST = 1e-30, -1e30
 
 
 def index_scores(
@@ -43,6 +47,40 @@ def choose(
     index = jax.lax.top_k(jnp.where(visible[None], scores, -jnp.inf), min(top_k, scores.shape[2]))[1]
     seen = jnp.broadcast_to(visible[None], scores.shape)
     return index, jnp.take_along_axis(seen, index, axis=2)
+
+
+def index_loss(
+    scores: Float[Array, "B L E"], weights: Float[Array, "B L N E"], chosen: Bool[Array, "B L E"]
+) -> Float[Array, ""]:
+    """How far the softmax of the scores is from the attention on the chosen entries: KL, nats, mean over queries.
+
+    ``p_(t,s) = sum_n a_(t,n,s) / sum_(n,r) a_(t,n,r)`` over the chosen entries; ``KL(p_t || softmax(I_t))``. It is 0 where
+    the two agree. Queries that read no entry do not count; padded tokens do.
+
+    Args:
+      scores: I. weights: a, what each head gives each entry; no gradient flows into them. chosen: entries that were read.
+
+    References:
+      DeepSeek-AI, DeepSeek-V3.2-Exp (2025), equation 4: the stage of training in which attention is sparse.
+    """
+    target = jnp.where(chosen, jax.lax.stop_gradient(weights.astype(jnp.float32)).sum(axis=2), 0.0)
+    target /= jnp.maximum(target.sum(axis=2, keepdims=True), TINY)
+    guess = jax.nn.log_softmax(jnp.where(chosen, scores, LOWEST), axis=2)
+    each = jnp.where(chosen, target * (jnp.log(jnp.maximum(target, TINY)) - guess), 0.0).sum(axis=2)
+    reads = chosen.any(axis=2)
+    return each.sum() / jnp.maximum(reads.sum(), 1).astype(jnp.float32)
+
+
+@jax.custom_vjp
+def with_loss(y: Array, loss: Float[Array, ""]) -> Array:
+    """``y`` itself. Whatever is differentiated through it is differentiated as if ``loss`` were added to the end result.
+
+    The loss of a layer then needs no way out of the model. Its weight does not follow a factor on the end result.
+    """
+    return y
+
+
+with_loss.defvjp(lambda y, loss: (y, None), lambda _, slope: (slope, jnp.ones((), jnp.float32)))
 
 
 class Indexer(nnx.Module):

@@ -246,9 +246,12 @@ class SharedKVAttention(nnx.Module):
             now = cache.window.kept(now[:, :, 0])  # what the cache will say of these tokens
             held = self._extend(x, cache.compressed, start)
             cache = dataclasses.replace(cache.append(row, row), compressed=held)
-        entries, visible = self._entries(x, latent, angles, positions, None if cache is None else cache.compressed)
+        held = () if cache is None else cache.compressed
+        entries, visible, scores = self._entries(x, latent, angles, positions, held)
         rows = jnp.concatenate([before, now], axis=1).astype(q.dtype)
-        out = attend(q, rows, start, config.window, self.sink[...], entries.astype(q.dtype), visible)
+        out, weights = attend(q, rows, start, config.window, self.sink[...], entries.astype(q.dtype), visible)
+        if scores is not None:
+            out = self._taught(out, weights, visible, scores)
         return self._output(turn_last(out, angles[0], -angles[1])), cache
 
     def _queries(self, x, angles) -> tuple[Float[Array, "B L N H"], Float[Array, "B L Q"]]:
@@ -266,10 +269,16 @@ class SharedKVAttention(nnx.Module):
         """The compressed state after the tokens ``x``."""
         return held
 
-    def _entries(self, x, latent, angles, positions, held) -> tuple[Float[Array, "B E H"], Bool[Array, "B L E"]]:
-        """Compressed entries, and which of them each query sees; made from ``x`` if nothing is ``held``."""
+    def _entries(
+        self, x, latent, angles, positions, held
+    ) -> tuple[Float[Array, "B E H"], Bool[Array, "B L E"], Float[Array, "B L E"] | None]:
+        """Compressed entries, made from ``x`` if nothing is ``held``; which of them each query sees; scores to be taught."""
         batch, length = x.shape[:2]
-        return jnp.zeros((batch, 0, self.config.head_dim), x.dtype), jnp.zeros((batch, length, 0), bool)
+        return jnp.zeros((batch, 0, self.config.head_dim), x.dtype), jnp.zeros((batch, length, 0), bool), None
+
+    def _taught(self, out, weights, visible, scores) -> Float[Array, "B L N H"]:
+        """``out``; its gradient also teaches what made the ``scores``."""
+        return out
 
 
 def unit(x: Float[Array, "B L N H"], eps: float) -> Float[Array, "B L N H"]:

@@ -47,8 +47,8 @@ def attend(
     sink: Float[Array, "N"],
     entries: Float[Array, "B E H"],
     visible: Bool[Array, "B L E"],
-) -> Float[Array, "B L N H"]:
-    """What each query makes of its window and of the entries it may see.
+) -> tuple[Float[Array, "B L N H"], Float[Array, "B L N E"]]:
+    """What each query makes of its window and of the entries it may see, and the weight that it gives each entry.
 
     Args:
       q: queries at positions ``start .. start + L - 1``.
@@ -76,5 +76,7 @@ def attend(
     far = scores("bjcnh,beh->bjcne", entries, chosen[:, :, :, None, :])
     weights = sink_softmax(jnp.concatenate([close, far], axis=-1), sink).astype(rows.dtype)
     out = jnp.einsum("bjcnk,bjkh->bjcnh", weights[..., : before + block], near)
-    out += jnp.einsum("bjcne,beh->bjcnh", weights[..., before + block :], entries)
-    return out.reshape(batch, blocks * block, heads, width)[:, :length]
+    far = weights[..., before + block :]
+    out += jnp.einsum("bjcne,beh->bjcnh", far, entries)
+    out, far = (x.reshape(batch, blocks * block, heads, x.shape[-1])[:, :length] for x in (out, far))
+    return out, far

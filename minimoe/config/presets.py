@@ -34,7 +34,7 @@ def _v4(d_model: int, d_expert: int, num_experts: int, num_heads: int, out_group
     shared: dict[str, Any] = width | {"window": 32, "out_groups": out_groups, "out_rank": d_model // 2}
     window = SlidingWindowConfig(**shared)
     sparse = CompressedSparseConfig(
-        **shared, rope_theta=160_000.0, ratio=4, index_heads=4, index_dim=16, index_top_k=16
+        **shared, rope_theta=160_000.0, ratio=4, index_heads=4, index_dim=16, index_top_k=16, index_loss=1.0
     )
     heavy = HeavilyCompressedConfig(**shared, rope_theta=160_000.0, ratio=16)
     moe = MoEConfig(
