@@ -24,7 +24,7 @@ from minimoe.attention.indexer import index_loss
 from minimoe.attention.shared_kv import mean_visible
 from minimoe.cost import count_params, forward_flops_per_token, kv_bytes_per_token
 from minimoe.errors import UserError
-from minimoe.quant import V4_CACHE
+from minimoe.quant import V4_CACHE, cache_bytes_per_token
 from minimoe.training import Recipe, make_optimizer, train_step
 
 D, LENGTH = 8, 14
@@ -202,6 +202,8 @@ def test_a_model_of_all_three_kinds():
     model = MoETransformer(config, rngs=nnx.Rngs(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count_params(config).total
     assert kv_bytes_per_token(config) == 4 * (10 / 4 + 18 / 3)
+    with pytest.raises(UserError, match="which SlidingWindowConfig does not keep; ask minimoe.cost.kv_bytes_per_token"):
+        cache_bytes_per_token(config, "fp8")
     assert forward_flops_per_token(config, 16) > 2 * count_params(config).attention
 
     tokens = jnp.asarray(np.random.default_rng(0).integers(19, size=(2, 5)), jnp.int32)

@@ -92,7 +92,7 @@ class SharedKVConfig:
         Raises:
           UserError: for another ``make``, which would hold keys and values of every token.
         """
-        storage = PlainStorage() if make == KVCache.zeros else make
+        storage: Any = PlainStorage() if make == KVCache.zeros else make
         rows = "its cache holds a window and entries, not the keys and values that make= builds; leave make out"
         require(isinstance(storage, RowStorage), self, rows)
         batch, size, _, width = cache_shape(batch, size, 1, self.head_dim)

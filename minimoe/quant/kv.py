@@ -198,13 +198,18 @@ def kv_cache(name: str) -> CacheFactory:
 def cache_bytes_per_token(config: ModelConfig, name: str) -> int:
     """Bytes that one more token of context costs in all layers, scales included; the arrays are exactly this large.
 
+    Raises:
+      UserError: for a model with attention of another kind, which keeps no keys and values.
+
     Example:
       >>> {name: cache_bytes_per_token(ModelConfig.preset("nano"), name) for name in CACHES}
       {'bf16': 1024, 'fp8': 528, 'fp8-rope': 776, 'int8': 576, 'int4': 320}
     """
     make, total = kv_cache(name), 0
     for layer, count in config.layer_counts.items():
-        assert isinstance(layer.attention, GroupedQueryConfig)
+        if not isinstance(layer.attention, GroupedQueryConfig):
+            held = f"cache {name!r} holds keys and values, which {type(layer.attention).__name__} does not keep"
+            raise UserError(f"{held}; ask minimoe.cost.kv_bytes_per_token")
         total += count * make.bytes_per_token(layer.attention.num_kv_heads, layer.attention.head_dim)
     return total
 
