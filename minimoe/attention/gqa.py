@@ -1,5 +1,16 @@
 """Grouped-query attention with rotary positions: its sizes, what they cost, and the module.
 
+    query at t     q_1 q_2 | q_3 q_4          N = 4 heads, M = 2 key/value heads: two query heads share each
+                     |   |     |   |
+    token 0          k_1 v_1   k_2 v_2        kept while decoding: 2 * M * H numbers a token, for all tokens
+    ...
+    token t          k_1 v_1   k_2 v_2        (causal: tokens behind t are not seen)
+
+    q_n = RoPE(W_Q,n h),  k_m = RoPE(W_K,m h),  v_m = W_V,m h                                    (1)
+    o_n = sum_s softmax_s(q_n . k_(m,s) / sqrt(H)) v_(m,s),  m = the group of n                  (2)
+
+M = N is multi-head attention, M = 1 multi-query attention. The numbers of the equations are ours.
+
 Axes as in `minimoe.attention.core`; D is the model width.
 """
 
