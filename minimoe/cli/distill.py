@@ -29,7 +29,10 @@ def distill(
         typer.Option(help="Checkpoint or shipped model to learn from; again as DOMAIN=CHECKPOINT for specialists."),
     ],
     student: Annotated[
-        str, typer.Option(help="Preset (nano, small), or a checkpoint or shipped model to train on from.")
+        str,
+        typer.Option(
+            help="Preset (nano, small, v4-nano, v4-small), or a checkpoint or shipped model to train on from."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics.jsonl and curve.png.")],
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; the preset's recipe by default.")] = None,

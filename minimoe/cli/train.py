@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics.jsonl and curve.png.")],
-    config: Annotated[str, typer.Option(help="Preset: nano (2.2M parameters) or small (11.4M).")] = "nano",
+    config: Annotated[
+        str, typer.Option(help="Preset: nano (2.2M parameters), small (11.4M), v4-nano (2.9M) or v4-small (14.5M).")
+    ] = "nano",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; the preset's recipe by default.")] = None,
     seed: Annotated[int, typer.Option(help="Decides weights, order of data and dropout.")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
