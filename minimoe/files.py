@@ -179,8 +179,11 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[bool]:
+def only_writer(folder: Path, lock: Path | None = None) -> Iterator[bool]:
     """Holds the lock of a folder: of several processes, and of several threads, one writes. A kill releases it too.
+
+    Args:
+      folder: what is written; a file, if ``lock`` is given. lock: the file that stands for it; one in the folder.
 
     Yields:
       True; False where the file system knows no locks, so that nobody can be kept out.
@@ -197,12 +200,12 @@ def only_writer(folder: Path) -> Iterator[bool]:
       ...         print(str(error).removeprefix(folder))
        is being written by another process; wait until it is done, or choose another folder
     """
-    path = folder / LOCK_FILE
+    path = lock or folder / LOCK_FILE
     with writing(folder):
         handle, locked = _take(path)
     try:
         if locked is None:
-            repair = "wait until it is done, or choose another folder"
+            repair = f"wait until it is done, or choose another {'file' if lock else 'folder'}"
             raise UserError(f"{folder} is being written by another process; {repair}")
         yield locked
     finally:

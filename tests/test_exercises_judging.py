@@ -22,6 +22,7 @@ from minimoe import UserError
 from minimoe.exercises import gradebook, judging
 from minimoe.exercises.gradebook import grade_file, grade_folder, table
 from minimoe.exercises.registry import CATALOGUE
+from minimoe.files import only_writer
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # this file knows the solutions, and answers may not
 
@@ -312,6 +313,17 @@ def test_a_graded_file_has_a_folder_of_its_own_and_may_call_check(judges, tmp_pa
     assert not Path(result.printed.strip().splitlines()[0]).exists()
 
 
+@ON_LINUX
+def test_one_process_serves_all_answers(judges):
+    """However quickly an answer's process ends: starting another one takes a second or two."""
+    assert judges.answer("sparse.params", params_formula).passed
+    number = judges._process.pid
+    for _ in range(20):
+        judges.answer("sparse.params", params_formula)
+        assert judges._process is not None
+        assert judges._process.pid == number
+
+
 def test_an_answer_brings_what_it_uses(judges):
     offset = np.float32(0)
 
@@ -347,10 +359,17 @@ def test_a_judging_process_that_was_ended_is_started_again(judges):
     assert judges.answer(SWITCH, switch_loss).passed
 
 
-def test_a_process_that_cannot_be_started_is_told_in_one_line(monkeypatch, tmp_path):
+@ON_LINUX
+def test_where_no_answer_can_be_run_nobody_is_graded(monkeypatch, tmp_path):
+    """A missing interpreter, or a process that dies by itself, is one line; no student gets 0 points for it."""
+    (tmp_path / "ann.py").write_text(FILE)
+    monkeypatch.setattr(judging, "BOOT", "import sys; sys.stdin.buffer.read(1)")
+    with pytest.raises(judging.JudgeFailed, match="ended before it ran one"):
+        grade_folder(tmp_path, jobs=1, out=tmp_path / "grades.jsonl")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(UserError, match=r"cannot be started \(No such file"):
+    with pytest.raises(judging.JudgeFailed, match=r"cannot be started \(No such file"):
         judging.Judges().answer(SWITCH, switch_loss)
+    assert not (tmp_path / "grades.jsonl").exists()
 
 
 def shows_its_flags(probs, experts):
@@ -439,6 +458,11 @@ def test_grading_a_class_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert [(file["file"], file["points"]) for file in record["files"]] == [("ann.py", 5), ("bob.py", 0), ("cem.py", 5)]
     assert grade_folder(folder, out=out) == record
     assert sorted(graded) == ["bob.py", "cem.py"]
+    with only_writer(out, tmp_path / ".grades.jsonl.lock"), pytest.raises(UserError, match="by another process; wait"):
+        grade_folder(folder, out=out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["class", "grades.jsonl"]
+    with pytest.raises(UserError, match=r"is no plain file|cannot be written"):
+        grade_folder(folder, out=Path(os.devnull))
     out.write_text('{"other": 1}\n')
     with pytest.raises(UserError, match="is not a gradebook"):
         grade_folder(folder, out=out)

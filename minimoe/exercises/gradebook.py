@@ -13,10 +13,10 @@ from typing import Any
 
 from minimoe import __version__
 from minimoe.errors import UserError
-from minimoe.exercises.judging import Judges
+from minimoe.exercises.judging import JudgeFailed, Judges
 from minimoe.exercises.record import Result
 from minimoe.exercises.registry import CATALOGUE, Table
-from minimoe.files import check_file, write_atomically, writing
+from minimoe.files import check_file, only_writer, write_atomically, writing
 
 Record = dict[str, Any]
 
@@ -71,10 +71,24 @@ def grade_folder(
       progress: called with (files done, the last one's name).
 
     Raises:
-      UserError: if the folder holds no such file, or ``out`` cannot be written or holds something else.
+      UserError: if the folder holds no such file, or ``out`` cannot be written, holds something else, or is
+        being written by another grading.
     """
     paths = files_of(folder)
-    kept = _Kept(out, time_limit)
+    lock = contextlib.nullcontext() if out is None else only_writer(out, out.with_name(f".{out.name}.lock"))
+    with lock:
+        entries = _grade_all(paths, _Kept(out, time_limit), time_limit, jobs, progress)
+    return _summary() | {"folder": str(folder), "files": entries}
+
+
+def _grade_all(
+    paths: list[Path],
+    kept: _Kept,
+    time_limit: int | float | None,
+    jobs: int,
+    progress: Callable[[int, str], None],
+) -> list[Record]:
+    """The entries of the files, in their order."""
     mine, all_judges = threading.local(), []
 
     def grade_one(path: Path) -> Record:
@@ -83,6 +97,8 @@ def grade_folder(
             all_judges.append(mine.judges)
         try:
             return grade_file(path, time_limit=time_limit, judges=mine.judges)
+        except JudgeFailed:
+            raise
         except UserError as error:
             return {"file": path.name, "points": 0, "error": str(error), "exercises": []}
 
@@ -101,7 +117,7 @@ def grade_folder(
         pool.shutdown(wait=False, cancel_futures=True)
         for judges in all_judges:  # what still runs after Ctrl-C ends with them
             judges.close()
-    return _summary() | {"folder": str(folder), "files": [records[path] for path in paths]}
+    return [records[path] for path in paths]
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -131,6 +147,8 @@ class _Kept:
         if path is None:
             return
         check_file(path)
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no plain file; name a new one")
         lines = path.read_bytes().split(b"\n") if path.exists() else []
         if lines and lines[-1]:  # the last line was cut short by a kill or a full disk
             with writing(path):

@@ -65,7 +65,8 @@ def frame(kind: bytes, content: bytes) -> bytes:
     """What this process writes; no pickle, which could run code at the other end.
 
     Args:
-      kind: ``c``, the number of a child; ``s``, a piece of what it says; ``e``, its exit code: it is gone.
+      kind: ``c``, the number of a child, 0 if this process itself runs the answer; ``s``, a piece of what it says;
+        ``e``, its exit code: it is gone.
     """
     return struct.pack("<cI", kind, len(content)) + content
 
@@ -103,6 +104,7 @@ def main() -> None:
         while True:
             request = receive(requests)
             if not CAN_FORK:
+                _write(answers, frame(b"c", b"0"))
                 with _own_folder() as folder:
                     serve(request, folder, lambda content: _write(answers, frame(b"s", content)))
                 return

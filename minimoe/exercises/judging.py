@@ -35,6 +35,7 @@ from minimoe.exercises.wire import LONGEST_LINE, Reply, load
 START_LIMIT = 120.0  # seconds for the other process to import JAX, on a busy machine
 FILE_LIMIT = 60.0  # seconds for running a student's file
 CALL_MARGIN = 10.0  # seconds beside the limit of a call, for what comes before and after it
+EXIT_LIMIT = 1.0  # seconds for the process of an answer to end when all is said
 CLEAN_LIMIT = 5.0  # seconds for ending what an answer has started
 MARK = "MINIMOE_JUDGED_BY"  # the environment variable by which processes that an answer started are found
 
@@ -54,6 +55,10 @@ class Ended(Exception):
     def __init__(self, code: int | None):
         super().__init__(code)
         self.code = code
+
+
+class JudgeFailed(UserError):
+    """No answer could be run, through no fault of an answer: it says nothing about one."""
 
 
 class Judges:
@@ -101,6 +106,8 @@ class Judges:
             with contextlib.closing(self._lines(request, [FILE_LIMIT + CALL_MARGIN])) as lines:
                 found = [line["ids"] for line in lines]
             ids = [str(id) for id in found[0]]
+        except JudgeFailed:
+            raise
         except UserError as error:
             raise UserError(str(error).replace(str(path.absolute()), str(path))) from None
         except Late:
@@ -164,18 +171,19 @@ class Judges:
           waits: seconds for each line, the last of them also for the line that says that all is said.
 
         Raises:
-          Late, Ended: see there. UserError: the file or the function is of no use. ValueError: what came is no JSON.
+          Late, Ended, JudgeFailed: see there. UserError: the file or the function is of no use. ValueError: what came is
+            no JSON.
         """
         with self._busy:
             child: int | None = None
-            text, count, clean = b"", 0, False
+            text, count, clean, reached = b"", 0, False, False
             try:
                 send(self._started(), request | {"modules": [entry or os.getcwd() for entry in sys.path]})
                 deadline = time.monotonic() + START_LIMIT + waits[0]
                 while True:
                     kind, content = self._next(deadline)
                     if kind == b"c":
-                        child, deadline = int(content), time.monotonic() + waits[0]
+                        child, reached, deadline = int(content) or None, True, time.monotonic() + waits[0]
                     if kind == b"e":
                         clean = True
                         raise Ended(int(content))
@@ -189,6 +197,7 @@ class Judges:
                     for line in lines:
                         said = json.loads(line)
                         if said == {"done": True}:
+                            clean = self._has_ended(EXIT_LIMIT)
                             return
                         if "error" in said:
                             raise UserError(str(said["error"]))
@@ -196,10 +205,16 @@ class Judges:
                         deadline = time.monotonic() + waits[min(count, len(waits) - 1)]
                         if said != {"loaded": True}:
                             yield said
+            except (Ended, Late, OSError) as error:
+                if not reached:
+                    raise JudgeFailed(
+                        "the process that runs answers ended before it ran one, or did not start; is the memory used up?"
+                    ) from error
+                if isinstance(error, OSError):  # the pipe broke
+                    raise Ended(self._code()) from None
+                raise
             except (RecursionError, TypeError):
                 raise ValueError("no JSON that was asked for") from None
-            except OSError:  # the pipe broke: it was ended between two requests, or by the answer
-                raise Ended(self._code()) from None
             finally:
                 if not clean:
                     self._stop(child)
@@ -235,7 +250,7 @@ class Judges:
                     start_new_session=True,  # a Ctrl-C is for the caller, who ends it
                 )
             except OSError as error:
-                raise UserError(
+                raise JudgeFailed(
                     f"answers are judged in a process of their own, and {sys.executable} cannot be started "
                     f"({error.strerror}); run minimoe with an interpreter that you may start"
                 ) from error
@@ -244,17 +259,21 @@ class Judges:
 
     def _stop(self, child: int | None) -> None:
         """Ends the answer, and waits until the other process has ended what it started; else ends that process too."""
-        deadline = time.monotonic() + CLEAN_LIMIT
-        with contextlib.suppress(OSError, Late):
+        with contextlib.suppress(ProcessLookupError):
             if child is not None:
                 os.kill(child, signal.SIGKILL)
-                while True:
-                    kind, _ = self._next(deadline)
-                    if kind == b"e":
-                        return
-                    if kind == b"gone":
-                        break
-        self.close()
+        if child is None or not self._has_ended(CLEAN_LIMIT):
+            self.close()
+
+    def _has_ended(self, patience: float) -> bool:
+        """Waits until the other process says that the answer's process is gone; what it says meanwhile is dropped."""
+        deadline = time.monotonic() + patience
+        with contextlib.suppress(Late):
+            while True:
+                kind, _ = self._next(deadline)
+                if kind in (b"e", b"gone"):
+                    return kind == b"e"
+        return False
 
 
 def _too_long(limit: int | float) -> str:
