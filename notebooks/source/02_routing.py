@@ -267,9 +267,11 @@ print(f"nano's biases: {biases.min():+.2f} to {biases.max():+.2f}; bits per byte
       f"with the leak {leaks.bits_per_byte:.3f} ({leaks.bits_per_byte - own.bits_per_byte:+.3f})")
 
 # %% [markdown]
-# > **Key observation.** The leak raises no error. The five tokens show what it does to weights. `nano` hardly suffers,
-# > because its biases are small: this mistake can hide in a model that scores well. `nano` was trained without the leak
-# > and is read with it. What a model *trained* with the leak would do is not measured here.
+# > **Key observation.** The leak changes the weights and raises no error. `nano` hardly suffers (the last number above):
+# > this mistake can hide in a model that scores well.
+#
+# The biases of `nano` are small, and it was trained without the leak. What a model *trained* with the leak would do is
+# not measured here.
 #
 # **Exercise.** Write the choice with the bias, and the weights without it.
 
@@ -410,9 +412,10 @@ plots.changed_outputs(shown, "Figure 4: one batch; the last token was changed, w
 # What to see: an orange cell is an earlier token whose output moved. (The figure shows the one batch of 200 in which the
 # capacity leaked most; the lines above it count all batches.)
 #
-# > **Key observation.** Causality is a property of the *router and the dispatch together*. `topk` alone is causal. `topk`
-# > with a capacity is not: all first choices get a slot before any second choice, so a later token can push an earlier
-# > token out.
+# > **Key observation.** Causality is a property of the *router and the dispatch together*: `topk` alone changes nothing
+# > earlier (first line above), `topk` with a capacity does (last line).
+#
+# The reason: all first choices get a slot before any second choice, so a later token can push an earlier token out.
 #
 # ## Dispatch, built in front of you
 #
@@ -564,9 +567,10 @@ print(f"T = {sizes[-1]}: the loop takes {loop_over_dropless:.2f}x the time of dr
 compare(questions[1], loop_over_dropless)
 
 # %% [markdown]
-# > **Key observation.** At the largest batch the rates in the last column are closer to one another than with one token,
-# > and a dispatch that multiplies less is faster. With one token every rate is far lower, and the rates differ more: there the count of
-# > multiplications says less. A guess: with one token most of the time goes into reading weights and starting operations.
+# > **Key observation.** At the largest batch a dispatch that multiplies less is faster. With one token the count of
+# > multiplications says less: the rates in the last column are lower and further apart.
+#
+# A guess at the reason: with one token most of the time goes into reading weights and starting operations.
 #
 # ## Do the experts become different?
 #
@@ -687,10 +691,12 @@ plots.expert_and_token(bars, token_bits, "Figure 8: bits about the domain in one
 # What to see: the dashed line is the token id alone, and no layer of `nano` reaches it. The hatched bars are what the
 # choice adds once the token is known.
 #
-# > **Key observation.** The token id alone tells more about the domain than any one choice of expert, in all three trained
-# > models. So the heat map by itself proves little. What a choice adds beyond the token is less. An untrained router adds
-# > something too, because attention has mixed a little context into its input. The later layers of the trained models add
-# > several times as much; the first layer of `nano` does not. The line above the figure says which layers do.
+# > **Key observation.** The token id alone tells more about the domain (first line above) than any one choice of expert.
+# > So the heat map by itself proves little.
+#
+# The columns "beyond the token" say what a choice adds. An untrained router adds something too, because attention has
+# mixed a little context into its input. The later layers of the trained models add several times as much. The line
+# above the figure says which layers do.
 #
 # ### Take it away
 #
@@ -765,9 +771,11 @@ plots.damage_by_use(share[:, : len(knocked)], damage, domains, "Figure 9: one ex
 # What to see: a mark is one expert and one domain. Marks further right (the domain uses the expert more) lie higher (the
 # domain loses more without it).
 #
-# > **Key observation.** Tables of wrong experts hurt much, so the experts are different. Single experts matter most to the
-# > domains that use them most, so in this model the heat map does say who needs whom. One expert is worth little by itself;
-# > a guess at the reason: the token's next best expert steps in.
+# > **Key observation.** Tables of wrong experts hurt much (the lines "dice"), so the experts are different. A single
+# > expert matters most to the domain that uses it most (the correlation above).
+#
+# So in this model the heat map does say who needs whom. One expert is worth little by itself (last line). A guess at the
+# reason: the token's next best expert steps in.
 #
 # ## What to distrust
 #

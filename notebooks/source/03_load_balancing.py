@@ -154,8 +154,8 @@ plots.load_film(bare[:, layer], frames, f"Figure 2: no balancing, layer {layer}"
 # A cross in the frames above marks an expert that received no token of the batch. Later some experts come back, and
 # the load stays uneven to the end.
 #
-# > **Key observation.** The router starts nearly even. Then, for dozens of steps, it sends *every token of the batch to
-# > the same two experts*.
+# > **Key observation.** The router starts nearly even. Then, for dozens of steps (the count is above), it sends *every
+# > token of the batch to the same two experts*.
 #
 # **Why?** We offer two guesses, and test neither here. The first is *rich get richer*: an expert that is asked often
 # learns more, and is asked more often. The second is that all hidden states look alike early in training, so one
@@ -359,10 +359,12 @@ compare("recorded: entries recalled, bias minus no balancing, in points", float(
 #
 # Three pairs have the same sign by chance once in four times, so "all pairs agree" is weak evidence.
 #
-# > **Key observation.** On the large book the model with the bias recalled more in all three pairs. The gain varies so much
-# > that three seeds do not fix its size. An even load alone is not enough: both losses make the load more even too, and
-# > the sequence-wise one recalls less in all three pairs. A guess at the reason: a loss pulls the router's weights away
-# > from the task, and the bias does not. A test would compare smaller weights of the losses. We did not run it.
+# > **Key observation.** On the large book the bias recalled more in all three pairs (the mean gain is the last line
+# > above). An even load alone is not enough: the sequence-wise loss evens it too, and recalled less in all three.
+#
+# The gain varies so much that three seeds do not fix its size. A guess at the reason for the losses: a loss pulls the
+# router's weights away from the task, and the bias does not. A test would compare smaller weights of the losses. We did
+# not run it.
 #
 # ## The balance loss
 #
@@ -538,10 +540,12 @@ compare("wrong ones among the seven losses", len(wrong))
 print(f"C brought mean affinity from {float(jax.nn.sigmoid(states['mild']).mean()):.2f} to {likes:.2f} in the mild start")
 
 # %% [markdown]
-# > **Key observation.** C is the dangerous one. It lowers MaxVio in Figure 8 and looks like a cure. It also presses *all*
-# > affinities towards zero, and its value is 0 for a collapsed routing that likes nobody. E has its highest value in the
-# > collapse and next to no gradient to leave it. Test a balance loss where it should be large, look at its gradient, and
-# > try layers that lean opposite ways.
+# > **Key observation.** C looks like a cure, because it lowers MaxVio. It is the dangerous one: it presses *all*
+# > affinities towards zero (last line above).
+#
+# The value of C is 0 for a collapsed routing that likes nobody. E has its highest value in the collapse, and next to no
+# gradient to leave it. Test a balance loss where it should be large. Look at its gradient. Try layers that lean opposite
+# ways.
 #
 # B on *split* is below 1, although its MaxVio is 1. The product $f_eP_e$ sees imbalance only where load and affinity
 # lean the same way. A balance loss is made to push, and MaxVio is made to measure. Watch MaxVio.
@@ -730,9 +734,10 @@ for name, row in information.items():
     print(f"recorded: {name:19} {np.mean(list(row.values())):.2f} bit, by seed {np.round(list(row.values()), 2).tolist()}")
 
 # %% [markdown]
-# > **Key observation.** Experts can be specialised by domain and balanced over the batch at the same time. They cannot be
-# > specialised by domain and balanced within each sequence. In the record, with weight 0.01, the sequence-wise loss leaves the least information in all three
-# > recorded seeds.
+# > **Key observation.** Experts can be specialised by domain and balanced over the batch. They cannot be specialised by
+# > domain and balanced within each sequence (the two lines with arrows).
+#
+# In the record, with weight 0.01, the sequence-wise loss leaves the least information in all three recorded seeds.
 #
 # Mind the control of lesson 02: the token id alone tells much about the domain, so information is no proof of a
 # specialist. A micro-batch of one sequence turns an ordinary "batch" loss into the sequence-wise one. So Qwen
