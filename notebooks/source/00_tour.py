@@ -155,9 +155,11 @@ for (load, _) in history[start:again]:
     print("   load", load, f" MaxVio {max(load) / 2.5 - 1:.1f}")
 
 # %% [markdown]
-# > **Key observation.** The bias breaks the monopoly of expert 0, without a loss and without a gradient. It does not come
-# > to rest: on five tokens it ends in a cycle. Ten choices cannot be shared evenly by four experts, and each step of the
-# > bias has the same size. Real training has thousands of tokens in a batch, and each changes the load by little.
+# > **Key observation.** The bias breaks the monopoly of expert 0, without a loss and without a gradient. It does not
+# > come to rest: on five tokens it ends in a cycle.
+#
+# Ten choices cannot be shared evenly by four experts, and each step of the bias has the same size. Real training has
+# thousands of tokens in a batch, and each changes the load by little.
 #
 # **Exercise** *(5 min)*. Run the cell again with `rate=0.005`. After how many steps does the cycle begin now? Does a cycle
 # remain?
@@ -277,8 +279,10 @@ for experts in (8, 32):
 
 # %% [markdown]
 # > **Key observation.** A positive number is a win of the sparse model with that seed. At 6.1 million tokens the sparse
-# > models lead at equal tokens: 32 experts with every seed, 8 experts with two seeds and a tie. At equal time on a CPU the
-# > dense model gets more tokens. Then it beats 32 experts with every seed, and against 8 experts the seeds do not agree.
+# > models lead at equal tokens: 32 experts with every seed, 8 experts with two seeds and a tie.
+#
+# At equal time on a CPU the dense model gets more tokens. Then it beats 32 experts with every seed, and against 8
+# experts the seeds do not agree.
 #
 # ## Does sparse beat dense on facts?
 #

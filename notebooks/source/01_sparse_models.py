@@ -199,10 +199,11 @@ print(f"16 experts recall {100 * gain.mean():.0f} points more than dense at equa
 
 # %% [markdown]
 # > **Key observation.** A token meets as many weights in the first row as in the second, apart from the router. The
-# > sparse layer stores more, and recalls more of the book with every seed. Parameters that are idle for one name are used
-# > by another name. The third row shows that capacity is the reason: a dense layer of that size recalls everything,
-# > but multiplies all of it for every token. The fourth row shows that time is not the reason: four times the steps help
-# > the small dense layer little.
+# > sparse layer stores more, and recalls more of the book with every seed.
+#
+# Parameters that are idle for one name are used by another name. The third row shows that capacity is the reason: a
+# dense layer of that size recalls everything, but multiplies all of it for every token. The fourth row shows that
+# time is not the reason: four times the steps help the small dense layer little.
 #
 # ### Replace it by the library's
 #
@@ -262,8 +263,8 @@ plots.assignments(chosen, E, "Figure 1: five tokens, four experts")
 # %% [markdown]
 # *What to see: each token uses two experts, and the last row shows that the five tokens use all four.*
 #
-# > **Key observation.** "Active" is a statement about **one** token. FLOPs follow the active parameters. The bytes read
-# > follow the distinct experts of the batch. The bytes in memory follow the total.
+# > **Key observation.** "Active" is a statement about **one** token. FLOPs follow the active parameters.
+# > The bytes read follow the distinct experts of the batch. The bytes in memory follow the total.
 #
 # **Exercise 2.** Now for any layer, with S shared experts.
 
@@ -465,10 +466,11 @@ equal_time = 2 if step_ratio <= 2 else 4  # the first of the two that has at lea
 print(f"dense-{equal_time}x has at least the time of experts-16")
 
 # %% [markdown]
-# > **Key observation.** At equal FLOPs, sparse models recall more facts, in every paired seed, and 16 experts do so at
-# > equal time too. Two rows limit the claim. `dense-total` holds the book as well, for more FLOPs a token. `dense-4x` shows
-# > that the small dense model goes on learning. `experts-64` holds fewer bits a parameter than `dense`: it recalls nearly
-# > the whole book, so part of its room is empty.
+# > **Key observation.** At equal FLOPs, sparse models recall more facts, in every paired seed, and 16 experts do so at equal time too.
+#
+# Two rows limit the claim. `dense-total` holds the book as well, for more FLOPs a token. `dense-4x` shows that the small dense model goes on
+# learning. `experts-64` holds fewer bits a parameter than `dense`: it recalls nearly the whole book, so part of its
+# room is empty.
 #
 # ## Text, at a length where it shows
 #
@@ -568,11 +570,13 @@ plots.seeds(full, "bits per byte, whole validation text (lower is better)", titl
 # *What to see: `experts-8` and `experts-32` lie left of `dense`; `dense-as-long-as-8` lies among them, and
 # `dense-as-long-as-32` left of everything.* (The number at the right is the mean of the seeds ± their standard deviation.)
 #
-# > **Key observation.** Length matters. After 1.2 million tokens the seeds do not agree at equal tokens. After 6.1 million the
-# > sparse models are ahead on the mean: 32 experts in every seed, 8 experts in all but one, where they tie. At equal time
-# > 8 experts are level with the dense model, and 32 experts are behind it in every seed: their step is slower, so the
-# > dense model reads more in that time. More experts do not help text here as they help facts. One control is missing:
-# > the dense runs were made on another machine than the sparse ones (printed above), with the same seeds and batches.
+# > **Key observation.** Length matters. After 1.2 million tokens the seeds do not agree at equal tokens.
+# > After 6.1 million the sparse models are ahead on the mean.
+#
+# There 32 experts are ahead in every seed, and 8 experts in all but one, where they tie. At equal time 8 experts are level with the dense model, and 32 experts are behind it in every seed: their
+# step is slower, so the dense model reads more in that time. More experts do not help text here as they help facts.
+# One control is missing: the dense runs were made on another machine than the sparse ones (printed above), with the
+# same seeds and batches.
 #
 # ## Problems, with their steps
 #
@@ -600,8 +604,10 @@ plots.seeds(right, "problems solved, %", "Figure 7: recorded, one dot for each s
 #
 # > **Key observation.** One seed of one model solves six times as many problems as another seed of the same model. No
 # > difference between the models is as large as that, so three seeds show no effect of idle parameters on reasoning, in
-# > either direction. Much larger experiments ([Mixture of Parrots](https://arxiv.org/abs/2410.19034)) found what this figure
-# > would fit: experts help to memorise, and do less for reasoning. Here it stays a guess.
+# > either direction.
+#
+# Much larger experiments ([Mixture of Parrots](https://arxiv.org/abs/2410.19034)) found what this figure would fit:
+# experts help to memorise, and do less for reasoning. Here it stays a guess.
 #
 # ## Where sparse models lose
 #
@@ -712,10 +718,11 @@ plots.time_per_token(tokens_at_once, microseconds, "Figure 10: one layer, T toke
 # *What to see: where the sparse line crosses the line of equal total, and how far it stays above the line of equal FLOPs.*
 #
 # > **Key observation.** The sparse layer needs more time than the dense layer of equal FLOPs wherever the first printed
-# > row is above 1. It needs less time than the dense layer of equal total wherever the second row is below 1. A guess
-# > at the reason for the high ratios at few tokens: up to 16 chosen pairs, our code fetches an expert anew for each pair
-# > (`few_tokens` in `minimoe/moe/dropless.py`). A little above that, each expert has only a few rows. Serving systems gather
-# > many conversations into a batch, so that every expert has many rows.
+# > row is above 1. It needs less time than the dense layer of equal total wherever the second row is below 1.
+#
+# A guess at the reason for the high ratios at few tokens: up to 16 chosen pairs, our code fetches an expert anew for
+# each pair (`few_tokens` in `minimoe/moe/dropless.py`). A little above that, each expert has only a few rows. Serving
+# systems gather many conversations into a batch, so that every expert has many rows.
 #
 # ## What to distrust
 #

@@ -307,9 +307,11 @@ for name, value in heard.items():
     print(f"{name:16} {value:5.1f} dB on the quiet channels, {value - heard['tensor']:+5.1f} against one scale for all")
 
 # %% [markdown]
-# > **Key observation.** Against one scale for all, each of the four other ways helps. A scale for each token helps least. A scale for each *channel* helps most. But that
-# > scale changes along the axis that is summed, so the product can no longer be one sum of whole numbers. SmoothQuant keeps
-# > a scale for each token and moves the loudness into the weights. DeepSeek uses small tiles and scales each partial sum.
+# > **Key observation.** Against one scale for all, each of the four other ways helps. A scale for each token helps least, and one for each *channel* most.
+#
+# The scale of a channel changes along the axis that is summed, so the product can no
+# longer be one sum of whole numbers. SmoothQuant keeps a scale for each token and moves the loudness into the
+# weights. DeepSeek uses small tiles and scales each partial sum.
 #
 # ## Error against bits
 #
@@ -429,10 +431,11 @@ for name, recipe in recipes.items():
           f"{ratio:.2f}x smaller than bfloat16")
 
 # %% [markdown]
-# > **Key observation.** "FP4" describes the experts only. The recipe `mxfp4` leaves all other weights in float32, and its
-# > ratio compares them with a model that is bfloat16 throughout. With the other weights in bfloat16, the same experts give
-# > the better ratio in the last line. A model of another size has another ratio: in DeepSeek-V4 the experts are a much
-# > larger share (lesson 01).
+# > **Key observation.** "FP4" describes the experts only. The recipe `mxfp4` leaves all other weights in float32, and
+# > its ratio compares them with a model that is bfloat16 throughout.
+#
+# With the other weights in bfloat16, the same experts give the better ratio in the last line. A model of another size
+# has another ratio: in DeepSeek-V4 the experts are a much larger share (lesson 01).
 #
 # Many libraries round weights and keep them in float32. This is *fake* quantization: the answers are those of the codes,
 # the bytes are not.
@@ -565,9 +568,10 @@ moved = texts["recipes"]["mxfp4"]["routing_changed"]
 print(f"recorded, all routed experts in FP4: {full['mxfp4']:+.2f}%, {moved:.1%} of the choices change")
 
 # %% [markdown]
-# > **Key observation.** The routed experts hold most of the bytes, and a megabyte saved there costs least. A guess at the
-# > reason: each of them answers only a few tokens. A megabyte saved in the embedding costs far more. DeepSeek-V4 keeps its
-# > embedding in bfloat16.
+# > **Key observation.** The routed experts hold most of the bytes, and a megabyte saved there costs least. A megabyte saved
+# > in the embedding costs far more.
+#
+# A guess at the reason: each expert answers only a few tokens. DeepSeek-V4 keeps its embedding in bfloat16.
 #
 # > **The router.** All recipes leave the router alone. The numbers do not show that it needs float32: int8 in the router costs
 # > nothing here. FP4 in the router costs about as much as FP4 in all routed experts, and saves kilobytes instead of

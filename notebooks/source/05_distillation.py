@@ -370,10 +370,11 @@ plots.gap_closed(
 # *What to see:* the taught student is left of the student alone, and the student with equal time is left of both.
 #
 # > **Key observation.** At equal tokens the teacher helps, on all three seeds. At equal time it does not: on all three
-# > seeds the student without a teacher, which reads more text in that time, is better. The teacher must read every token
-# > too, and the count of tokens does not contain that work. If the teacher's answers are stored once and used for many
-# > students, its work is shared (*Further*). So ask of every such gain: is it at equal tokens, or at equal time, and does
-# > the time contain the teacher's work?
+# > seeds the student without a teacher, which reads more text in that time, is better.
+#
+# The teacher must read every token too, and the count of tokens does not contain that work. If the teacher's answers
+# are stored once and used for many students, its work is shared (*Further*). So ask of every such gain: is it at
+# equal tokens, or at equal time, and does the time contain the teacher's work?
 #
 # The share of the gap does not say how much of a teacher *fits* into a student. The last printed line is a student of the
 # same shape, which closed most of the gap with more text and no teacher.
@@ -425,10 +426,12 @@ plots.exact_match_by_level(shown, "Figure 4: recorded, problems solved by level,
 # *What to see:* the teacher with steps is far above the other three lines. The teacher with the answer alone is the same
 # model, with the same weights. The two students of group A solve almost nothing.
 #
-# > **Key observation.** The same weights solve several times as many problems when they write the steps. This holds at level
-# > 1 too, where there is only one step and nothing to take apart. So "it breaks the problem into parts" cannot be the whole
-# > reason. (A guess: a step first writes the two operands side by side, in one fixed form.) The logits made the taught student
-# > better on text. They did not make it solve problems. A guess at the reason: 0.6 million tokens of problems are too few.
+# > **Key observation.** The same weights solve several times as many problems when they write the steps. This holds at
+# > level 1 too, where there is only one step and nothing to take apart.
+#
+# So "it breaks the problem into parts" cannot be the whole reason. (A guess: a step first writes the two operands
+# side by side, in one fixed form.) The logits made the taught student better on text. They did not make it solve
+# problems. A guess at the reason: 0.6 million tokens of problems are too few.
 #
 # ### Students that reason
 #
@@ -569,11 +572,12 @@ for level in exact(master):
           f"solved {np.mean([exact(one)[level] for one in of('checked steps')]):.0%}")
 
 # %% [markdown]
-# > **Key observation.** Small errors multiply. At levels 2 to 5 single steps hold about equally often, and at levels 4 and 5
-# > far fewer whole solutions are right than at level 2. The share is below $h^n$ at every level, because a step may hold and
-# > be the wrong step, for example one step too many. The second part of compounding error does not show here: after a slip
-# > the next steps hold as often as after right steps. But after a slip the solution works with a wrong number, and right
-# > steps do not repair that.
+# > **Key observation.** Small errors multiply. At levels 2 to 5 single steps hold about equally often, and at levels 4
+# > and 5 far fewer whole solutions are right than at level 2.
+#
+# The share is below $h^n$ at every level, because a step may hold and be the wrong step, for example one step too
+# many. The second part of compounding error does not show here: after a slip the next steps hold as often as after
+# right steps. But after a slip the solution works with a wrong number, and right steps do not repair that.
 
 # %% [markdown]
 # ## 5. Verdicts
@@ -654,9 +658,11 @@ for name in ("on-policy", "goes on, logits"):
     print(points(name, "goes on"))
 
 # %% [markdown]
-# > **Key observation.** The teacher does not help these students. "On-policy" ends below "goes on", which has no teacher, on
-# > all three seeds. So does "goes on, logits". "On-policy" differs from "goes on" in four things at once: whose text it is,
-# > the direction of the KL, the labels, and the share of ordinary text. The record cannot say which of them counts.
+# > **Key observation.** The teacher does not help these students. "On-policy" ends below "goes on", which has no
+# > teacher, on all three seeds.
+#
+# "Goes on, logits" ends below it too. "On-policy" differs from "goes on" in four things at once: whose text it is, the
+# direction of the KL, the labels, and the share of ordinary text. The record cannot say which of them counts.
 #
 # One reason can be looked at. The reverse KL corrects a slip only if the teacher disagrees with it. Take each wrong solution of
 # the student on the screen above. Find the first word at which it leaves the true solution. What does the teacher say there?
@@ -835,9 +841,11 @@ print(f"KL from all logits {exact_kl:.4f}; from 32 words and the tail {kept:.4f}
       f"from 32 words as if there were no others {forgot:.4f}")
 
 # %% [markdown]
-# > **Key observation.** With a tail, 32 words give most of the divergence in a sixtieth of the bytes. Without the tail it is
-# > another loss: it does not say how *little* probability the other words should get. DeepSeek-V4 keeps the teacher's last hidden
-# > state instead and computes all logits from it again (report, section 5.2.2). That is exact.
+# > **Key observation.** With a tail, 32 words give most of the divergence in a sixtieth of the bytes. Without the tail
+# > it is another loss: it does not say how *little* probability the other words should get.
+#
+# DeepSeek-V4 keeps the teacher's last hidden state instead and computes all logits from it again (report, section
+# 5.2.2). That is exact.
 #
 # ### Exercise 3
 
@@ -891,10 +899,11 @@ print(pairs("four teachers", "no teachers", text_bits), "bits per byte")
 print(pairs("four teachers", "no teachers", solved, unit=100), "points of problems solved")
 
 # %% [markdown]
-# > **Key observation.** With four teachers the student is better on text and solves fewer problems than with none, on all three
-# > seeds. So here several teachers win on one side and lose on the other. The two students differ in several
-# > things: the loss, the text, the share of own answers. DeepSeek's specialists were made by reinforcement learning; that case is
-# > not tested here.
+# > **Key observation.** With four teachers the student is better on text and solves fewer problems than with none, on
+# > all three seeds. So here several teachers win on one side and lose on the other.
+#
+# The two students differ in several things: the loss, the text, the share of own answers. DeepSeek's specialists were
+# made by reinforcement learning; that case is not tested here.
 #
 # ## One more exercise, without a check
 #
