@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from minimoe import UserError, generate
-from minimoe.attention import Cache, KVCache
+from minimoe.attention import ATTENTIONS, Cache, KVCache
 from minimoe.data import ByteTokenizer, Document
 from minimoe.quant.kv import CACHES, FP8, CacheFactory, cache_bytes_per_token, kv_cache, through_cache
 from minimoe.training import evaluate
@@ -100,6 +100,21 @@ def test_bytes_per_token_are_those_of_the_arrays(name, full, tiny_config):
         CACHES[name](3, 4, tiny_config.attention.num_kv_heads, tiny_config.attention.head_dim)
     ] * tiny_config.num_layers
     assert cache_bytes_per_token(tiny_config, name) * 3 * 4 == sum(map(held, caches))
+
+
+OTHER_KINDS = sorted(ATTENTIONS.keys() - {"grouped_query"})
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_attention_that_keeps_no_heads_is_named(kind, tiny_config):
+    """Latents, windows and entries are no keys and values of heads: an error with the kind, not a wrong number."""
+    sizes = {"latent": {"kv_rank": 4, "nope_dim": 2, "rope_dim": 2, "v_dim": 3}}
+    shared = {"head_dim": 4, "rope_dim": 2, "q_rank": 3, "window": 3, "out_groups": 2, "out_rank": 3}
+    more = {"heavily_compressed": {"ratio": 4}}
+    more["compressed_sparse"] = {"ratio": 3, "index_heads": 2, "index_dim": 4, "index_top_k": 2}
+    attention = ATTENTIONS[kind](num_heads=4, **sizes.get(kind, shared | more.get(kind, {})))
+    with pytest.raises(UserError, match=f"cache 'int8' holds keys and values of heads, but attention of kind '{kind}'"):
+        cache_bytes_per_token(tiny_config.replace(attention=attention), "int8")
 
 
 def test_a_cache_that_rounds_nothing_changes_nothing(tiny_model):

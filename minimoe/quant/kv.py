@@ -199,7 +199,7 @@ def cache_bytes_per_token(config: ModelConfig, name: str) -> int:
     """Bytes that one more token of context costs in all layers, scales included; the arrays are exactly this large.
 
     Raises:
-      UserError: for a model with attention of another kind, which keeps no keys and values.
+      UserError: for an unknown name, and for attention whose cache holds no keys and values of heads.
 
     Example:
       >>> {name: cache_bytes_per_token(ModelConfig.preset("nano"), name) for name in CACHES}
@@ -207,10 +207,15 @@ def cache_bytes_per_token(config: ModelConfig, name: str) -> int:
     """
     make, total = kv_cache(name), 0
     for layer, count in config.layer_counts.items():
-        if not isinstance(layer.attention, GroupedQueryConfig):
-            held = f"cache {name!r} holds keys and values, which {type(layer.attention).__name__} does not keep"
-            raise UserError(f"{held}; ask minimoe.cost.kv_bytes_per_token")
-        total += count * make.bytes_per_token(layer.attention.num_kv_heads, layer.attention.head_dim)
+        kind = layer.attention
+        if kind is None:
+            continue
+        if not isinstance(kind, GroupedQueryConfig):
+            raise UserError(
+                f"cache {name!r} holds keys and values of heads, but attention of kind {kind.kind!r} keeps neither; "
+                "ask minimoe.cost.kv_bytes_per_token what its own cache takes"
+            )
+        total += count * make.bytes_per_token(kind.num_kv_heads, kind.head_dim)
     return total
 
 
