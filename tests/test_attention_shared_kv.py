@@ -203,7 +203,7 @@ def test_a_model_of_all_three_kinds():
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count_params(config).total
     assert kv_bytes_per_token(config) == 4 * (10 / 4 + 18 / 3)
     with pytest.raises(
-        UserError, match=r"which SlidingWindowConfig does not keep; ask minimoe.cost.kv_bytes_per_token"
+        UserError, match=r"attention of kind 'sliding' keeps neither; ask minimoe.cost.kv_bytes_per_token"
     ):
         cache_bytes_per_token(config, "fp8")
     assert forward_flops_per_token(config, 16) > 2 * count_params(config).attention
