@@ -239,25 +239,27 @@ def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys
     monkeypatch.setitem(minimoe.config.PRESETS, "nano", TINY.replace(context_length=80))
     monkeypatch.setitem(recipes.RECIPES, "nano", TINY_RECIPE)
     monkeypatch.setattr("minimoe.tour.run.FAST_STEPS", 4)
-    monkeypatch.setattr("minimoe.tour.run.NGRAM_ORDER", 2)
+    for module in ("known", "collapsed"):
+        monkeypatch.setattr(f"minimoe.tour.{module}.FAST_STEPS", 4)
     monkeypatch.setattr("minimoe.data.documents", _short_documents)
     teacher = MoETransformer(TINY.replace(context_length=80), rngs=nnx.Rngs(1))
     monkeypatch.setattr("minimoe.hub.load_pretrained", lambda name: (quantize_model(teacher, "int8"), None, None))
-    monkeypatch.setattr("minimoe.hub.recorded_quality", lambda name: {"quick": 1.5})
     (tmp_path / "report" / "figures").mkdir(parents=True)
     (tmp_path / "report" / "figures" / "old.png").write_bytes(b"")
     (tmp_path / "report" / "report.json").write_text(json.dumps({"format": "minimoe-tour-1"}))
     values = run_json(capsys, "tour", "--fast", "--out", "report")
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == values
     assert [m["name"] for m in values["models"]] == ["sparse", "dense"]
-    assert [way["name"] for way in values["distilled"]["ways"]] == ["alone", "taught"]
-    assert len({way["bits_per_byte"] for way in values["distilled"]["ways"]}) == 2
+    assert [way["name"] for way in values["collapse"]["ways"]] == ["no balancing", "the bias"]
+    assert [row["name"] for row in values["quantized"]["recipes"]] == ["int8", "fp8", "v4"]
+    assert all(0 <= row["solved"] <= values["quantized"]["asked"] == 10 for row in values["quantized"]["recipes"])
+    assert sum(values["seconds_by_part"].values()) == pytest.approx(values["seconds"], abs=0.6)
     assert np.asarray(values["load"]).shape == (6, TINY.num_layers, 4)
     page = (tmp_path / "report" / "report.html").read_text()
     assert f"{values['models'][0]['bits_per_byte']:.3f}" in page
-    assert page.count("<img") == len(list((tmp_path / "report" / "figures").iterdir())) == 8
+    assert page.count("<img") == len(list((tmp_path / "report" / "figures").iterdir())) == 7
     assert [way["name"] for way in values["facts"]["ways"]] == ["dense", "8 experts", "32 experts"]
-    assert all(len(way["recalled"]) == 3 for way in values["facts"]["ways"])
+    assert all(len(way["recalled"]) == 3 for rung in ("facts", "collapse") for way in values[rung]["ways"])
     assert len(values["solved"]["problems"]) == 10
     assert page.rindex("What was claimed") < page.index(values["claims"][0]["claim"]) < page.rindex("Many parameters")
     assert all(row["verdict"] in page and row["numbers"] for row in values["claims"])

@@ -95,7 +95,8 @@ def test_training_curve_of_nothing_is_refused():
 def test_compare_runs_on_each_axis():
     runs = {"dense": make_records(layers=0), "sparse": make_records(steps=20)}
     axes = draw(plots.compare_runs(runs)).axes[0]
-    assert texts_of(axes) == ["dense", "sparse"]
+    assert texts_of(axes) == ["── dense", "– – sparse"]
+    assert axes.lines[1].get_linestyle() != axes.lines[3].get_linestyle()  # told apart without colour
     np.testing.assert_array_equal(lines_of(axes)[2], records.column(records.of_kind(runs["sparse"], "train"), "loss"))
     axes = draw(plots.compare_runs(runs, x="seconds", quantity="bits_per_byte")).axes[0]
     evals = records.of_kind(runs["dense"], "eval")

@@ -103,13 +103,14 @@ def compare_runs(
     start = skip * float(np.nanmax(all_x))
     _limit_x(axes, all_x, x, start)
     shades = [style.color_of(index) for index in range(len(chosen))]
+    dashes = [style.DASHES[index % len(style.DASHES)] for index in range(len(chosen))]
     ends = []
-    for records, shade in zip(chosen.values(), shades, strict=True):
+    for records, shade, dash in zip(chosen.values(), shades, dashes, strict=True):
         at, values = read.column(records, x), read.column(records, quantity)
         draw = _draw_noisy if quantity == "loss" else _draw_dots
         late = at >= start
-        ends.append(draw(axes, at[late], values[late], shade) if late.any() else np.nan)
-    style.label_ends(axes, ends, list(chosen), shades)
+        ends.append(draw(axes, at[late], values[late], shade, dash=dash) if late.any() else np.nan)
+    style.label_ends(axes, ends, style.with_dashes(list(chosen)) if len(chosen) > 1 else list(chosen), shades)
     return figure
 
 
@@ -140,12 +141,14 @@ def _draw_evals(axes: Axes, evals: Sequence[Record]) -> None:
     style.label_ends(axes, ends, labels, shades)
 
 
-def _draw_noisy(axes: Axes, at: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"], shade: str) -> float:
+def _draw_noisy(
+    axes: Axes, at: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"], shade: str, dash: str = "-"
+) -> float:
     """Raw values faint, their moving average on top; returns where the average ends."""
     average = read.smooth(values)
     marker = "o" if len(at) < 3 else ""
     axes.plot(at, values, color=shade, alpha=0.25, linewidth=0.8, marker=marker, markersize=3)
-    axes.plot(at, average, color=shade, linewidth=1.8, marker=marker, markersize=4)
+    axes.plot(at, average, color=shade, linestyle=dash, linewidth=1.8, marker=marker, markersize=4)
     return float(average[-1])
 
 
@@ -157,9 +160,10 @@ def _draw_dots(
     marker: str = "o",
     width: float = 1.8,
     size: float = 4.0,
+    dash: str = "-",
 ) -> float:
     """Measured points joined by a line; returns the last one."""
-    axes.plot(at, values, color=shade, linewidth=width, marker=marker, markersize=size)
+    axes.plot(at, values, color=shade, linestyle=dash, linewidth=width, marker=marker, markersize=size)
     return float(values[-1])
 
 

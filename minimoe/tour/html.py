@@ -39,11 +39,15 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of cells below a header; columns of numbers are set to the right. Format numbers before."""
+    """Rows of cells below a header; columns of numbers are set to the right. Format numbers before.
+
+    ``stacked``: on a narrow screen each row becomes a block of lines, for tables of sentences.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    stacked: bool = False
 
     def __post_init__(self) -> None:
         for index, row in enumerate(self.rows):
@@ -147,16 +151,22 @@ def _table(table: Table, heading: str) -> str:
     columns = [[row[i] for row in table.rows] for i in range(len(table.header))]
     kinds = [' class="number"' if _are_numbers(column) else "" for column in columns]
     head = "".join(f'<th scope="col"{kind}>{escape(cell)}</th>' for cell, kind in zip(table.header, kinds, strict=True))
-    body = "\n".join(_row(row, kinds) for row in table.rows)
+    names = table.header if table.stacked else ()
+    body = "\n".join(_row(row, kinds, names) for row in table.rows)
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
     # Wide tables scroll in their own box, which the keyboard can reach, so that the page itself never does.
     box = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.caption or heading)}">'
-    return f"{box}<table>{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    look = ' class="stacked"' if table.stacked else ""
+    return f"{box}<table{look}>{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
 
 
-def _row(row: Sequence[str], kinds: Sequence[str]) -> str:
+def _row(row: Sequence[str], kinds: Sequence[str], names: Sequence[str]) -> str:
     first = f'<th scope="row"{kinds[0]}>{escape(row[0])}</th>' if row else ""
-    rest = "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row[1:], kinds[1:], strict=True))
+    labels = [f' data-label="{escape(name)}"' for name in names] or [""] * len(row)
+    rest = "".join(
+        f"<td{kind}{label}>{escape(cell)}</td>"
+        for cell, kind, label in zip(row[1:], kinds[1:], labels[1:], strict=True)
+    )
     return f"<tr>{first}{rest}</tr>"
 
 
@@ -223,5 +233,13 @@ tbody th { font-weight: 600; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { margin: 0; padding: 0.8rem; background: var(--box); border-radius: 6px; font-size: 0.88rem; white-space: pre-wrap;
   max-height: 30rem; overflow: auto; }
+@media (max-width: 36rem) {
+  .stacked, .stacked tbody, .stacked tr, .stacked th, .stacked td { display: block; }
+  .stacked thead { display: none; }
+  .stacked tr { border-bottom: 1px solid var(--line); padding: 0.5rem 0; }
+  .stacked th, .stacked td { border: 0; padding: 0.1rem 0; }
+  .stacked td::before { content: attr(data-label) ": "; color: var(--quiet); }
+}
+@media (min-width: 100rem) { html { font-size: 130%; } }
 @media print { .scroll, pre { overflow: visible; max-height: none; } }
 """

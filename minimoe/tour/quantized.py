@@ -1,53 +1,80 @@
-"""The tour's quantized rungs: the sparse model of this run, stored in fewer bits, saved, read back and scored."""
+"""The tour's formats: `small` stored in fewer bits, saved, read back and scored; and its offspring `teacher` solves.
+
+`small` itself solves no problem. `teacher` has its size and went on from its weights, half on problems, so it is what is
+asked here.
+"""
 
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minimoe.console import messages
+from minimoe.tour.solved import ask, solved
 
 if TYPE_CHECKING:
     from minimoe.data import Document, Tokenizer
     from minimoe.model import MoETransformer
+    from minimoe.training import Evaluation
 
-RECIPES = ("int8", "v4")
+RECIPES = ("int8", "fp8", "v4")
+SOLVER = "teacher"
+OF_EACH_LEVEL, FAST_OF_EACH_LEVEL = 10, 2
 
 
-def quantized_rungs(model: MoETransformer, quick: list[Document], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Bytes of the float model, and for each recipe what `minimoe.hub` wrote and how good it is when read back.
+def quantized_rung(
+    model: MoETransformer, before: Evaluation, quick: list[Document], tokenizer: Tokenizer, *, fast: bool
+) -> dict[str, Any]:
+    """The decoded model, and each recipe as `minimoe.hub` wrote it and read it back.
+
+    Args:
+      model, before: decoded to float32, and how it scored.
+      quick, tokenizer: what every form is scored on.
+      fast: fewer problems.
 
     Returns:
-      ``bytes_bfloat16``; ``bytes_by_path`` of every form; and ``recipes``, a row for each: its bytes by the formats, the
-      bytes of the tensor file, bits per byte (quick protocol), and the share of routing decisions that changed.
+      ``bytes_bfloat16``; ``bytes_by_path`` of every form; ``asked``: problems; ``before`` and ``recipes``: bytes by the
+      formats, bytes of the tensor file, bits per byte (quick protocol), problems solved by `SOLVER`, and the seconds.
     """
-    import jax.numpy as jnp
+    from minimoe.hub import load_pretrained
+    from minimoe.quant import dequantize_model, get_recipe, quantize_model, size_report
 
-    from minimoe.data import windows
-    from minimoe.hub import load, save
-    from minimoe.quant import get_recipe, quantize_model, routing_changes, size_report
-    from minimoe.training import evaluate
-
-    before = size_report(model)
-    forms = {"bfloat16": {row.path: row.bfloat16_bytes for row in before.rows}}
-    tokens = jnp.asarray(windows(quick, tokenizer, model.config.context_length).tokens[:16])
+    problems, prompts = ask(tokenizer, FAST_OF_EACH_LEVEL if fast else OF_EACH_LEVEL)
+    solver = dequantize_model(load_pretrained(SOLVER)[0])
+    sizes = size_report(model)
+    forms = {"bfloat16": {row.path: row.bfloat16_bytes for row in sizes.rows}}
+    begin = {"bits_per_byte": before.bits_per_byte, "solved": solved(solver, problems, prompts, tokenizer)}
     rows = []
     for name in RECIPES:
         messages.print(f"quantizing: {name}, {get_recipe(name).doc}")
-        with tempfile.TemporaryDirectory() as folder:
-            save(quantize_model(model, name), folder, tokenizer)
-            file_bytes = (Path(folder) / "model.safetensors").stat().st_size
-            stored, _, _ = load(folder)
-        report = size_report(stored)
-        forms[name] = {row.path: row.bytes for row in report.rows}
-        rows.append(
-            {
-                "name": name,
-                "bytes": report.bytes,
-                "file_bytes": file_bytes,
-                "bits_per_byte": evaluate(stored, quick, tokenizer).bits_per_byte,
-                "routing_changed": routing_changes(model, stored, tokens),
-            }
+        began = time.monotonic()
+        row, forms[name] = _stored(model, name, quick, tokenizer)
+        right = solved(quantize_model(solver, name), problems, prompts, tokenizer)
+        rows.append(row | {"solved": right, "seconds": round(time.monotonic() - began, 1)})
+        messages.print(
+            f"{name}: {row['bytes'] / 1e6:.1f} MB of {sizes.bfloat16_bytes / 1e6:.1f} in bfloat16, bits per byte "
+            f"{row['bits_per_byte']:.3f} (before {before.bits_per_byte:.3f}), {SOLVER} solves {right} of "
+            f"{len(problems)} (before {begin['solved']})"
         )
-    return {"bytes_bfloat16": before.bfloat16_bytes, "bytes_by_path": forms, "recipes": rows}
+    whole = {"bytes_bfloat16": sizes.bfloat16_bytes, "bytes_by_path": forms, "asked": len(problems)}
+    return whole | {"before": begin, "recipes": rows}
+
+
+def _stored(
+    model: MoETransformer, name: str, quick: list[Document], tokenizer: Tokenizer
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """What a recipe makes of the model, through a file: its numbers, and its bytes by path."""
+    from minimoe.hub import load, save
+    from minimoe.quant import quantize_model, size_report
+    from minimoe.training import evaluate
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(quantize_model(model, name), folder, tokenizer)
+        file_bytes = (Path(folder) / "model.safetensors").stat().st_size
+        stored, _, _ = load(folder)
+    report = size_report(stored)
+    quality = evaluate(stored, quick, tokenizer).bits_per_byte
+    row = {"name": name, "bytes": report.bytes, "file_bytes": file_bytes, "bits_per_byte": quality}
+    return row, {row.path: row.bytes for row in report.rows}

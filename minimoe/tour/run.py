@@ -1,4 +1,4 @@
-"""The tour: shipped models write and solve, small models learn facts, and a sparse and a dense one learn the same text."""
+"""The tour: shipped models write, solve and shrink, small layers learn facts, a sparse and a dense model learn text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from minimoe.checks import random_seed
 from minimoe.console import messages
 from minimoe.tour.claims import claims
-from minimoe.tour.distilled import distilled_rung
+from minimoe.tour.collapsed import collapse_rung
 from minimoe.tour.known import facts_rung
-from minimoe.tour.quantized import quantized_rungs
+from minimoe.tour.quantized import quantized_rung
 from minimoe.tour.report import FORMAT, prepare, write
 from minimoe.tour.solved import solved_rung
 
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
     from minimoe.data import Document, Tokenizer
     from minimoe.model import MoETransformer
-    from minimoe.training import RunConfig, TrainResult
+    from minimoe.training import Evaluation, RunConfig, TrainResult
 
 STEPS, FAST_STEPS = 240, 40
 WRITER = "small"
-NGRAM_ORDER = 6
 STOPPED = "stopped before the report; an earlier report, if there was one, is untouched"
 
 
@@ -70,37 +69,58 @@ def run_tour(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any] 
     Raises:
       UserError: if ``out`` holds something else or cannot be written, or the seed is out of range.
     """
-    from minimoe.data import documents, evaluation_documents, load_tokenizer, ngram_bits_per_byte, training_data
+    from minimoe.data import documents, evaluation_documents, load_tokenizer, training_data
+    from minimoe.hub import load_pretrained
+    from minimoe.quant import dequantize_model
+    from minimoe.training import evaluate
 
     random_seed("seed", seed)
     prepare(out)
-    began = time.monotonic()
+    clock = Clock()
     tokenizer, corpus = load_tokenizer(), documents()
     validation = [document for document in corpus if document.split == "val"]
-    shown: dict[str, Any] = {"samples": shipped_samples(validation, tokenizer), "facts": facts_rung(fast=fast)}
+    quick = evaluation_documents(validation, "quick")
+    messages.print(f"the shipped model {WRITER!r} continues unseen text:")
+    writer = dequantize_model(load_pretrained(WRITER)[0])
+    shown: dict[str, Any] = {"samples": continue_text(writer, validation, tokenizer)}
+    messages.print(f"{shown['samples'][0]['prompt']} | {shown['samples'][0]['continuation']}")
+    clock.lap("a trained model writes")
+    messages.print(f"where the tokens of {WRITER!r} go: scoring validation text")
+    scored = evaluate(writer, quick, tokenizer)
+    clock.lap("where its tokens go")
     shown["solved"] = solved_rung(tokenizer)
-    data = training_data(corpus, tokenizer)
-    steps = FAST_STEPS if fast else STEPS
-    rungs = []
+    clock.lap("ten problems, two models")
+    shown["facts"] = facts_rung(fast=fast)
+    clock.lap("facts, three layers, three seeds")
+    shown["collapse"] = collapse_rung(fast=fast)
+    clock.lap("collapse and its cure, three seeds")
+    smaller = quantized_rung(writer, scored, quick, tokenizer, fast=fast)
+    clock.lap("fewer bits, three recipes")
+    data, steps, rungs = training_data(corpus, tokenizer), FAST_STEPS if fast else STEPS, []
     for name, dense in (("sparse", False), ("dense", True)):
         rung = climb(name, dense, steps, seed, data, validation, tokenizer)
         if rung is None:
             return None
         rungs.append(rung)
-    messages.print(f"counting: a byte {NGRAM_ORDER}-gram model of the same text, to compare with")
-    training = [document for document in corpus if document.split == "train"]
-    quick = evaluation_documents(validation, "quick")
-    ngram = ngram_bits_per_byte(training, quick, NGRAM_ORDER)
-    smaller = quantized_rungs(rungs[0].result.model, quick, tokenizer)
-    taught = distilled_rung(rungs[0].result.model, rungs[0].run, data, validation, tokenizer, fast=fast)
-    if taught is None:
-        messages.print(STOPPED)
-        return None
-    values = summary(rungs, ngram, smaller, taught, seed=seed, fast=fast, seconds=time.monotonic() - began) | shown
+        clock.lap(f"a {name} model learns text")
+    values = summary(rungs, scored, smaller, clock, seed=seed, fast=fast) | shown
     values["claims"] = claims(values)
-    figures = draw(rungs, ngram, smaller, shown["facts"])
+    figures = draw(rungs, scored, smaller, shown)
     write(out, values, figures)
     return values
+
+
+class Clock:
+    """Seconds of each part of the tour, loading and compilation included."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
+        self.parts: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Ends a part, which began where the one before it ended."""
+        now = time.monotonic()
+        self.parts[name], self.last = round(now - self.last, 1), now
 
 
 def climb(
@@ -121,17 +141,6 @@ def climb(
         messages.print(STOPPED)
         return None
     return Rung(name, run, result, time.monotonic() - began)
-
-
-def shipped_samples(validation: list[Document], tokenizer: Tokenizer) -> list[dict[str, str]]:
-    """What the shipped `WRITER` makes of a beginning of each domain; the first one is shown at once."""
-    from minimoe.hub import load_pretrained
-    from minimoe.quant import dequantize_model
-
-    messages.print(f"the shipped model {WRITER!r} continues unseen text:")
-    samples = continue_text(dequantize_model(load_pretrained(WRITER)[0]), validation, tokenizer)
-    messages.print(f"{samples[0]['prompt']} | {samples[0]['continuation']}")
-    return samples
 
 
 def continue_text(model: MoETransformer, validation: list[Document], tokenizer: Tokenizer) -> list[dict[str, str]]:
@@ -157,67 +166,51 @@ def continue_text(model: MoETransformer, validation: list[Document], tokenizer: 
 
 
 def summary(
-    rungs: list[Rung],
-    ngram: dict[str, float],
-    smaller: dict[str, Any],
-    taught: dict[str, Any],
-    *,
-    seed: int,
-    fast: bool,
-    seconds: float,
+    rungs: list[Rung], scored: Evaluation, smaller: dict[str, Any], clock: Clock, *, seed: int, fast: bool
 ) -> dict[str, Any]:
     """The report's numbers, all of this run."""
     import os
     import platform
 
     import jax
-    import jax.numpy as jnp
 
     from minimoe import __version__
-    from minimoe.moe import max_violation
 
-    sparse = rungs[0].result
-    assert sparse.evaluation is not None
-    load = sparse.evaluation.load
+    recipe = rungs[0].run.recipe
     return {
         "format": FORMAT,
         "minimoe": __version__,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}",
         "fast": fast,
         "seed": seed,
-        "steps": rungs[0].run.recipe.steps,
-        "tokens": rungs[0].run.recipe.steps * rungs[0].run.recipe.batch_size * rungs[0].run.model.context_length,
+        "steps": recipe.steps,
+        "tokens": recipe.steps * recipe.batch_size * rungs[0].run.model.context_length,
         "protocol": "quick",
-        "seconds": round(seconds, 1),
+        "seconds": round(clock.last - clock.began, 1),
+        "seconds_by_part": clock.parts,
         "models": [rung.row() for rung in rungs],
-        "per_domain": {rung.name: rung.result.evaluation.per_domain for rung in rungs if rung.result.evaluation},
-        "byte_ngram": {"order": NGRAM_ORDER, "bits_per_byte": sum(ngram.values()) / len(ngram), "per_domain": ngram},
-        "domains": list(sparse.evaluation.per_domain),
-        "load": load.tolist(),
-        "max_violation_validation": [round(float(v), 4) for v in max_violation(jnp.asarray(load.sum(axis=0)))],
+        "writer": WRITER,
+        "domains": list(scored.per_domain),
+        "load": scored.load.tolist(),
         "quantized": {name: value for name, value in smaller.items() if name != "bytes_by_path"},
-        "distilled": taught,
     }
 
 
-def draw(
-    rungs: list[Rung], ngram: dict[str, float], smaller: dict[str, Any], facts: dict[str, Any]
-) -> dict[str, Figure]:
+def draw(rungs: list[Rung], scored: Evaluation, smaller: dict[str, Any], shown: dict[str, Any]) -> dict[str, Figure]:
     """The figures by file name."""
     from minimoe import plots
 
     runs = {rung.name: rung.result.records for rung in rungs}
-    sparse = rungs[0].result
-    assert sparse.evaluation is not None
-    per_domain = {rung.name: rung.result.evaluation.per_domain for rung in rungs if rung.result.evaluation}
-    recalled = {way["name"]: [100 * share for share in way["recalled"]] for way in facts["ways"]}
+    recalled = {way["name"]: [100 * share for share in way["recalled"]] for way in shown["facts"]["ways"]}
+    ways = shown["collapse"]["ways"]
     return {
         "facts": plots.seeds(recalled, quantity="facts recalled, %", title="Random facts, equal arithmetic a name"),
+        "experts_by_domain": plots.experts_by_domain(scored.load, list(scored.per_domain)),
+        "collapse": plots.over_steps(
+            {"MaxVio (0 is even)": {way["name"]: way["curve"] for way in ways}}, title="A collapse, and its cure"
+        ),
+        "bytes": plots.bytes_by_part(smaller["bytes_by_path"], f"Bytes of {WRITER}, by part"),
         "ladder": plots.ladder([rung.row() for rung in rungs]),
         "loss_by_tokens": plots.compare_runs(runs, x="tokens", title="Training loss at equal tokens"),
         "loss_by_seconds": plots.compare_runs(runs, x="seconds", title="Training loss at equal time"),
-        "experts_by_domain": plots.experts_by_domain(sparse.evaluation.load, list(sparse.evaluation.per_domain)),
-        "balance": plots.balance_over_time(sparse.records),
-        "bits_per_byte": plots.bits_per_byte_by_domain(per_domain, ngram, f"byte {NGRAM_ORDER}-gram model"),
-        "bytes": plots.bytes_by_part(smaller["bytes_by_path"], "Bytes of the sparse model, by part"),
     }
