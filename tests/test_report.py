@@ -143,3 +143,13 @@ def test_page_reads_on_a_phone_and_in_the_dark():
 def test_a_folder_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="is a folder"):
         write_report(tmp_path, title="t", lead="l", sections=[])
+
+
+def test_a_stacked_table_names_its_columns_in_every_cell():
+    table = Table(("claim", "verdict <1>"), [("a", "holds")], stacked=True)
+    text = page("t", "lead", [Section("s", table=table)])
+    assert '<table class="stacked">' in text
+    assert '<td data-label="verdict &lt;1&gt;">holds</td>' in text  # what a narrow screen puts before the cell
+    assert (
+        "data-label=" not in page("t", "lead", [Section("s", table=Table(("a", "b"), [("1", "2")]))]).split("<body>")[1]
+    )
