@@ -23,7 +23,7 @@ from minimoe.data.tokenizer import ByteTokenizer
 from minimoe.errors import UserError
 
 DOMAIN = "facts"
-_LETTERS, _DIGITS = b"abcdefghijklmnopqrstuvwxyz", b"0123456789"
+LETTERS, DIGITS = b"abcdefghijklmnopqrstuvwxyz", b"0123456789"
 
 
 class FactBook(TrainingData):
@@ -50,15 +50,15 @@ class FactBook(TrainingData):
     def __init__(self, size: int, seed: int = 0, *, letters: int = 4, digits: int = 4) -> None:
         size, seed = whole("size", size), whole("seed", seed, 0)
         letters, digits = whole("letters", letters, most=13), whole("digits", digits, most=18)  # 64 bits hold no more
-        possible = len(_LETTERS) ** letters
+        possible = len(LETTERS) ** letters
         if size > possible:
-            repair = f"raise letters to {math.ceil(math.log(size, len(_LETTERS)))} or lower size"
+            repair = f"raise letters to {math.ceil(math.log(size, len(LETTERS)))} or lower size"
             raise UserError(
                 f"size={size} entries need different names, but {letters} letters make {possible}; {repair}"
             )
         rng = np.random.default_rng([seed, size, letters, digits])
-        names = _spelled(rng.choice(possible, size, replace=False), _LETTERS, letters)
-        numbers = _spelled(rng.integers(10**digits, size=size), _DIGITS, digits)
+        names = spelled(rng.choice(possible, size, replace=False), LETTERS, letters)
+        numbers = spelled(rng.integers(10**digits, size=size), DIGITS, digits)
         self.seed, self.letters, self.digits = seed, letters, digits
         self.entries: Int32[np.ndarray, "N W"] = np.concatenate([names, numbers], axis=1)
         super().__init__((DOMAIN,), (self.entries.reshape(-1),), ByteTokenizer().eot_id)
@@ -141,7 +141,7 @@ class FactBook(TrainingData):
         return _Epoch(np.zeros(self.size, np.int32), order)
 
 
-def _spelled(values: Int64[np.ndarray, "N"], symbols: bytes, width: int) -> Int32[np.ndarray, "N width"]:
+def spelled(values: Int64[np.ndarray, "N"], symbols: bytes, width: int) -> Int32[np.ndarray, "N width"]:
     """Each number written with ``symbols`` as its digits, most significant first."""
     places = len(symbols) ** np.arange(width - 1, -1, -1, dtype=np.int64)
     return np.frombuffer(symbols, np.uint8)[values[:, None] // places % len(symbols)].astype(np.int32)
