@@ -104,8 +104,9 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The page as text."""
     links = [f'<li><a href="#section-{i}">{escape(section.heading)}</a></li>' for i, section in enumerate(sections, 1)]
     contents = f'<nav aria-label="Contents"><ol>{"".join(links)}</ol></nav>' if len(sections) > 2 else ""
-    body = "\n".join(_section(number, section) for number, section in enumerate(sections, 1))
-    return PAGE.substitute(title=escape(title), lead=_paragraph(lead), contents=contents, body=body, style=STYLE)
+    written = [_section(number, section) for number, section in enumerate(sections, 1)]
+    body = "\n".join([*written[:1], contents, *written[1:]])  # the first section is what the page opens with
+    return PAGE.substitute(title=escape(title), lead=_paragraph(lead), body=body, style=STYLE)
 
 
 def escape(text: str) -> str:
@@ -199,7 +200,6 @@ $style</style>
 <main>
 <header><h1>$title</h1>
 <div class="lead">$lead</div></header>
-$contents
 $body
 </main>
 </body>
@@ -238,6 +238,8 @@ pre { margin: 0; padding: 0.8rem; background: var(--box); border-radius: 6px; fo
   .stacked thead { display: none; }
   .stacked tr { border-bottom: 1px solid var(--line); padding: 0.5rem 0; }
   .stacked th, .stacked td { border: 0; padding: 0.1rem 0; }
+  figure:has(img) { overflow-x: auto; }
+  figure img { max-width: none; width: 36rem; }
   .stacked td::before { content: attr(data-label) ": "; color: var(--quiet); }
 }
 @media (min-width: 100rem) { html { font-size: 130%; } }
