@@ -21,6 +21,8 @@ from minimoe.errors import UserError
 from minimoe.files import write_atomically
 from minimoe.plots.style import png_bytes
 
+NARROW_IN = 5.0  # a figure up to this wide has letters that can be read on a phone; a wider one scrolls there
+
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
@@ -145,7 +147,8 @@ def _picture(picture: Picture) -> str:
     data = base64.b64encode(png_bytes(picture.figure)).decode("ascii")
     image = f'<img alt="{escape(picture.alt or picture.caption)}" src="data:image/png;base64,{data}">'
     caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
-    return f"<figure>{image}{caption}</figure>"
+    kind = ' class="wide"' if picture.figure.get_figwidth() > NARROW_IN else ""
+    return f"<figure{kind}>{image}{caption}</figure>"
 
 
 def _table(table: Table, heading: str) -> str:
@@ -238,8 +241,8 @@ pre { margin: 0; padding: 0.8rem; background: var(--box); border-radius: 6px; fo
   .stacked thead { display: none; }
   .stacked tr { border-bottom: 1px solid var(--line); padding: 0.5rem 0; }
   .stacked th, .stacked td { border: 0; padding: 0.1rem 0; }
-  figure:has(img) { overflow-x: auto; }
-  figure img { max-width: none; width: 36rem; }
+  .wide { overflow-x: auto; }
+  .wide img { max-width: none; width: 36rem; }
   .stacked td::before { content: attr(data-label) ": "; color: var(--quiet); }
 }
 @media (min-width: 100rem) { html { font-size: 130%; } }

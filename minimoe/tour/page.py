@@ -184,10 +184,10 @@ def _bits(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
         heading="The same model in fewer bits",
         paragraphs=(
             f"Weights do not need 16 bits. Each recipe was applied to {values['writer']}, written to a file, read back and "
-            f"scored. {values['writer']} was never trained on problems and solves none. The problems are answered by "
+            f"scored. {values['writer']} was never trained on problems. They are answered by "
             f"teacher, a model of the same size that went on from its weights, stored by the same recipe.",
             f"{asked} problems show large losses only. The first table has the losses over more problems, from a record.",
-            "Cost: small is not fast here. FP8 and FP4 are emulated on a CPU. The command minimoe bench quant measures "
+            "Cost: fewer bits are not faster here. FP8 and FP4 are emulated on a CPU. The command minimoe bench quant measures "
             "where int8 saves time.",
         ),
         picture=Picture(figures["bytes"], "Bytes by part of the model, scales included."),

@@ -1,6 +1,6 @@
 """The tour's formats: `small` stored in fewer bits, saved, read back and scored; and its offspring `teacher` solves.
 
-`small` itself solves no problem. `teacher` has its size and went on from its weights, half on problems, so it is what is
+`small` was never trained on problems. `teacher` has its size and went on from its weights, half on problems, so it is what is
 asked here.
 """
 

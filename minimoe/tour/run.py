@@ -11,6 +11,7 @@ from minimoe.checks import random_seed
 from minimoe.console import messages
 from minimoe.tour.claims import claims
 from minimoe.tour.collapsed import collapse_rung
+from minimoe.tour.html import NARROW_IN
 from minimoe.tour.known import facts_rung
 from minimoe.tour.quantized import quantized_rung
 from minimoe.tour.report import FORMAT, prepare, write
@@ -203,12 +204,16 @@ def draw(rungs: list[Rung], scored: Evaluation, smaller: dict[str, Any], shown: 
     runs = {rung.name: rung.result.records for rung in rungs}
     recalled = {way["name"]: [100 * share for share in way["recalled"]] for way in shown["facts"]["ways"]}
     ways = shown["collapse"]["ways"]
+    facts = plots.seeds(recalled, quantity="facts recalled, %", title="Random facts, equal arithmetic a name")
+    collapse = plots.over_steps(
+        {"MaxVio (0 is even)": {way["name"]: way["curve"] for way in ways}}, title="A collapse, and its cure"
+    )
+    for figure in (facts, collapse):
+        figure.set_figwidth(NARROW_IN)  # the two that carry the page fit on a phone
     return {
-        "facts": plots.seeds(recalled, quantity="facts recalled, %", title="Random facts, equal arithmetic a name"),
+        "facts": facts,
         "experts_by_domain": plots.experts_by_domain(scored.load, list(scored.per_domain)),
-        "collapse": plots.over_steps(
-            {"MaxVio (0 is even)": {way["name"]: way["curve"] for way in ways}}, title="A collapse, and its cure"
-        ),
+        "collapse": collapse,
         "bytes": plots.bytes_by_part(smaller["bytes_by_path"], f"Bytes of {WRITER}, by part"),
         "ladder": plots.ladder([rung.row() for rung in rungs]),
         "loss_by_tokens": plots.compare_runs(runs, x="tokens", title="Training loss at equal tokens"),
