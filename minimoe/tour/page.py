@@ -187,8 +187,8 @@ def _bits(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
             f"scored. {values['writer']} was never trained on problems. They are answered by "
             f"teacher, a model of the same size that went on from its weights, stored by the same recipe.",
             f"{asked} problems show large losses only. The first table has the losses over more problems, from a record.",
-            "Cost: fewer bits are not faster here. FP8 and FP4 are emulated on a CPU. The command minimoe bench quant measures "
-            "where int8 saves time.",
+            "Cost: fewer bits are not faster here. FP8 and FP4 are emulated on a CPU. The command minimoe bench quant "
+            "measures where int8 saves time.",
         ),
         picture=Picture(figures["bytes"], "Bytes by part of the model, scales included."),
         table=Table(
