@@ -14,6 +14,7 @@ Nothing here draws on a screen or needs JAX.
   and goes, and what it is worth;
 - `next_words`, `temperatures`, `two_modes`: what a teacher tells a student, and what a student can make of it;
 - `gap_closed`, `exact_match_by_level`: how far distillation takes a student;
+- `bytes_against_context`, `bytes_per_token`, `recall_by_distance`, `what_queries_see`: what attention keeps of the past;
 - `verdict`: the closing box of a lesson, for one claim;
 - `seeds`, `curves_with_spread`, `gaps_over_tokens`: runs that differ in their seed alone;
 - `numbers` and `quantization` (from `rounding` and `recipes`), modules to be imported by name: number formats, what
@@ -32,6 +33,7 @@ from minimoe.plots.balancing import (
     over_steps,
     paired_gaps,
 )
+from minimoe.plots.caches import bytes_against_context, bytes_per_token, recall_by_distance, what_queries_see
 from minimoe.plots.coloured_text import token_experts
 from minimoe.plots.curves import compare_runs, training_curve
 from minimoe.plots.diagram import moe_layer
@@ -59,7 +61,9 @@ __all__ = [
     "balance_over_time",
     "before_and_after",
     "bits_per_byte_by_domain",
+    "bytes_against_context",
     "bytes_by_part",
+    "bytes_per_token",
     "changed_outputs",
     "choices",
     "choices_under_bias",
@@ -83,6 +87,7 @@ __all__ = [
     "paired_gaps",
     "parameter_parts",
     "png_bytes",
+    "recall_by_distance",
     "save",
     "score_functions",
     "seeds",
@@ -92,4 +97,5 @@ __all__ = [
     "training_curve",
     "two_modes",
     "verdict",
+    "what_queries_see",
 ]
