@@ -78,7 +78,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "ones": ("zeros",),
     "argsort": ("flip",),
 }
-TIME_LIMIT = 2.0  # seconds a call: a changed condition may never come true
+TIME_LIMIT = 0.5  # seconds a call, which takes milliseconds: a changed condition may never come true
 CONVERSIONS = {"np.array", "np.asarray", "np.float64", "float", "int", "list", "tuple", "range"}
 
 

@@ -1,8 +1,8 @@
 """A disk that fails in mid-work: one line, exit code 2, the last good state stays, and the same command continues later.
 
-Every case is a process of its own, in which a preset is small and something happens to the disk at a chosen moment: the
-process may write no large file any more (a file-size limit, which the kernel enforces for libraries in C++ too), the
-system call says that the disk is full, or the folder is deleted.
+Every trouble is met by a process of its own, in which a preset is small and something happens to the disk at a chosen
+moment: the process may write no large file any more (a file-size limit, which the kernel enforces for libraries in C++
+too), the system call says that the disk is full, or the folder is deleted. What goes on later, untroubled, runs here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from test_cli import PROGRAM, TEXT
+from test_cli import PROGRAM, TEXT, TINY, TINY_RECIPE
 
+import minimoe.config
+from minimoe.cli import app
+from minimoe.training import recipe as recipes
 from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
 
 pytest.importorskip("resource", reason="Windows has no file-size limits")
@@ -91,14 +94,22 @@ def train(text: str) -> list[str]:
     return ["train", "--config", "tiny", "--text", text, "--out", "out"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tiny_preset():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(minimoe.config.PRESETS, "tiny", TINY)
+        patch.setitem(recipes.RECIPES, "tiny", TINY_RECIPE)
+        yield
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def whole(tmp_path_factory, tiny_preset) -> Path:
     """The same run without any trouble."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "text.txt").write_text(TEXT)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run(train("text.txt")).returncode == 0
+        assert app.run(train("text.txt")) == 0
     return folder / "out"
 
 
@@ -140,8 +151,7 @@ def test_training_stops_in_one_line_and_resumes_once_there_is_room(name, text, w
     assert CheckpointFolder(Path("out")).steps() == kept
     if kept:
         load_checkpoint("out")
-    again = run([*train(text), "--resume"])
-    assert again.returncode == 0, again.stderr
+    assert app.run([*train(text), "--resume"]) == 0
     assert same_weights(Path("out"), whole)
     assert (Path("out") / "metrics.jsonl").read_text().count('"train"') == 6
 
