@@ -34,6 +34,12 @@ def model(request, tiny_model, hash_model):
     return quantize_model(tiny_model, request.param)
 
 
+@pytest.fixture(scope="module")
+def jitted(model):
+    """Compiled once for all ids of a shape and dtype."""
+    return jax.jit(lambda tokens: model(tokens)[0])
+
+
 @pytest.mark.parametrize("wrong", [V, -1, 2**40])
 def test_an_unknown_id_is_named_where_its_value_is_known(model, wrong):
     tokens = np.array([[1, 2, wrong, 4]])
@@ -48,20 +54,19 @@ def test_an_unknown_id_is_named_where_its_value_is_known(model, wrong):
 
 
 @pytest.mark.parametrize("wrong", [V, -1, 2**30])
-def test_under_jit_all_that_depends_on_it_is_nan_and_nothing_else(model, wrong):
-    tokens = jnp.array([[1, 2, 3, 4], [1, 2, wrong, 4]], jnp.int32)
-    logits = np.asarray(jax.jit(lambda tokens: model(tokens)[0])(tokens))
+def test_under_jit_all_that_depends_on_it_is_nan_and_nothing_else(jitted, wrong):
+    logits = np.asarray(jitted(jnp.array([[1, 2, 3, 4], [1, 2, wrong, 4]], jnp.int32)))
     assert np.isfinite(logits[0]).all()
     assert np.isfinite(logits[1, :2]).all()
     assert np.isnan(logits[1, 2:]).all()
 
 
 @pytest.mark.parametrize("wrong", [V + 2**32, 1 + 2**32, -(2**32) + 1, 2**63 - 1, -(2**63)])
-def test_a_wide_id_does_not_wrap_into_the_vocabulary(model, wrong):
+def test_a_wide_id_does_not_wrap_into_the_vocabulary(jitted, wrong):
     with jax.enable_x64(True):
         tokens = jnp.asarray(np.array([[1, 2, wrong, 4]]))
         assert tokens.dtype == jnp.int64
-        logits = np.asarray(jax.jit(lambda tokens: model(tokens)[0])(tokens))
+        logits = np.asarray(jitted(tokens))
     assert np.isfinite(logits[0, :2]).all()
     assert np.isnan(logits[0, 2:]).all()
 
