@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 
@@ -14,7 +13,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer, UserError, generate
-from minimoe.attention import KVCache, MultiHeadLatentConfig
+from minimoe.attention import (
+    CompressedSparseConfig,
+    HeavilyCompressedConfig,
+    MultiHeadLatentConfig,
+    SlidingWindowConfig,
+)
 from minimoe.config import LayerConfig, MTPConfig
 from minimoe.inference import generate_speculative, speculative
 from minimoe.layers import HyperConnectionConfig
@@ -26,6 +30,15 @@ CONFIG = ModelConfig(
     vocab_size=V, d_model=8, num_layers=1, attention=GroupedQueryConfig(num_heads=2, num_kv_heads=1, head_dim=4),
     context_length=LIMIT, moe=MOE, mtp=MTPConfig(),
 )  # fmt: skip
+WINDOW = {"num_heads": 2, "head_dim": 4, "rope_dim": 2, "q_rank": 4, "window": 3, "out_groups": 1, "out_rank": 4}
+V4 = CONFIG.replace(
+    num_layers=2,
+    pattern=(
+        LayerConfig(CompressedSparseConfig(**WINDOW, ratio=2, index_heads=2, index_dim=4, index_top_k=2)),
+        LayerConfig(HeavilyCompressedConfig(**WINDOW, ratio=4)),
+    ),
+    mtp=MTPConfig(LayerConfig(SlidingWindowConfig(**WINDOW))),
+)
 LATENT = MultiHeadLatentConfig(num_heads=2, kv_rank=6, nope_dim=4, rope_dim=4, v_dim=4)
 
 
@@ -43,24 +56,6 @@ def model() -> MoETransformer:
 
 def prompts(rows: int, length: int, seed: int = 0) -> Array:
     return jnp.asarray(np.random.default_rng(seed).integers(V, size=(rows, length)), jnp.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Unshortened:
-    """A cache that cannot give back what it took in."""
-
-    inner: KVCache
-    append = lambda self, k, v: Unshortened(self.inner.append(k, v))  # noqa: E731
-    read = lambda self: self.inner.read()  # noqa: E731
-    length = property(lambda self: self.inner.length)
-    size = property(lambda self: self.inner.size)
-
-
-jax.tree_util.register_dataclass(Unshortened)
-
-
-def unshortened(*sizes) -> Unshortened:
-    return Unshortened(KVCache.zeros(*sizes))
 
 
 @pytest.mark.parametrize(("length", "new"), [(1, LIMIT - 1), (5, 9), (11, 1), (11, 2)])
@@ -85,7 +80,7 @@ KINDS = {
     "streams": (CONFIG.replace(residual=HyperConnectionConfig(streams=2)), {}),
     "capacity": (CONFIG.replace_moe(dispatch="capacity", capacity_factor=0.5), {}),
     "codes, and a cache of codes": (CONFIG, {"cache": kv_cache("int8")}),
-    "a cache that cannot be shortened": (CONFIG, {"cache": unshortened}),
+    "rings and compressed entries, which cannot be shortened": (V4, {}),
 }
 
 

@@ -273,13 +273,14 @@ def _kept(longer: Any, before: Any, count: Int[Array, ""], step: Int[Array, ""],
     """Caches with ``count`` of the 2 positions that ``longer`` has more than ``before``, which has ``step - 1``.
 
     Some caches cannot give back what they held, such as a ring, whose oldest place was written over. ``one(before)``
-    computes them with the first position alone: a second forward pass, and the answers are the same.
+    computes them with the first position alone: a second forward pass (of a single row, only if its draft was refused),
+    and the answers are the same.
     """
     caches = jax.tree.leaves(longer, is_leaf=lambda part: isinstance(part, Cache))
     if all(hasattr(cache, "shortened") for cache in caches):
         shorten = lambda cache: cache.shortened(step - 1 + count)  # noqa: E731
         return jax.tree.map(shorten, longer, is_leaf=lambda part: isinstance(part, Cache))
-    return _choose(count == 2, longer, one(before))
+    return jax.lax.cond(count == 2, lambda: longer, lambda: one(before))
 
 
 def each_row(function: Callable[..., Any], *rows: Any) -> Any:
