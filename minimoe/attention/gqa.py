@@ -26,8 +26,8 @@ from jaxtyping import Array, Float
 
 from minimoe.attention.cache import Cache
 from minimoe.attention.core import causal_attention, masked_attention
-from minimoe.checks import number_fields, require, whole_fields
-from minimoe.layers import apply_rope, fan_in, rope_angles
+from minimoe.checks import flag_fields, number_fields, require, whole_fields
+from minimoe.layers import RMSNorm, apply_rope, fan_in, rope_angles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,10 @@ class GroupedQueryConfig:
     Args:
       num_heads: N query heads. num_kv_heads: M key/value heads, a divisor of N. head_dim: H, even.
       rope_theta: base of the rotary frequencies.
+      rope_dim: P, how many numbers of a head its position turns, the first ones; even. None turns all H.
+      qk_norm: a norm over each query and key, before they are turned; one scale of H for all queries, one for all keys.
+      bias: adds a bias to queries, keys and values, not to the output.
+      norm_eps: inside the square root of those norms.
 
     Raises:
       UserError: naming the value and the repair.
@@ -52,6 +56,10 @@ class GroupedQueryConfig:
     num_kv_heads: int
     head_dim: int
     rope_theta: float = 10_000.0
+    rope_dim: int | None = None
+    qk_norm: bool = False
+    bias: bool = False
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         whole_fields(self, "num_heads", "num_kv_heads", "head_dim")
@@ -59,6 +67,17 @@ class GroupedQueryConfig:
         require(n % m == 0, self, f"num_heads={n} must be a multiple of num_kv_heads={m}; change one of them")
         require(h % 2 == 0, self, f"head_dim={h} must be even, because rotary embeddings turn pairs; use {h + 1}")
         number_fields(self, "rope_theta", low=1, high=1e12, hint="10000.0 is usual")
+        number_fields(self, "norm_eps", low=1e-30, high=1, hint="1e-6 is usual")
+        flag_fields(self, "qk_norm", "bias")
+        if self.rope_dim is not None:
+            whole_fields(self, "rope_dim", most=h, hint="use None to turn all of a head")
+            p = self.rope_dim
+            require(p % 2 == 0, self, f"rope_dim={p} must be even, because rotary embeddings turn pairs; use {p - 1}")
+
+    @property
+    def turned(self) -> int:
+        """P, numbers of a head that its position turns."""
+        return self.head_dim if self.rope_dim is None else self.rope_dim
 
     def build(
         self, d_model: int, *, out_scale: float, dtype: str, param_dtype: str, rngs: nnx.Rngs
@@ -72,7 +91,12 @@ class GroupedQueryConfig:
         return make(batch, size, self.num_kv_heads, self.head_dim, dtype)
 
     def num_params(self, d_model: int) -> int:
-        """Four matrices: D x N*H for queries and output, D x M*H for keys and values."""
+        """Four matrices, D x N*H for queries and output, D x M*H for keys and values; then norms and biases, if any."""
+        norms = 2 * self.head_dim if self.qk_norm else 0
+        biases = self.head_dim * (self.num_heads + 2 * self.num_kv_heads) if self.bias else 0
+        return self._matrices(d_model) + norms + biases
+
+    def _matrices(self, d_model: int) -> int:
         return 2 * d_model * self.head_dim * (self.num_heads + self.num_kv_heads)
 
     def cache_bytes_per_token(self, dtype: Any) -> int:
@@ -89,13 +113,14 @@ class GroupedQueryConfig:
 
     def flops_per_token(self, d_model: int, context: int) -> float:
         """Two a weight, and ``4 * N * H`` an attended position, of which a token sees ``(context + 1) / 2`` on average."""
-        return 2 * self.num_params(d_model) + 4 * self.num_heads * self.head_dim * (context + 1) / 2
+        return 2 * self._matrices(d_model) + 4 * self.num_heads * self.head_dim * (context + 1) / 2
 
 
 class GroupedQueryAttention(nnx.Module):
-    """N query heads share M key/value heads; no biases.
+    """N query heads share M key/value heads.
 
-    Kernels: ``q_proj [D, N*H]``, ``k_proj`` and ``v_proj [D, M*H]``, ``o_proj [N*H, D]``.
+    Kernels: ``q_proj [D, N*H]``, ``k_proj`` and ``v_proj [D, M*H]``, ``o_proj [N*H, D]``. The first three have biases
+    with ``config.bias``. With ``config.qk_norm`` there are ``q_norm`` and ``k_norm``, of width H.
 
     Args:
       config: N, M and H. d_model: D.
@@ -116,12 +141,15 @@ class GroupedQueryAttention(nnx.Module):
     ):
         self.config = config
         query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        kwargs: dict[str, Any] = {"use_bias": False, "rngs": rngs}
-        kwargs |= {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
-        self.q_proj = nnx.Linear(d_model, query, kernel_init=fan_in(), **kwargs)
-        self.k_proj = nnx.Linear(d_model, kv, kernel_init=fan_in(), **kwargs)
-        self.v_proj = nnx.Linear(d_model, kv, kernel_init=fan_in(), **kwargs)
-        self.o_proj = nnx.Linear(query, d_model, kernel_init=fan_in(out_scale), **kwargs)
+        kwargs: dict[str, Any] = {"rngs": rngs, "dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
+        inner = kwargs | {"use_bias": config.bias, "kernel_init": fan_in()}
+        self.q_proj = nnx.Linear(d_model, query, **inner)
+        self.k_proj = nnx.Linear(d_model, kv, **inner)
+        self.v_proj = nnx.Linear(d_model, kv, **inner)
+        self.o_proj = nnx.Linear(query, d_model, use_bias=False, kernel_init=fan_in(out_scale), **kwargs)
+        norm = {"epsilon": config.norm_eps} | kwargs
+        self.q_norm = nnx.data(RMSNorm(config.head_dim, **norm) if config.qk_norm else None)
+        self.k_norm = nnx.data(RMSNorm(config.head_dim, **norm) if config.qk_norm else None)
 
     def __call__(
         self, x: Float[Array, "B L D"], cache: Cache | None = None
@@ -148,8 +176,14 @@ class GroupedQueryAttention(nnx.Module):
         config = self.config
         n, m, h = config.num_heads, config.num_kv_heads, config.head_dim
         heads = self._heads(x).reshape(*x.shape[:2], n + 2 * m, h)
-        cos, sin = rope_angles(start + jnp.arange(x.shape[1], dtype=jnp.int32), h, config.rope_theta)
-        turned = apply_rope(heads[:, :, : n + m], cos, sin)
+        both = heads[:, :, : n + m]
+        if config.qk_norm:
+            both = jnp.concatenate([self.q_norm(both[:, :, :n]), self.k_norm(both[:, :, n:])], axis=2)
+        p = config.turned
+        cos, sin = rope_angles(start + jnp.arange(x.shape[1], dtype=jnp.int32), p, config.rope_theta)
+        turned = apply_rope(both[..., :p], cos, sin)
+        if p < h:
+            turned = jnp.concatenate([turned, both[..., p:]], axis=-1)
         return turned[:, :, :n], turned[:, :, n:], heads[:, :, n + m :]
 
     def _heads(self, x: Float[Array, "B L D"]):
@@ -164,4 +198,7 @@ class GroupedQueryAttention(nnx.Module):
         if x.shape[1] <= 2 or not all(isinstance(layer, nnx.Linear) for layer in layers):
             return jnp.concatenate([layer(flat) for layer in layers], axis=-1)
         kernels = [layer.kernel[...].astype(x.dtype) for layer in layers]
-        return flat @ jnp.concatenate(kernels, axis=-1)
+        joined = flat @ jnp.concatenate(kernels, axis=-1)
+        if not self.config.bias:
+            return joined
+        return joined + jnp.concatenate([layer.bias[...].astype(x.dtype) for layer in layers])[None, :]

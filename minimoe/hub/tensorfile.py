@@ -27,6 +27,7 @@ from minimoe.errors import UserError
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "I8": np.dtype(np.int8),
@@ -84,7 +85,8 @@ class TensorFile:
     Args:
       path: the file.
       record: what `write_tensors` returned for it. A file of another size or content is refused: before anything is
-        computed with wrong weights.
+        computed with wrong weights. None for a file of somebody else, of which nothing is known.
+      repair: ends every error.
 
     Attributes:
       header: ``name -> {"dtype", "shape", "data_offsets"}``.
@@ -93,35 +95,35 @@ class TensorFile:
       UserError: if it is missing, cut short, altered, or no safetensors file; the message says which.
     """
 
-    def __init__(self, path: Path, record: FileRecord):
-        self.path, self.bytes = path, record.bytes
+    def __init__(self, path: Path, record: FileRecord | None = None, *, repair: str = REPAIR):
+        self.path, self._repair = path, repair
         try:
             if not path.is_file():
-                raise UserError(f"{path} is missing; {REPAIR}")
+                raise UserError(f"{path} is missing; {repair}")
             self._file = path.open("rb")
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror or error}); {REPAIR}") from error
+            raise UserError(f"{path} cannot be read ({error.strerror or error}); {repair}") from error
         try:
             self.header = self._check(record)
         except BaseException:
             self._file.close()
             raise
 
-    def _check(self, record: FileRecord) -> dict[str, dict[str, Any]]:
+    def _check(self, record: FileRecord | None) -> dict[str, dict[str, Any]]:
         """Size, content, then what the library thinks of the header; returns that."""
-        path, file = self.path, self._file
-        found = os.fstat(file.fileno()).st_size
-        if found != record.bytes:
+        path, file, repair = self.path, self._file, self._repair
+        self.bytes = found = os.fstat(file.fileno()).st_size
+        if record is not None and found != record.bytes:
             what = "cut short" if found < record.bytes else "too long"
-            raise UserError(f"{path} is {what}: {found:,} bytes where config.json says {record.bytes:,}; {REPAIR}")
+            raise UserError(f"{path} is {what}: {found:,} bytes where config.json says {record.bytes:,}; {repair}")
         try:
-            altered = hashlib.file_digest(file, "sha256").hexdigest() != record.sha256
+            altered = record is not None and hashlib.file_digest(file, "sha256").hexdigest() != record.sha256
             with safe_open(path, framework="np"):
                 pass  # the library has now judged the header: its length, its JSON, and that the places fit the file
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is no readable safetensors file ({error}); {REPAIR}") from error
+            raise UserError(f"{path} is no readable safetensors file ({error}); {repair}") from error
         if altered:
-            raise UserError(f"{path} was altered: its sha256 is not the one in config.json; {REPAIR}")
+            raise UserError(f"{path} was altered: its sha256 is not the one in config.json; {repair}")
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -1,0 +1,45 @@
+"""GLM-4-MoE (GLM-4.5): grouped-query attention, dense layers first, then sigmoid experts with a selection bias.
+
+Half of each head is turned by its position (``partial_rotary_factor``), in halves on both sides, so no column moves.
+Matrices are transposed. Gate and up of a dense or shared feed-forward are two matrices there and one here.
+"""
+
+from __future__ import annotations
+
+from minimoe.attention import GroupedQueryConfig
+from minimoe.config import ModelConfig
+from minimoe.hub.layouts import common
+from minimoe.hub.layouts.layout import Layout, Row, same
+from minimoe.hub.layouts.settings import Settings
+
+BIASES = {f"attention.{name}.bias": same(f"self_attn.{name}.bias") for name in ("q_proj", "k_proj", "v_proj")}
+QK_NORMS = {f"attention.{name}.scale": same(f"self_attn.{name}.weight") for name in ("q_norm", "k_norm")}
+
+
+def rows(config: ModelConfig) -> dict[str, Row]:
+    """The whole table."""
+    attention = config.attention
+    assert isinstance(attention, GroupedQueryConfig)
+    always = common.NORMS | common.ATTENTION
+    always = always | (BIASES if attention.bias else {}) | (QK_NORMS if attention.qk_norm else {})
+    return common.table(config, [always | common.feed_forward(layer) for layer in config.layers])
+
+
+def read_config(settings: Settings, dtype: str) -> ModelConfig:
+    """The config of the same model here."""
+    shared, rope, width = common.sizes(settings, dtype), settings.plain_rope(), settings.head_dim()
+    attention = GroupedQueryConfig(
+        num_heads=settings.get("num_attention_heads"),
+        num_kv_heads=settings.get("num_key_value_heads"),
+        head_dim=width,
+        rope_theta=rope["rope_theta"],
+        rope_dim=int(width * rope.get("partial_rotary_factor", 0.5)),
+        qk_norm=settings.get("use_qk_norm", False),
+        bias=settings.get("attention_bias", False),
+        norm_eps=shared["norm_eps"],
+    )
+    moe = common.sigmoid_experts(settings, dtype)
+    return ModelConfig(attention=attention, moe=moe, first_layers=common.dense_first(settings), **shared)
+
+
+LAYOUT = Layout("glm4_moe", read_config, rows, ignored=common.prediction_layer)

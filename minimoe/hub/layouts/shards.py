@@ -1,0 +1,80 @@
+"""The tensors of a Transformers folder, in one safetensors file or in several with an index; read one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from minimoe.errors import UserError
+from minimoe.hub.layouts.settings import COPY
+from minimoe.hub.tensorfile import TensorFile
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = ("float32", "bfloat16", "float16")
+
+
+class Shards:
+    """The files of a folder, open until the end of the ``with``; nothing but their headers is in memory.
+
+    Attributes:
+      shapes: of every tensor by its name.
+
+    Raises:
+      UserError: if a file is missing, cut short or broken, or a tensor is stored twice.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._home: dict[str, TensorFile] = {}
+        with contextlib.ExitStack() as stack:
+            for path in _files(folder):
+                file = stack.enter_context(TensorFile(path, repair=COPY))
+                twice = sorted(set(file.header) & set(self._home))
+                if twice:
+                    raise UserError(f"{folder} holds {twice[0]} in two files; {COPY}")
+                self._home |= dict.fromkeys(file.header, file)
+            self._open = stack.pop_all()
+        self.shapes = {name: file.shape(name) for name, file in self._home.items()}
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, copied out of its file.
+
+        Raises:
+          UserError: if it holds no floats of a usual kind.
+        """
+        file = self._home[name]
+        dtype = file.dtype(name)
+        if dtype not in FLOATS:
+            kinds = ", ".join(FLOATS)
+            raise UserError(f"{file.path}: {name} is {dtype}, but only {kinds} are read; convert the model first")
+        return file.read(name)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, all of them there."""
+    index = folder / INDEX
+    if not index.is_file():
+        if (folder / SINGLE).is_file():
+            return [folder / SINGLE]
+        raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}; save the model as safetensors, or {COPY}")
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = [folder / name for name in names]
+        inside = all(path.parent == folder for path in paths)
+    except Exception as error:
+        raise UserError(f"{index} is broken ({type(error).__name__}: {error}); {COPY}") from error
+    if not inside:
+        raise UserError(f"{index} names files outside its folder; {COPY}")
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; {COPY}")
+    return paths
