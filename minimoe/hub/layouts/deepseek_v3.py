@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minimoe.attention import MultiHeadLatentConfig
+from minimoe.attention import MultiHeadLatentConfig, YarnConfig
 from minimoe.config import ModelConfig
 from minimoe.hub.layouts import common
 from minimoe.hub.layouts.layout import SWAP, Layout, Row, column_order, same, swapped
@@ -60,6 +60,29 @@ def rows(config: ModelConfig) -> dict[str, Row]:
     return common.table(config, [always | common.feed_forward(layer) for layer in config.layers])
 
 
+def yarn_of(settings: Settings) -> YarnConfig | None:
+    """The stretched rotary positions of config.json, None for plain ones."""
+    rope = settings.rope()
+    if rope["rope_type"] == "default":
+        return None
+    if rope["rope_type"] != "yarn":
+        settings.refuse(f"rope_type={rope['rope_type']!r}", "only 'default' and 'yarn' are")
+    for name, usual in (("attention_factor", None), ("truncate", True)):
+        if rope.get(name, usual) != usual:
+            settings.refuse(f"{name}={rope[name]!r} of YaRN", f"only {usual!r} is")
+    wave, scores = rope.get("mscale") or 0, rope.get("mscale_all_dim") or 0
+    if scores and not wave:
+        settings.refuse(f"mscale_all_dim={scores!r} without mscale", "only both or neither are")
+    return YarnConfig(
+        factor=rope["factor"],
+        original_length=rope.get("original_max_position_embeddings") or settings.get("max_position_embeddings"),
+        beta_fast=rope.get("beta_fast") or 32.0,
+        beta_slow=rope.get("beta_slow") or 1.0,
+        mscale=wave if scores else 1.0,  # Transformers takes 1 unless both are given
+        mscale_all_dim=scores,
+    )
+
+
 def read_config(settings: Settings, dtype: str) -> ModelConfig:
     """The config of the same model here."""
     settings.only("attention_bias", False)
@@ -71,7 +94,8 @@ def read_config(settings: Settings, dtype: str) -> ModelConfig:
         nope_dim=settings.get("qk_nope_head_dim"),
         rope_dim=settings.get("qk_rope_head_dim"),
         v_dim=settings.get("v_head_dim"),
-        rope_theta=settings.plain_rope()["rope_theta"],
+        rope_theta=settings.rope()["rope_theta"],
+        yarn=yarn_of(settings),
         norm_eps=LATENT_EPS,
     )
     moe, first = common.sigmoid_experts(settings, dtype), common.dense_first(settings)

@@ -81,7 +81,13 @@ def read_config(folder: Path, dtype: str) -> tuple[Layout, Settings, ModelConfig
     except UserError as error:
         said = str(error)
         raise error if said.startswith(settings.source) else UserError(f"{settings.source}: {said}") from error
-    except (TypeError, AttributeError, ValueError, ZeroDivisionError) as error:  # a text where a number must be
+    except (
+        TypeError,
+        AttributeError,
+        ValueError,
+        KeyError,
+        ZeroDivisionError,
+    ) as error:  # a text where a number must be
         raise UserError(f"{settings.source} is broken ({type(error).__name__}: {error}); {COPY}") from error
 
 

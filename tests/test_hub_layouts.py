@@ -1,0 +1,137 @@
+"""Folders that Transformers wrote: the same logits, continuations and gradients here; every broken folder is one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+from transformers_models import FAMILIES, FOLDER, NEW_TOKENS, write_model
+
+HAS_TRANSFORMERS = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+REQUIRED = os.environ.get("MINIMOE_REQUIRE_INTEROP") == "1"
+
+
+def check_parity(folder: Path, family: str, expected: dict[str, np.ndarray]) -> float:
+    """Logits, chunked decoding, greedy continuation and the gradients of one block; returns the error of the logits."""
+    from minimoe import generate
+    from minimoe.hub import from_transformers
+    from minimoe.hub.layouts import LAYOUTS
+    from minimoe.model.paths import named_leaves
+
+    model = from_transformers(folder)
+    tokens, logits = jnp.asarray(expected["tokens"], jnp.int32), expected["logits"]
+    error = float(np.abs(np.asarray(model(tokens)[0]) - logits).max() / logits.std())
+    assert error < 1e-4
+
+    cache, parts = model.init_cache(2, tokens.shape[1]), []
+    for start, end in ((0, 3), (3, 4), (4, 11), (11, 21)):
+        part, _, cache = model.extend(tokens[:, start:end], cache)
+        parts.append(part)
+    assert np.abs(np.concatenate(parts, axis=1) - logits).max() / logits.std() < 1e-4
+
+    greedy = jnp.asarray(expected["greedy"], jnp.int32)
+    found = generate(model, greedy[:, :-NEW_TOKENS], NEW_TOKENS, temperature=0)
+    np.testing.assert_array_equal(found, greedy)
+
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    grads = jax.grad(lambda p: jnp.square(nnx.merge(graphdef, p, rest)(tokens)[0]).mean())(params)
+    rows, checked = LAYOUTS[family].rows(model.config), 0
+    for name, gradient in named_leaves(grads).items():
+        if name.startswith("layers.1."):
+            wanted = rows[name].from_memory(expected.__getitem__)
+            scale = max(float(np.abs(wanted).max()), 1e-3)
+            assert np.abs(np.asarray(gradient[...]) - wanted).max() / scale < 1e-3, name
+            checked += 1
+    assert checked > 8
+    return error
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_committed_folder_computes_what_transformers_computed(family):
+    check_parity(FOLDER / family, family, load_file(FOLDER / family / "expected.safetensors"))
+
+
+@pytest.mark.skipif(not HAS_TRANSFORMERS and not REQUIRED, reason="needs minimoe[interop]")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fresh_model_of_transformers_computes_the_same(family, tmp_path):
+    seed = random.randrange(10**6) if REQUIRED else 11
+    print(f"{family}, seed {seed}")
+    expected = write_model(family, tmp_path, seed)
+    print(f"{family}, error of the logits {check_parity(tmp_path, family, expected):.1e} of their spread")
+
+
+def copied(family: str, tmp_path: Path) -> Path:
+    folder = tmp_path / family
+    shutil.copytree(FOLDER / family, folder)
+    return folder
+
+
+def changed(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def refused(folder: Path, match: str) -> None:
+    from minimoe import UserError
+    from minimoe.hub import from_transformers
+
+    with pytest.raises(UserError, match=match) as caught:
+        from_transformers(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "match"),
+    [
+        ("mixtral", {"model_type": "llama"}, "model_type='llama' is not known; choose one of mixtral, glm4_moe"),
+        ("mixtral", {"sliding_window": 8}, "sliding_window=8 is not supported, only None is; set it to null"),
+        ("mixtral", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+        ("mixtral", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "rope_type='linear'"),
+        ("mixtral", {"hidden_size": "wide"}, "d_model='wide'"),
+        ("mixtral", {"quantization_config": {"quant_method": "fp8"}}, "convert it to bfloat16 first"),
+        ("glm4_moe", {"n_group": 7, "n_routed_experts": 7}, "groups of two experts or more"),
+        ("deepseek_v3", {"attention_bias": True}, "attention_bias=True is not supported, only False is"),
+        ("deepseek_v3", {"rope_interleave": False}, "rope_interleave=False is not supported"),
+        ("mixtral", {"hidden_size": 99}, "wrong .* instead of"),
+    ],
+)
+def test_a_config_that_cannot_be_expressed_is_one_line(family, values, match, tmp_path):
+    folder = copied(family, tmp_path)
+    changed(folder, **values)
+    refused(folder, match)
+
+
+def test_broken_files_are_one_line_each(tmp_path):
+    folder = copied("mixtral", tmp_path)
+    shard = sorted(folder.glob("model-*.safetensors"))[0]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-40])
+    refused(folder, "no readable safetensors file")
+    shard.unlink()
+    refused(folder, f"lacks {shard.name}, which model.safetensors.index.json names")
+    shard.write_bytes(whole)
+    tensors = load_file(shard)
+    name = "model.embed_tokens.weight"
+    save_file({other: value for other, value in tensors.items() if other != name}, shard)
+    refused(folder, f"missing {name}")
+    save_file(tensors | {"model.layers.0.extra.weight": np.zeros(2, np.float32)}, shard)
+    refused(folder, "unexpected model.layers.0.extra.weight")
+    save_file(tensors | {name: tensors[name][:-1]}, shard)
+    refused(folder, f"wrong {name} is")
+    refused(tmp_path / "none", "does not exist")
+    (folder / "config.json").write_text("{")
+    refused(folder, "config.json is broken")
