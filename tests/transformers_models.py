@@ -1,4 +1,4 @@
-"""Tiny models that Transformers writes with what it computes from them: `python tests/transformers_models.py` makes the fixtures.
+"""Tiny models that Transformers writes, and what it computes. `python tests/transformers_models.py` makes the fixtures.
 
 The committed ones were written by transformers 5.23.0 and torch 2.13.0; each config.json holds the first number too. With
 another seed the sizes are other odd ones.
