@@ -88,7 +88,8 @@ def read_config(folder: Path, dtype: str) -> tuple[Layout, Settings, ModelConfig
         KeyError,
         ZeroDivisionError,
     ) as error:  # a text where a number must be
-        raise UserError(f"{settings.source} is broken ({type(error).__name__}: {error}); {COPY}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{settings.source} is broken ({reason[:200]}); {COPY}") from error
 
 
 def _in_memory_form(row: Row, shards: Shards) -> bool:
