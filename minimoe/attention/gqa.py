@@ -201,4 +201,4 @@ class GroupedQueryAttention(nnx.Module):
         joined = flat @ jnp.concatenate(kernels, axis=-1)
         if not self.config.bias:
             return joined
-        return joined + jnp.concatenate([layer.bias[...].astype(x.dtype) for layer in layers])[None, :]
+        return joined + jnp.concatenate([layer.bias[...].astype(x.dtype) for layer in layers])[None, :]  # type: ignore[index]
