@@ -60,7 +60,8 @@ class Row:
         parts. None at all: they have no such tensor, and ours is 0.
       change: of each tensor.
       files: their names in files, where these differ. ``{e}`` stands for the number of an expert: such tensors are
-        stacked over the experts, and several names are joined along the first axis of one expert.
+        stacked over the experts. Where ``names`` is one and these are several, they are joined along the first axis of
+        one expert.
     """
 
     names: tuple[str, ...] = ()
@@ -84,8 +85,9 @@ class Row:
 
     def from_files(self, read: Callable[[str], np.ndarray], num_experts: int) -> np.ndarray:
         """Our array; ``read`` gives a tensor by its name in files."""
-        if not self.files:
-            return self.from_memory(read)
+        if len(self.files) in (0, len(self.names)):  # the same tensors, perhaps by other names
+            names = dict(zip(self.names, self.files or self.names, strict=True))
+            return self.from_memory(lambda name: _stacked(read, names[name], num_experts))
         parts = [_stacked(read, each, num_experts) for each in self.files]
         return self.change.read(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-2))
 
@@ -94,8 +96,10 @@ class Row:
         theirs = self.to_memory(array)
         if not self.files:
             return theirs
-        (whole,) = theirs.values()
-        parts = [whole] if len(self.files) == 1 else np.split(whole, len(self.files), axis=-2)
+        parts = [*theirs.values()]
+        if len(parts) != len(self.files):
+            (whole,) = parts
+            parts = np.split(whole, len(self.files), axis=-2)
         found: dict[str, np.ndarray] = {}
         for name, part in zip(self.files, parts, strict=True):
             found |= {name.format(e=e): part[e] for e in range(num_experts)} if "{e}" in name else {name: part}

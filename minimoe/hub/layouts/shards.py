@@ -13,7 +13,7 @@ from minimoe.hub.layouts.settings import COPY
 from minimoe.hub.tensorfile import TensorFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-FLOATS = ("float32", "bfloat16", "float16")
+READABLE = ("float32", "bfloat16", "float16", "int64")  # the last for the tables of hash routing
 
 
 class Shards:
@@ -49,12 +49,12 @@ class Shards:
         """One tensor, copied out of its file.
 
         Raises:
-          UserError: if it holds no floats of a usual kind.
+          UserError: if it holds anything but the usual floats or int64.
         """
         file = self._home[name]
         dtype = file.dtype(name)
-        if dtype not in FLOATS:
-            kinds = ", ".join(FLOATS)
+        if dtype not in READABLE:
+            kinds = ", ".join(READABLE)
             raise UserError(f"{file.path}: {name} is {dtype}, but only {kinds} are read; convert the model first")
         return file.read(name)
 

@@ -1,0 +1,140 @@
+"""DeepSeek-V4 as Transformers writes it: the same logits, continuation, decoding in chunks and gradients here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import v4_transformers
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from minimoe import UserError
+from minimoe.hub import from_transformers
+from minimoe.hub.layouts import LAYOUTS
+from minimoe.model.paths import named_leaves
+
+FIXTURE = v4_transformers.FIXTURE
+
+
+def check(found, expected, share=1e-4):
+    """Within a share of the spread."""
+    np.testing.assert_allclose(found, expected, atol=share * np.std(expected), rtol=0)
+
+
+def check_everything(folder, expected):
+    """All that `v4_transformers.computed` says of the model in ``folder``."""
+    model = from_transformers(folder)
+    tokens, layer = jnp.asarray(expected["token_ids"][None], jnp.int32), int(expected["layer"])
+
+    def block(path, leaf):
+        return path[:2] == ("layers", layer)
+
+    graphdef, params, rest = nnx.split(model, nnx.All(nnx.Param, block), ...)
+
+    def loss(params):
+        logits = nnx.merge(graphdef, params, rest)(tokens)[0][0]
+        weights = jnp.cos(jnp.arange(logits.size, dtype=jnp.float32)).reshape(logits.shape)
+        return (weights * logits).sum(), logits
+
+    gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+    check(logits, expected["logits"])
+    prompt = int(expected["prompt"])
+    np.testing.assert_array_equal(logits[prompt - 1 : -1].argmax(axis=1), expected["token_ids"][prompt:])
+    check_gradient(gradient, model.config, expected)
+    check(in_chunks(model, tokens, expected["chunks"]), expected["chunked"])
+    return model
+
+
+def check_gradient(gradient, config, expected):
+    """Of every weight of one layer that has one there; the indexer has none, and ours is 0."""
+    leaves, rows = named_leaves(gradient), LAYOUTS["deepseek_v4"].rows(config)
+    layer, compared = f"layers.{int(expected['layer'])}.", 0
+    for ours in (name for name in leaves if name.startswith(layer)):
+        for theirs, value in rows[ours].to_memory(np.asarray(leaves[ours][...])).items():
+            key = f"gradient/{theirs}"
+            if key in expected:
+                check(value, expected[key], 1e-3)
+                compared += 1
+            else:
+                assert ".indexer." in ours
+                np.testing.assert_array_equal(value, 0)
+    assert compared == sum(key.startswith("gradient/") for key in expected)
+
+
+def in_chunks(model, tokens, chunks):
+    step = jax.jit(lambda model, piece, cache: model.extend(piece, cache)[::2])
+    cache, start, pieces = model.init_cache(1, tokens.shape[1]), 0, []
+    for size in map(int, chunks):
+        logits, cache = step(model, tokens[:, start : start + size], cache)
+        start += size
+        pieces.append(logits[0])
+    return np.concatenate(pieces)
+
+
+def test_the_committed_model_computes_what_transformers_did():
+    model = check_everything(FIXTURE, dict(np.load(FIXTURE / "expected.npz")))
+    kinds = [layer.attention.kind for layer in model.config.layers]
+    assert kinds == ["sliding", "heavily_compressed", "compressed_sparse"]
+    assert [layer.moe.select for layer in model.config.layers] == ["hash", "topk", "topk"]
+
+
+@pytest.mark.skipif(not os.environ.get("MINIMOE_REQUIRE_INTEROP"), reason="compiles much; CI runs it, with fresh seeds")
+@pytest.mark.parametrize("model", range(3))
+def test_fresh_models_of_transformers_compute_the_same_here(model, tmp_path):
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    sizes = v4_transformers.random_sizes(seed)
+    theirs = v4_transformers.random_model(sizes, seed)
+    layer = int(np.random.default_rng(seed).integers(sizes["num_hidden_layers"]))
+    expected = v4_transformers.computed(theirs, v4_transformers.random_prompt(sizes, seed), [1, 2, 5, 1, 8], layer)
+    v4_transformers.saved(theirs, tmp_path)
+    check_everything(tmp_path, expected)
+
+
+def changed_copy(folder, **changes):
+    """The committed model with other values in its config.json."""
+    shutil.copytree(FIXTURE, folder)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(settings | changes), encoding="utf-8")
+    return folder
+
+
+def rope(**changes):
+    settings = json.loads((FIXTURE / "config.json").read_text(encoding="utf-8"))["rope_parameters"]
+    return settings | {"compress": settings["compress"] | changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"scoring_func": "sigmoid"}, "scoring_func='sigmoid' is not supported, only 'sqrtsoftplus' is"),
+        ({"n_shared_experts": 2}, "n_shared_experts=2"),
+        ({"hc_mult": 1}, "streams=1 has nothing to mix"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"layer_types": ["full_attention"] * 3}, "a layer of type 'full_attention'"),
+        ({"rope_parameters": {"rope_type": "default"}}, 'a table with "main" and "compress"'),
+        ({"rope_parameters": rope(attention_factor=1.2)}, r"compress: attention_factor=1\.2"),
+        ({"rope_parameters": rope(rope_type="linear")}, "compress: rope_type='linear'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"sliding_window": 5, "o_lora_rank": 6}, r"attn\.wo_a\.weight is \(15, 24\) instead of \(18, 24\)"),
+        ({"layer_types": ["sliding_attention"] * 3}, r"unexpected .*attn\.compressor\.ape"),
+    ],
+)
+def test_what_our_models_cannot_express_is_refused(changes, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        from_transformers(changed_copy(tmp_path / "changed", **changes))
+
+
+def test_ids_of_experts_that_do_not_exist_are_refused(tmp_path):
+    folder = changed_copy(tmp_path / "changed")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.ffn.gate.tid2eid"][3, 1] = 5
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"expert ids 0\.\.5, but ids are 0\.\.4"):
+        from_transformers(folder)
