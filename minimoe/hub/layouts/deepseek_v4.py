@@ -146,6 +146,7 @@ def rotary(settings: Settings, kind: str) -> dict[str, Any]:
     rope = given.get(kind) if isinstance(given, dict) else None
     if not isinstance(rope, dict):
         settings.refuse(f"rope_parameters={given!r}", 'a table with "main" and "compress" is')
+    assert isinstance(rope, dict)  # refused above
     rope = Settings(rope, f"{settings.source}: rope_parameters of {kind}")
     if rope.only("rope_type", "default", "yarn") == "default":
         return {"rope_theta": rope.get("rope_theta"), "yarn": None}
@@ -221,7 +222,8 @@ def read_config(settings: Settings, dtype: str) -> ModelConfig:
         eps=settings.get("hc_eps"),
         norm_eps=settings.get("rms_norm_eps"),
     )
-    return ModelConfig(attention=layers[0].attention, moe=moe, first_layers=layers, residual=streams, **shared)
+    attention = kinds[settings.get("layer_types")[0]]
+    return ModelConfig(attention=attention, moe=moe, first_layers=layers, residual=streams, **shared)
 
 
 def prediction_layer(name: str, settings: Settings) -> bool:
