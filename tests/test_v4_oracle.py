@@ -167,11 +167,12 @@ def seeds():
     return [1, 2, fresh]
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", seeds(), ids=["first", "second", "fresh"])  # workers draw apart: ids must agree
 def test_transformers_agrees_on_models_of_other_sizes(seed, tmp_path):
     if not os.environ.get("MINIMOE_REQUIRE_INTEROP"):
         pytest.importorskip("torch")
         pytest.importorskip("transformers")
+    print(f"seed {seed}")
     sizes = v4_transformers.random_sizes(seed)
     model = v4_transformers.random_model(sizes, seed)
     expected = v4_transformers.computed(model, v4_transformers.random_prompt(sizes, seed), [1, 2, 5, 1, 8], layer=0)
