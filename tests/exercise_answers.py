@@ -1,7 +1,7 @@
 """Answers to the exercises: right ones written differently, and wrong ones with the mistake that each must be told.
 
 These are the only solutions in the repository; the package holds oracles in NumPy, loops that neither trace nor have a
-gradient. Each lesson's are in a file of their own, `exercise_answers_01` to `exercise_answers_05`. ``RIGHT[id]`` is a
+gradient. Each lesson's are in a file of their own, `exercise_answers_01` to `exercise_answers_06`. ``RIGHT[id]`` is a
 list of functions; ``WRONG[id]`` a list of (function, name of the mistake or, for what no name covers, ``aspect:...``).
 """
 
@@ -12,8 +12,16 @@ import exercise_answers_02
 import exercise_answers_03
 import exercise_answers_04
 import exercise_answers_05
+import exercise_answers_06
 
-LESSONS = (exercise_answers_01, exercise_answers_02, exercise_answers_03, exercise_answers_04, exercise_answers_05)
+LESSONS = (
+    exercise_answers_01,
+    exercise_answers_02,
+    exercise_answers_03,
+    exercise_answers_04,
+    exercise_answers_05,
+    exercise_answers_06,
+)
 
 RIGHT = {id: answers for lesson in LESSONS for id, answers in lesson.RIGHT.items()}
 WRONG = {id: answers for lesson in LESSONS for id, answers in lesson.WRONG.items()}

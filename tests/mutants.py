@@ -147,6 +147,9 @@ EQUIVALENT: dict[str, tuple[tuple[str, str], ...]] = {
         ("^(student|teacher) one more$", "a softmax does not see a number added to all logits"),
         ("^tokens ", "the divergence over all words does not look at which one was written"),
     ),
+    "cache.bytes": (SCALAR, POSITIVE),
+    "cache.visible": (("^mask (absolute value|not below 0)$", "a mask is never negative"),),
+    "cache.compress": (("^(gates|bias) one more$", "a softmax does not see a number added to all logits"),),
 }
 
 
