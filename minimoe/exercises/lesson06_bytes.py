@@ -73,8 +73,8 @@ CACHE_BYTES = Exercise(
     outputs=(Output("bytes", "int"),),
     oracle=cache_bytes_oracle,
     cases=(
-        Case("one layer of each kind", lambda: (40, (0, 4, 8), (0, 1, 0), 6, 10, 3)),
         Case("a length that no ratio divides", lambda: (43, (0, 4, 8, 5), (0, 1, 0, 1), 6, 10, 3)),
+        Case("one layer of each kind", lambda: (40, (0, 4, 8), (0, 1, 0), 6, 10, 3)),
         Case("shorter than the window", lambda: (5, (0, 2, 8), (0, 1, 0), 6, 10, 3)),
         Case("one token more than the window", lambda: (7, (0, 0, 7), (0, 0, 1), 6, 11, 2)),
         Case("no layer compresses", lambda: (50, (0, 0), (0, 0), 6, 10, 3)),

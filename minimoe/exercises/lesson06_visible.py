@@ -1,6 +1,6 @@
 """Lesson 06, second exercise: which tokens and which compressed entries a query may see.
 
-Axes: T tokens, M = T // ratio compressed entries.
+Axes: T tokens, N = T + T // ratio: the tokens, then the compressed entries.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from minimoe.exercises.record import Case, Exercise, Mistake, Output
 
 
-def visible_oracle(length: int, ratio: int, window: int) -> Bool[np.ndarray, "T T+M"]:
+def visible_oracle(length: int, ratio: int, window: int) -> Bool[np.ndarray, "T N"]:
     """Query by query: the last tokens, itself included, and the entries whose tokens have all come."""
     rows = []
     for query in range(length):
