@@ -14,8 +14,8 @@ def test_grids_show_tokens_and_entries():
     full, compressed = np.tri(6, dtype=bool), np.hstack([np.eye(6, dtype=bool), np.zeros((6, 2), bool)])
     figure = draw(cache.what_queries_see({"full": full, "compressed": compressed}))
     titles = [axes.get_title(loc="left") + axes.get_title() for axes in figure.axes]
-    assert "6 read by the last query" in titles[0]
-    assert "1 read by the last query" in titles[1]
+    assert "6 seen by the last query" in titles[0]
+    assert "1 seen by the last query" in titles[1]
     assert ["entries" in [text.get_text() for text in axes.texts] for axes in figure.axes[:2]] == [False, True]
     with pytest.raises(UserError, match="wide: mask has shape"):
         cache.what_queries_see({"wide": np.zeros((3, 2), bool)})

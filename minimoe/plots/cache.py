@@ -39,13 +39,13 @@ def what_queries_see(masks: Mapping[str, Bool[np.ndarray, "T N"]], title: str = 
         queries, columns = mask.shape
         shade = np.where(mask, 0.75, 0.0)
         shade[:, queries:] = np.where(mask[:, queries:], 1.0, 0.06)
-        style.dress(axes, title=f"{name}\n{int(mask[-1].sum())} read by the last query", grid=None)
+        style.dress(axes, title=f"{name}\n{int(mask[-1].sum())} seen by the last query", grid=None)
         axes.imshow(shade, cmap="Blues", vmin=0, vmax=1.2, aspect="auto", interpolation="nearest")
         axes.set_xticks(np.arange(-0.5, columns), minor=True)
         axes.set_yticks(np.arange(-0.5, queries), minor=True)
         axes.grid(which="minor", color="white", linewidth=0.8)
         axes.tick_params(which="both", length=0)
-        axes.set_xticks([0, queries - 1], labels=["token 0", str(queries - 1)])
+        axes.set_xticks([0, queries - 1], labels=["token 0", "" if columns > queries else str(queries - 1)])
         axes.set_yticks([0, queries - 1], labels=["query 0", str(queries - 1)])
         if columns > queries:
             axes.axvline(queries - 0.5, color=style.INK, linewidth=1.2)
