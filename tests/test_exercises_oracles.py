@@ -9,7 +9,8 @@ import oracles
 import pytest
 
 from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig
-from minimoe.cost import count_params, moe_layer_flops
+from minimoe.attention.window import in_window, visible_entries
+from minimoe.cost import count_params, moe_layer_flops, published_model
 from minimoe.distill import hinton_kd, masked_mean, reverse_kl, topk_kl
 from minimoe.exercises.grade import grade
 from minimoe.exercises.gradients import expected_gradients
@@ -69,6 +70,24 @@ def test_oracles_of_lessons_02_and_03():
         np.testing.assert_allclose(moved, oracles.bias_update(bias.astype(float), load, rate), atol=1e-12)
     balanced = next(case for case in CATALOGUE["balance.switch_loss"].cases if case.name == "balanced")
     assert expected_outputs(CATALOGUE["balance.switch_loss"], balanced)[0] == pytest.approx(1.0)
+
+
+def test_oracles_of_lesson_06():
+    for (length, ratio, window), (mask,) in cases("cache.visible"):
+        at = jnp.arange(length)
+        np.testing.assert_array_equal(mask[:, :length], in_window(at[:, None], at[None], window))
+        np.testing.assert_array_equal(mask[:, length:], visible_entries(at, length // ratio, ratio))
+    published = {args: total for args, (total,) in cases("cache.bytes") if args[0] == 1_048_576}
+    for name, layers in (("deepseek-v4-flash", 43), ("deepseek-v4-pro", 61)):
+        parts = published_model(name).cache_bytes(1_048_576)
+        (total,) = (total for args, total in published.items() if len(args[1]) == layers)
+        assert total == sum(size for part, size in parts.items() if part != "tails")
+    for (values, gates, bias), (entries,) in cases("cache.compress"):
+        assert entries.shape == (len(values) // len(bias), values.shape[1])
+        for i, entry in enumerate(entries):  # a mean lies between what it is of
+            block = values[i * len(bias) : (i + 1) * len(bias)]
+            assert (entry <= block.max(0) + 1e-9).all()
+            assert (entry >= block.min(0) - 1e-9).all()
 
 
 def test_oracles_of_lesson_04():
