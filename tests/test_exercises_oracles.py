@@ -82,7 +82,7 @@ def test_oracles_of_lesson_06():
         parts = published_model(name).cache_bytes(1_048_576)
         (total,) = (total for args, total in published.items() if len(args[1]) == layers)
         assert total == sum(size for part, size in parts.items() if part != "tails")
-    for (values, gates, bias), (entries,) in cases("cache.compress"):
+    for (values, _, bias), (entries,) in cases("cache.compress"):
         assert entries.shape == (len(values) // len(bias), values.shape[1])
         for i, entry in enumerate(entries):  # a mean lies between what it is of
             block = values[i * len(bias) : (i + 1) * len(bias)]

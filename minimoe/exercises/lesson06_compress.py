@@ -161,7 +161,7 @@ COMPRESS = Exercise(
         ),
         Mistake(
             "weights that do not sum to 1",
-            "uses a sigmoid for each token alone. An entry is a mean: its weights sum to 1, so its size does not depend on r.",
+            "uses a sigmoid for each token alone. An entry is a mean: its weights sum to 1, whatever r is.",
             pooling(lambda gates, bias: 1 / (1 + np.exp(-(gates + bias)))),
         ),
         Mistake(
