@@ -264,7 +264,8 @@ def test_files_from_before_attention_was_a_part_are_read():
 
 def test_every_kind_in_a_file_is_named_and_known():
     values = SPARSE.to_dict()
-    assert values["attention"] == {"kind": "grouped_query", **HEADS, "rope_theta": 10000.0}
+    others = {"rope_theta": 10000.0, "rope_dim": None, "qk_norm": False, "bias": False, "norm_eps": 1e-6}
+    assert values["attention"] == {"kind": "grouped_query", **HEADS, **others}
     assert values["residual"] == {"kind": "add"}
     for name, known in (("attention", "grouped_query"), ("residual", "add, hyper")):
         with pytest.raises(UserError, match=f"{name}: kind='nosuch' is not known; choose one of {known}"):
