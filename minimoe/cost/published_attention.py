@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from minimoe.attention.storage import V4, entry_bytes, index_key_bytes
+
 
 @dataclasses.dataclass(frozen=True)
 class LatentCounts:
@@ -107,14 +109,13 @@ class SharedCounts:
     def _entry_bytes(self, width: int | None) -> int | float:
         if width is not None:
             return width * self.head_dim
-        plain = self.head_dim - self.rope
-        return plain + 2 * self.rope + plain // 64 + 1  # fp8, bfloat16, scales, padding
+        return entry_bytes(self.head_dim, self.rope, V4)
 
     def bytes_per_token(self, width: int | None) -> tuple[int | float, int | float]:
         """Of the entries and of the indexer keys; ``width`` bytes a number, or None for the published storage."""
         if not self.ratio:
             return 0, 0
-        key = self.index_dim / 2 + self.index_dim // 32 if width is None else width * self.index_dim
+        key = index_key_bytes(self.index_dim, V4) if width is None else width * self.index_dim
         return self._entry_bytes(width) / self.ratio, key / self.ratio
 
     def window_bytes(self, width: int | None, context: int) -> int | float:
