@@ -6,13 +6,11 @@ import json
 import os
 import shutil
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import v4_transformers
-from flax import nnx
 from safetensors.numpy import load_file, save_file
+from v4_parity import check, check_chunks, check_logits_and_text
 
 from minimoe import UserError
 from minimoe.hub import from_transformers
@@ -22,32 +20,12 @@ from minimoe.model.paths import named_leaves
 FIXTURE = v4_transformers.FIXTURE
 
 
-def check(found, expected, share=1e-4):
-    """Within a share of the spread."""
-    np.testing.assert_allclose(found, expected, atol=share * np.std(expected), rtol=0)
-
-
 def check_everything(folder, expected):
     """All that `v4_transformers.computed` says of the model in ``folder``."""
     model = from_transformers(folder)
-    tokens, layer = jnp.asarray(expected["token_ids"][None], jnp.int32), int(expected["layer"])
-
-    def block(path, leaf):
-        return path[:2] == ("layers", layer)
-
-    graphdef, params, rest = nnx.split(model, nnx.All(nnx.Param, block), ...)
-
-    def loss(params):
-        logits = nnx.merge(graphdef, params, rest)(tokens)[0][0]
-        weights = jnp.cos(jnp.arange(logits.size, dtype=jnp.float32)).reshape(logits.shape)
-        return (weights * logits).sum(), logits
-
-    gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
-    check(logits, expected["logits"])
-    prompt = int(expected["prompt"])
-    np.testing.assert_array_equal(logits[prompt - 1 : -1].argmax(axis=1), expected["token_ids"][prompt:])
+    gradient = check_logits_and_text(model, expected)
     check_gradient(gradient, model.config, expected)
-    check(in_chunks(model, tokens, expected["chunks"]), expected["chunked"])
+    check_chunks(model, expected)
     return model
 
 
@@ -65,16 +43,6 @@ def check_gradient(gradient, config, expected):
                 assert ".indexer." in ours
                 np.testing.assert_array_equal(value, 0)
     assert compared == sum(key.startswith("gradient/") for key in expected)
-
-
-def in_chunks(model, tokens, chunks):
-    step = jax.jit(lambda model, piece, cache: model.extend(piece, cache)[::2])
-    cache, start, pieces = model.init_cache(1, tokens.shape[1]), 0, []
-    for size in map(int, chunks):
-        logits, cache = step(model, tokens[:, start : start + size], cache)
-        start += size
-        pieces.append(logits[0])
-    return np.concatenate(pieces)
 
 
 def test_the_committed_model_computes_what_transformers_did():

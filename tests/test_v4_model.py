@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import v4_oracle
 import v4_transformers
 from flax import nnx
 from safetensors.numpy import load_file
+from v4_parity import check, check_chunks, check_logits_and_text
 
 from minimoe import LayerConfig, ModelConfig, MoEConfig, MoETransformer
 from minimoe.attention import CompressedSparseConfig, HeavilyCompressedConfig, SlidingWindowConfig, YarnConfig
@@ -116,28 +116,8 @@ def expected():
     return dict(np.load(FIXTURE / "expected.npz"))
 
 
-def check(found, expected, share=1e-4):
-    """Within a share of the spread."""
-    np.testing.assert_allclose(found, expected, atol=share * np.std(expected), rtol=0)
-
-
 def test_logits_text_and_the_gradient_of_a_block_are_those_of_transformers(model, expected):
-    tokens, layer = jnp.asarray(expected["token_ids"][None], jnp.int32), int(expected["layer"])
-
-    def block(path, leaf):
-        return path[:2] == ("layers", layer)
-
-    graphdef, params, rest = nnx.split(model, nnx.All(nnx.Param, block), ...)
-
-    def loss(params):
-        logits = nnx.merge(graphdef, params, rest)(tokens)[0][0]
-        weights = jnp.cos(jnp.arange(logits.size, dtype=jnp.float32)).reshape(logits.shape)
-        return (weights * logits).sum(), logits
-
-    gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
-    check(logits, expected["logits"])
-    prompt = int(expected["prompt"])
-    np.testing.assert_array_equal(logits[prompt - 1 : -1].argmax(axis=1), expected["token_ids"][prompt:])
+    gradient, layer = check_logits_and_text(model, expected), int(expected["layer"])
     theirs = {name.partition(f"model.layers.{layer}.")[2]: value for name, value in expected.items() if "/" in name}
     found = {name.partition(f"layers.{layer}.")[2]: value[...] for name, value in named_leaves(gradient).items()}
     for ours, name, change in (
@@ -161,11 +141,4 @@ def test_logits_text_and_the_gradient_of_a_block_are_those_of_transformers(model
 
 
 def test_decoding_in_chunks_is_that_of_transformers(model, expected):
-    step = jax.jit(lambda model, piece, cache: model.extend(piece, cache)[::2])
-    tokens, start, pieces = jnp.asarray(expected["token_ids"][None], jnp.int32), 0, []
-    cache = model.init_cache(1, tokens.shape[1])
-    for size in map(int, expected["chunks"]):
-        logits, cache = step(model, tokens[:, start : start + size], cache)
-        start += size
-        pieces.append(logits[0])
-    check(np.concatenate(pieces), expected["chunked"])
+    check_chunks(model, expected)
