@@ -46,7 +46,7 @@ class Graph:
     def constant(self, value: Any, name: str, dtype: Any = None) -> str:
         """A constant with a name of its own, such as a weight."""
         assert name not in self.constants, name
-        self.constants[name] = np.ascontiguousarray(np.asarray(value, dtype))
+        self.constants[name] = np.array(value, dtype, order="C")
         return name
 
     def ints(self, *values: int) -> str:
