@@ -121,5 +121,7 @@ def read_folder(directory: Path, format: str) -> tuple[ModelConfig, Tokenizer | 
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{directory / CONFIG_FILE} is broken ({type(error).__name__}: {error}); export again") from error
+        raise UserError(
+            f"{directory / CONFIG_FILE} is broken ({type(error).__name__}: {error}); export again"
+        ) from error
     return config, tokenizer, files

@@ -83,9 +83,7 @@ class Writer:
         head = g.Transpose(table, perm=[1, 0]) if tied else self.matrix(model.head.kernel, "head.kernel")
         return g.MatMul(x, head), present
 
-    def block(
-        self, block: Block, x: str, tokens: str, name: str, past: tuple[str, str]
-    ) -> tuple[str, tuple[str, str]]:
+    def block(self, block: Block, x: str, tokens: str, name: str, past: tuple[str, str]) -> tuple[str, tuple[str, str]]:
         """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``."""
         g = self.g
         seen = self.norm(block.attention_norm, x, f"{name}.attention_norm")

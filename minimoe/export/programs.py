@@ -71,7 +71,9 @@ def train_program(model: MoETransformer, recipe: Recipe, batch: int, length: int
     model = copy_model(model)
     state, build = split_by_name({"model": model, "optimizer": optimizer_for(model, recipe)})
 
-    def step(state: Arrays, tokens: jax.Array, targets: jax.Array, where: jax.Array, seed: jax.Array) -> tuple[Any, Any]:
+    def step(
+        state: Arrays, tokens: jax.Array, targets: jax.Array, where: jax.Array, seed: jax.Array
+    ) -> tuple[Any, Any]:
         both = build(state)
         found = train_step(
             both["model"], both["optimizer"], tokens, targets, where, jax.random.key(seed), recipe=recipe
@@ -93,7 +95,11 @@ def split_by_name(node: Any) -> tuple[Arrays, Callable[[Arrays], Any]]:
 
         return nnx.merge(graphdef, filled_state(state, put))
 
-    return {name: jnp.asarray(getattr(leaf, "get_value", lambda leaf=leaf: leaf)()) for name, leaf in named_leaves(state).items()}, build
+    arrays = {
+        name: jnp.asarray(leaf[...] if isinstance(leaf, nnx.Variable) else leaf)
+        for name, leaf in named_leaves(state).items()
+    }
+    return arrays, build
 
 
 def _ids(batch: int, length: int) -> jax.Array:

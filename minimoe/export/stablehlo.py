@@ -142,7 +142,9 @@ class StableHLOModel:
         self.batch, self.length, self.platforms = values["batch"], values["length"], values["platforms"]
         here = jax.default_backend().replace("gpu", "cuda")
         if here not in self.platforms:
-            raise UserError(f"{directory} was lowered for {', '.join(self.platforms)}, and this is {here}; export for it too")
+            raise UserError(
+                f"{directory} was lowered for {', '.join(self.platforms)}, and this is {here}; export for it too"
+            )
         self.programs = {
             name: jax.export.deserialize(bytearray(files[f"{name}.jax"].read_bytes())) for name in values["programs"]
         }
@@ -153,7 +155,7 @@ class StableHLOModel:
         self._signatures = values["programs"]
 
     def logits(self, tokens: Any) -> jax.Array:
-        """``[B, L, V]`` for ids ``[B, L']`` with L' at most L: they are padded, and what belongs to the padding is cut off."""
+        """``[B, L, V]`` for ids ``[B, L']`` with L' at most L: they are padded, and the padding's are cut off."""
         tokens = np.asarray(tokens, np.int32)
         if tokens.ndim != 2 or tokens.shape[0] != self.batch or tokens.shape[1] > self.length:
             raise UserError(
