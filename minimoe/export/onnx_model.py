@@ -71,7 +71,7 @@ class Writer:
         reason = why_not(model)
         if reason:
             raise UserError(f"format 'onnx': {reason}; export a model that has neither, or use format 'stablehlo'")
-        g, tied = self.g, model.head is None
+        g = self.g
         table = g.constant(_array(model.embed.embedding), "embed.embedding")
         x = g.Gather(table, "tokens", axis=0)  # [B, L, D]
         flat_tokens = g.Reshape("tokens", g.ints(-1))
@@ -80,13 +80,15 @@ class Writer:
             x, cache = self.block(block, x, flat_tokens, f"layers.{i}", (f"past.{i}.key", f"past.{i}.value"))
             present.append(cache)
         x = self.norm(model.norm, x, "norm")
-        head = g.Transpose(table, perm=[1, 0]) if tied else self.matrix(model.head.kernel, "head.kernel")
+        tied = model.head is None
+        head = g.Transpose(table, perm=[1, 0]) if tied else self.matrix(model.head.kernel, "head.kernel")  # type: ignore[union-attr]
         return g.MatMul(x, head), present
 
     def block(self, block: Block, x: str, tokens: str, name: str, past: tuple[str, str]) -> tuple[str, tuple[str, str]]:
         """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``."""
         g = self.g
         seen = self.norm(block.attention_norm, x, f"{name}.attention_norm")
+        assert isinstance(block.attention, GroupedQueryAttention)  # `why_not` has looked
         attended, present = self.attention(block.attention, seen, f"{name}.attention", past)
         x = g.Add(x, attended)
         seen = self.norm(block.ffn_norm, x, f"{name}.ffn_norm")
@@ -162,8 +164,8 @@ class Writer:
 
     def swiglu(self, ffn: SwiGLU, x: str, name: str) -> str:
         """``down(silu(gate(x)) * up(x))``."""
-        kernels = (ffn.gate_up_proj.kernel, ffn.down_proj.kernel)
-        return self._swiglu(x, *map(_array, kernels), ffn.limit, name)
+        gate_up, down = _array(ffn.gate_up_proj.kernel), _array(ffn.down_proj.kernel)
+        return self._swiglu(x, gate_up, down, ffn.limit, name)
 
     def _swiglu(self, x: str, gate_up: np.ndarray, down: np.ndarray, limit: float | None, name: str) -> str:
         g = self.g
