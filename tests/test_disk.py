@@ -1,13 +1,17 @@
 """A disk that fails in mid-work: one line, exit code 2, the last good state stays, and the same command continues later.
 
-Every trouble is met by a process of its own, in which a preset is small and something happens to the disk at a chosen
-moment: the process may write no large file any more (a file-size limit, which the kernel enforces for libraries in C++
-too), the system call says that the disk is full, or the folder is deleted. What goes on later, untroubled, runs here.
+One process of its own meets all troubles, each in its own folder. A preset is small there, and something happens to the
+disk at a chosen moment: the process may write no large file any more (a file-size limit, which the kernel enforces for
+libraries in C++ too), the system call says that the disk is full, or the folder is deleted. What goes on later, untroubled,
+runs here.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,19 +29,25 @@ from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
 
 pytest.importorskip("resource", reason="Windows has no file-size limits")
 
-# What may happen, as functions of the child process. ``before(owner, name, number, what)`` lets it happen before the
-# call of that number of a function.
+# What may happen, as functions of the other process. ``before(owner, name, number, what)`` lets it happen before the call
+# of that number of a function. ``put`` replaces something until the case is over.
 TROUBLE = """
-import errno, os, resource, shutil, sys
+import errno, os, resource, shutil
 from pathlib import Path
 
-def small_files():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+changed = []
+
+def put(owner, name, value):
+    changed.append((owner, name, getattr(owner, name)))
+    setattr(owner, name, value)
+
+def small_files(size=1000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 def full():
     def fsync(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.fsync = fsync
+    put(os, "fsync", fsync)
 
 def gone():
     shutil.rmtree(OUT)
@@ -49,27 +59,58 @@ def before(owner, name, number, what):
         if len(calls) == number:
             what()
         return original(*args, **kwargs)
-    setattr(owner, name, watched)
+    put(owner, name, watched)
+
+def over():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    while changed:
+        setattr(*changed.pop())
 
 OUT = Path("out")
 """
+# Meets one case after the other, and says on stderr where each begins and how it ends.
+ALL_CASES = PROGRAM.replace("sys.exit(run(sys.argv[1:]))\n", """
+import json
+here = os.getcwd()
+for name, (trouble, arguments) in json.load(open("cases.json")).items():
+    os.chdir(os.path.join(here, name))
+    print("begins:", name, file=sys.stderr, flush=True)
+    exec(trouble)
+    code = run(arguments)
+    over()
+    print("ended:", code, file=sys.stderr, flush=True)
+""")  # fmt: skip
 
 
-def run(
-    arguments: list[str], trouble: str = "", program: str = PROGRAM, before: list[str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def start(program: str, *arguments: str, before: list[str] | None = None) -> subprocess.CompletedProcess[str]:
     settings = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    whole = TROUBLE + program.replace(
-        "from minimoe.cli.app import run\n", trouble + "\nfrom minimoe.cli.app import run\n"
-    )
     return subprocess.run(
-        [*(before or []), sys.executable, "-c", whole, *arguments],
+        [*(before or []), sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
         env=settings,
         check=False,
         timeout=300,
     )
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> tuple[dict[str, subprocess.CompletedProcess[str]], Path]:
+    """How the command of each case ended, and what holds their folders."""
+    root = tmp_path_factory.mktemp("troubles")
+    cases = {name: (trouble, train("text.txt")) for name, (trouble, *_) in (IN_TRAINING | VANISHING).items()}
+    cases |= {name: (trouble, arguments) for name, (trouble, arguments, *_) in OTHER_COMMANDS.items()}
+    for name in cases:
+        (root / name).mkdir()
+        (root / name / "text.txt").write_text(TEXT)
+    (root / "cases.json").write_text(json.dumps(cases))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        done = start(TROUBLE + ALL_CASES)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"^begins: (.*)\n((?:.*\n)*?)ended: (\d+)$", done.stderr, re.MULTILINE)
+    assert [name for name, _, _ in found] == list(cases)
+    return {name: subprocess.CompletedProcess(cases[name], int(code), "", said) for name, said, code in found}, root
 
 
 def complaint(ended: subprocess.CompletedProcess[str]) -> str:
@@ -126,8 +167,7 @@ IN_TRAINING = {
         [2],
     ),
     "a file-size limit at the metrics": (
-        "from minimoe.training.loop import _Session as c; before(c, 'log', 4, lambda: "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY)))",
+        "from minimoe.training.loop import _Session as c; before(c, 'log', 4, lambda: small_files(100))",
         "out/metrics.jsonl cannot be written: the file would be larger",
         [2],
     ),
@@ -144,10 +184,18 @@ IN_TRAINING = {
 }
 
 
+@pytest.fixture
+def case(request, ended, text) -> subprocess.CompletedProcess[str]:
+    """How the case of the test's parameter ended. The test goes on in a copy of its folder."""
+    name = request.node.callspec.params["name"]
+    shutil.copytree(ended[1] / name, ".", dirs_exist_ok=True)
+    return ended[0][name]
+
+
 @pytest.mark.parametrize("name", IN_TRAINING)
-def test_training_stops_in_one_line_and_resumes_once_there_is_room(name, text, whole):
-    trouble, said, kept = IN_TRAINING[name]
-    assert said in complaint(run(train(text), trouble))
+def test_training_stops_in_one_line_and_resumes_once_there_is_room(name, text, case, whole):
+    _, said, kept = IN_TRAINING[name]
+    assert said in complaint(case)
     assert CheckpointFolder(Path("out")).steps() == kept
     if kept:
         load_checkpoint("out")
@@ -156,12 +204,17 @@ def test_training_stops_in_one_line_and_resumes_once_there_is_room(name, text, w
     assert (Path("out") / "metrics.jsonl").read_text().count('"train"') == 6
 
 
-@pytest.mark.parametrize("moment", ["save", "log"])
-def test_a_folder_that_vanishes_in_mid_run_is_one_line(moment, text):
-    said = complaint(
-        run(train(text), f"from minimoe.training.loop import _Session as c; before(c, {moment!r}, 2, gone)")
+VANISHING = {
+    f"the folder vanishes at {moment}": (
+        f"from minimoe.training.loop import _Session as c; before(c, {moment!r}, 2, gone)",
     )
-    assert "cannot be written: the folder is gone" in said
+    for moment in ("save", "log")
+}
+
+
+@pytest.mark.parametrize("name", VANISHING)
+def test_a_folder_that_vanishes_in_mid_run_is_one_line(name, case):
+    assert "cannot be written: the folder is gone" in complaint(case)
     assert not Path("out").exists()
 
 
@@ -175,7 +228,7 @@ TOY = """
 import minimoe.data
 from minimoe.experiments import EXPERIMENTS, Run
 from tests.test_cli import _few_documents
-minimoe.data.documents = _few_documents
+put(minimoe.data, "documents", _few_documents)
 EXPERIMENTS["toy"] = lambda done: [Run("one", "tiny")]
 """
 OTHER_COMMANDS = {
@@ -207,11 +260,9 @@ OTHER_COMMANDS = {
 
 
 @pytest.mark.parametrize("name", OTHER_COMMANDS)
-def test_other_commands_stop_in_one_line_too(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    trouble, arguments, said, left = OTHER_COMMANDS[name]
-    prepared = 'minimoe.config.PRESETS["tiny"] = TINY\nrecipes.RECIPES["tiny"] = TINY_RECIPE\n'
-    assert said in complaint(run(arguments, prepared + trouble))
+def test_other_commands_stop_in_one_line_too(name, case):
+    _, _, said, left = OTHER_COMMANDS[name]
+    assert said in complaint(case)
     assert not Path("record.json").exists()
     assert (sorted(path.name for path in Path("out").iterdir()) if Path("out").exists() else []) == left
 
@@ -226,5 +277,5 @@ def test_a_disk_that_is_really_full(text, whole):
         possible = False
     if not possible:
         pytest.skip("no disk can be mounted here")
-    ended = run([*train(text)[:-1], "small/out"], before=mount)
+    ended = start(PROGRAM, *train(text)[:-1], "small/out", before=mount)
     assert "cannot be written: the disk is full; make room or choose another folder" in complaint(ended)
