@@ -31,12 +31,13 @@ def check_parity(folder: Path, family: str, expected: dict[str, np.ndarray]) -> 
 
     model = from_transformers(folder)
     tokens, logits = jnp.asarray(expected["tokens"], jnp.int32), expected["logits"]
-    error = float(np.abs(np.asarray(model(tokens)[0]) - logits).max() / logits.std())
+    error = float(np.abs(np.asarray(jax.jit(lambda m, t: m(t)[0])(model, tokens)) - logits).max() / logits.std())
     assert error < 1e-4
 
     cache, parts = model.init_cache(2, tokens.shape[1]), []
+    extend = jax.jit(lambda m, t, cache: m.extend(t, cache))
     for start, end in ((0, 3), (3, 4), (4, 11), (11, 21)):
-        part, _, cache = model.extend(tokens[:, start:end], cache)
+        part, _, cache = extend(model, tokens[:, start:end], cache)
         parts.append(part)
     assert np.abs(np.concatenate(parts, axis=1) - logits).max() / logits.std() < 1e-4
 
@@ -45,7 +46,7 @@ def check_parity(folder: Path, family: str, expected: dict[str, np.ndarray]) -> 
     np.testing.assert_array_equal(found, greedy)
 
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    grads = jax.grad(lambda p: jnp.square(nnx.merge(graphdef, p, rest)(tokens)[0]).mean())(params)
+    grads = jax.jit(jax.grad(lambda p: jnp.square(nnx.merge(graphdef, p, rest)(tokens)[0]).mean()))(params)
     rows, checked = LAYOUTS[family].rows(model.config), 0
     for name, gradient in named_leaves(grads).items():
         if name.startswith("layers.1."):
