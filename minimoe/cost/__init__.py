@@ -1,6 +1,7 @@
-"""Accounting: parameters, FLOPs and cache bytes as formulas on a config, ours or a published one."""
+"""Accounting: parameters, FLOPs and cache bytes as formulas on a config, ours or a published one; times and prices on a chip."""
 
 from minimoe.cost.account import Account, account
+from minimoe.cost.assumptions import Assumptions, published_run, weight_bits
 from minimoe.cost.cache import kv_bytes_per_token
 from minimoe.cost.flops import (
     forward_flops_per_token,
@@ -8,7 +9,9 @@ from minimoe.cost.flops import (
     mtp_flops_per_token,
     training_flops_per_token,
 )
+from minimoe.cost.hardware import Chip, Number, chip, chip_names, export_cut
 from minimoe.cost.params import ParamCount, count_params
+from minimoe.cost.price import dollars_per_million, dollars_per_million_read
 from minimoe.cost.published import (
     WEIGHTINGS,
     PublishedModel,
@@ -18,15 +21,40 @@ from minimoe.cost.published import (
     published_model,
     published_names,
 )
+from minimoe.cost.roofline import Step, communication_bound, decode_step
+from minimoe.cost.traffic import Traffic, cache_read_bytes, decode_traffic, expected_distinct_experts
+from minimoe.cost.training import (
+    ReportedTraining,
+    reported_training,
+    train_flops,
+    training_hours,
+    training_range,
+)
 
 __all__ = [
     "WEIGHTINGS",
     "Account",
+    "Assumptions",
+    "Chip",
+    "Number",
     "ParamCount",
     "PublishedModel",
+    "ReportedTraining",
+    "Step",
+    "Traffic",
     "Weighting",
     "account",
+    "cache_read_bytes",
+    "chip",
+    "chip_names",
+    "communication_bound",
     "count_params",
+    "decode_step",
+    "decode_traffic",
+    "dollars_per_million",
+    "dollars_per_million_read",
+    "expected_distinct_experts",
+    "export_cut",
     "flops_shares",
     "forward_flops_per_token",
     "gqa_bytes_per_token",
@@ -35,5 +63,11 @@ __all__ = [
     "mtp_flops_per_token",
     "published_model",
     "published_names",
+    "published_run",
+    "reported_training",
+    "train_flops",
     "training_flops_per_token",
+    "training_hours",
+    "training_range",
+    "weight_bits",
 ]
