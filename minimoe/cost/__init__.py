@@ -1,4 +1,4 @@
-"""Accounting: parameters, FLOPs and cache bytes as formulas on a config, ours or a published one; times and prices on a chip."""
+"""Accounting: parameters, FLOPs and cache bytes as formulas on a config, ours or a published one; times and prices too."""
 
 from minimoe.cost.account import Account, account
 from minimoe.cost.assumptions import Assumptions, published_run, weight_bits

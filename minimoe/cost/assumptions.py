@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from minimoe.checks import choice_fields, flag_fields, number_fields, whole_fields
+from minimoe.checks import choice_fields, flag, flag_fields, number_fields, whole_fields
 from minimoe.config import ModelConfig
 from minimoe.cost.hardware import PEAKS, Chip
 from minimoe.cost.published import PublishedModel
@@ -48,18 +48,18 @@ class Assumptions:
 
     chips: int | None = None
     compute: str = AUTO
-    expert_bits: float | None = None
-    head_bits: float | None = None
-    other_bits: float | None = None
+    expert_bits: int | float | None = None
+    head_bits: int | float | None = None
+    other_bits: int | float | None = None
     cache_dtype: str | None = None
-    dispatch_bytes: float = 1.0
-    combine_bytes: float = 2.0
-    compute_efficiency: float = 1.0
-    memory_efficiency: float = 1.0
-    link_efficiency: float = 1.0
+    dispatch_bytes: int | float = 1.0
+    combine_bytes: int | float = 2.0
+    compute_efficiency: int | float = 1.0
+    memory_efficiency: int | float = 1.0
+    link_efficiency: int | float = 1.0
     overlap: bool = True
-    dollars_per_hour: float = 2.0
-    busy: float = 1.0
+    dollars_per_hour: int | float = 2.0
+    busy: int | float = 1.0
 
     def __post_init__(self) -> None:
         if self.chips is not None:
@@ -89,7 +89,7 @@ class Assumptions:
             name, equals, value = text.partition("=")
             if not equals or name not in known:
                 raise UserError(f"--assume {text!r} must be name=value; names are {', '.join(sorted(known))}")
-            values[name] = _value(value)
+            values[name] = flag(name, _value(value)) if name == "overlap" else _value(value)
         return cls(**values)
 
     def kind(self, model: ModelConfig | PublishedModel, chip: Chip) -> str:
@@ -101,7 +101,7 @@ class Assumptions:
         return "bf16" if chip.computes("bf16") else "float32"
 
 
-def weight_bits(model: ModelConfig | PublishedModel, assumptions: Assumptions) -> dict[str, float]:
+def weight_bits(model: ModelConfig | PublishedModel, assumptions: Assumptions) -> dict[str, int | float]:
     """Bits of a stored weight, of the routed experts, of embedding and head, and of everything else.
 
     Example:

@@ -43,7 +43,7 @@ MARK = "(unverified)"
 class Number:
     """A figure: its ``value`` in the unit of its name, where it is from, and how sure it is."""
 
-    value: float
+    value: int | float
     source: str
     certainty: str  # "published", "derived" or "unverified"
 
@@ -72,7 +72,7 @@ class Chip:
     numbers: Mapping[str, Number]
     unverified: bool = False
 
-    def value(self, name: str) -> float:
+    def value(self, name: str) -> int | float:
         """A number in plain units: FLOP/s, bytes, bytes a second, chips.
 
         Raises:
@@ -86,7 +86,7 @@ class Chip:
             raise UserError(f"{what}; ask for it with unverified=True, on the command line --unverified")
         return number.value * UNITS[name]
 
-    def peak(self, kind: str) -> float:
+    def peak(self, kind: str) -> int | float:
         """FLOP/s of matmuls whose operands are of this kind, one of `PEAKS`; a multiply-add counts as 2."""
         if kind not in PEAKS:
             raise UserError(f"compute={kind!r} is not known; choose one of {', '.join(PEAKS)}")
@@ -97,22 +97,22 @@ class Chip:
         return PEAKS.get(kind) in self.numbers
 
     @property
-    def memory(self) -> float:
+    def memory(self) -> int | float:
         """Bytes."""
         return self.value("memory_gb")
 
     @property
-    def memory_bandwidth(self) -> float:
+    def memory_bandwidth(self) -> int | float:
         """Bytes a second."""
         return self.value("memory_tb_per_s")
 
     @property
-    def link(self) -> float:
+    def link(self) -> int | float:
         """Bytes a second to the chips of one board, in one direction: half of what makers print."""
         return self.value("link_gb_per_s") / 2
 
     @property
-    def network(self) -> float:
+    def network(self) -> int | float:
         """Bytes a second to chips of other boards, in one direction."""
         return self.value("network_gb_per_s")
 
@@ -166,7 +166,7 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in str(name).lower() if letter not in " -_")
 
 
-def export_cut(full: Chip, cut: Chip) -> dict[str, float]:
+def export_cut(full: Chip, cut: Chip) -> dict[str, int | float]:
     """What an export version kept of the full chip, number by number: 1.0 is everything.
 
     Example:

@@ -10,7 +10,7 @@ from minimoe.cost.roofline import Step
 from minimoe.cost.training import mean_forward_flops
 
 
-def dollars_per_million(step: Step, assumptions: Assumptions) -> float:
+def dollars_per_million(step: Step, assumptions: Assumptions) -> int | float:
     """Of tokens that are written: ``chips * dollars an hour * hours of a step / (sequences * busy)``.
 
     Example:
@@ -26,7 +26,7 @@ def dollars_per_million(step: Step, assumptions: Assumptions) -> float:
 
 def dollars_per_million_read(
     model: ModelConfig | PublishedModel, chip: Chip, context: int, assumptions: Assumptions
-) -> float:
+) -> int | float:
     """Of tokens of a prompt of ``context`` tokens, which are bound by compute: all of them share one read of the weights."""
     peak = chip.peak(assumptions.kind(model, chip)) * assumptions.compute_efficiency
     hours = mean_forward_flops(model, context) / peak / 3600

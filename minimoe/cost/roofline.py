@@ -43,17 +43,17 @@ class Step:
     chips: int
     compute: str
     traffic: Traffic
-    read: float
-    send: float
-    calculate: float
-    seconds: float
+    read: int | float
+    send: int | float
+    calculate: int | float
+    seconds: int | float
     bound_by: str
-    memory_needed: float
-    memory: float
+    memory_needed: int | float
+    memory: int | float
     unverified: tuple[str, ...]
 
     @property
-    def tokens_per_second(self) -> float:
+    def tokens_per_second(self) -> int | float:
         """Of all sequences together, on all chips."""
         return self.traffic.batch / self.seconds
 
@@ -119,7 +119,7 @@ def decode_step(
     )
 
 
-def _send(sent: float, chips: int, chip: Chip, assumed: Assumptions) -> tuple[float, tuple[str, ...]]:
+def _send(sent: int | float, chips: int, chip: Chip, assumed: Assumptions) -> tuple[int | float, tuple[str, ...]]:
     """Seconds for ``sent`` bytes to experts spread evenly over the chips, and the numbers that were used."""
     if chips == 1 or sent == 0:
         return 0.0, ()
@@ -131,7 +131,7 @@ def _send(sent: float, chips: int, chip: Chip, assumed: Assumptions) -> tuple[fl
     return max(near, far), ("link_gb_per_s", "link_chips", "network_gb_per_s")
 
 
-def _needed(traffic: Traffic, chips: int) -> float:
+def _needed(traffic: Traffic, chips: int) -> int | float:
     return traffic.dense_stored + traffic.experts_stored / chips + -(-traffic.batch // chips) * traffic.cache_stored
 
 
@@ -146,7 +146,9 @@ def _fewest(traffic: Traffic, chip: Chip) -> int:
     return chips
 
 
-def communication_bound(model: ModelConfig | PublishedModel, chip: Chip, compute: str = "bf16") -> dict[str, float]:
+def communication_bound(
+    model: ModelConfig | PublishedModel, chip: Chip, compute: str = "bf16"
+) -> dict[str, int | float]:
     """FLOPs a link byte: what the chip has, and what the experts offer. Sending can hide behind computing if has <= offers.
 
     A row that goes to an expert costs ``6 * D * F`` FLOPs and 3D bytes, FP8 there and bfloat16 back: ``2 * F``.

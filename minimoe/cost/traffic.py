@@ -10,7 +10,10 @@ Axes: B sequences, D model width, E experts, K experts a token.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
 
 from minimoe.attention import CompressedSparseConfig
 from minimoe.attention.storage import index_key_bytes
@@ -26,8 +29,8 @@ ROUTED = "routed experts"
 
 
 def expected_distinct_experts(
-    num_experts: int, top_k: int, tokens: int, popularity: Sequence[float] | None = None
-) -> float:
+    num_experts: int, top_k: int, tokens: int, popularity: Iterable[Any] | None = None
+) -> int | float:
     """Experts of a layer that at least one of ``tokens`` tokens chooses, on average: ``E * (1 - (1 - K/E)^tokens)``.
 
     Tokens choose independently of each other. With ``popularity`` expert e is chosen by a token with probability
@@ -66,7 +69,7 @@ def sparse_layers(model: ModelConfig | PublishedModel) -> list[tuple[int, int, i
     return [(n, la.moe.num_experts, la.moe.top_k, la.moe.expert_params) for la, n in counts if la.moe is not None]
 
 
-def cache_read_bytes(model: ModelConfig | PublishedModel, context: int, dtype: str | None = None) -> float:
+def cache_read_bytes(model: ModelConfig | PublishedModel, context: int, dtype: str | None = None) -> int | float:
     """Bytes of one sequence's cache that one decoding step reads, at ``context`` tokens.
 
     An indexer reads all its keys and then the K entries that it chose; other attention reads all that it keeps. The
@@ -75,7 +78,7 @@ def cache_read_bytes(model: ModelConfig | PublishedModel, context: int, dtype: s
     Example:
       >>> from minimoe.cost import published_model
       >>> f"{cache_read_bytes(published_model('deepseek-v4-pro'), 2**20) / 1e6:.0f} MB"
-      '705 MB'
+      '706 MB'
     """
     if isinstance(model, PublishedModel):
         return _published_read(model, context, dtype)
@@ -84,7 +87,7 @@ def cache_read_bytes(model: ModelConfig | PublishedModel, context: int, dtype: s
     for layer, count in model.layer_counts.items():
         assert layer.attention is not None  # layer_counts leaves nothing open
         parts = layer.attention.cache_parts(context, kept)
-        entries: float = parts["entries"]
+        entries: int | float = parts["entries"]
         if isinstance(layer.attention, CompressedSparseConfig):
             number_of = context // layer.attention.ratio
             keys = number_of * index_key_bytes(layer.attention.index_dim, kept)
@@ -93,19 +96,18 @@ def cache_read_bytes(model: ModelConfig | PublishedModel, context: int, dtype: s
     return total
 
 
-def _published_read(model: PublishedModel, context: int, dtype: str | None) -> float:
+def _published_read(model: PublishedModel, context: int, dtype: str | None) -> int | float:
     parts = model.cache_bytes(context, dtype)
     total = parts["indexer keys"] + parts["window"]
-    from minimoe.cost.published import _width
-
+    width = None if dtype is None else jnp.dtype(dtype).itemsize
     for kind, layers in model.attention:
-        entries = layers * context * kind.bytes_per_token(_width(dtype))[0]
+        entries = layers * context * kind.bytes_per_token(width)[0]
         number_of = context / (getattr(kind, "ratio", 1) or 1)
         total += entries * (_chosen(kind.index_top_k, number_of) if kind.index_top_k else 1)
     return total
 
 
-def _chosen(top_k: int, entries: float) -> float:
+def _chosen(top_k: int, entries: int | float) -> int | float:
     return min(1.0, top_k / entries) if entries else 1.0
 
 
@@ -123,15 +125,15 @@ class Traffic:
 
     batch: int
     context: int
-    dense_bytes: float
-    expert_bytes: float
-    cache_bytes: float
-    link_bytes: float
-    flops: float
-    dense_stored: float
-    experts_stored: float
-    cache_stored: float
-    distinct: tuple[float, float]
+    dense_bytes: int | float
+    expert_bytes: int | float
+    cache_bytes: int | float
+    link_bytes: int | float
+    flops: int | float
+    dense_stored: int | float
+    experts_stored: int | float
+    cache_stored: int | float
+    distinct: tuple[int | float, int | float]
 
 
 def decode_traffic(
@@ -151,7 +153,7 @@ def decode_traffic(
     entry = account(model, context, assumed.cache_dtype)
     bits = weight_bits(model, assumed)
 
-    def stored(parts: dict[str, int]) -> float:
+    def stored(parts: dict[str, int]) -> int | float:
         sizes = {part: bits["embedding and head"] if part in EMBEDDINGS else bits["other"] for part in parts}
         return sum(count * sizes[part] / 8 for part, count in parts.items() if part != ROUTED)
 

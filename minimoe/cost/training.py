@@ -21,6 +21,7 @@ from minimoe.cost.assumptions import published_run
 from minimoe.cost.flops import forward_flops_per_token, training_flops_per_token
 from minimoe.cost.hardware import Chip, chip
 from minimoe.cost.published import PublishedModel, published_model
+from minimoe.cost.published_attention import SharedCounts
 from minimoe.errors import UserError
 
 STATED = "6 * active parameters"
@@ -28,7 +29,7 @@ STATED = "6 * active parameters"
 FASTER_AND_SLOWER = (1.25, 0.75)
 
 
-def mean_forward_flops(model: ModelConfig | PublishedModel, context: int) -> float:
+def mean_forward_flops(model: ModelConfig | PublishedModel, context: int) -> int | float:
     """Forward FLOPs of a token, averaged over the positions of a sequence, in the form that training uses.
 
     Latent attention makes keys and values there, which is cheaper than the absorbed form of decoding.
@@ -37,7 +38,7 @@ def mean_forward_flops(model: ModelConfig | PublishedModel, context: int) -> flo
         return forward_flops_per_token(model, context)
     total = 2.0 * model.params_active
     for kind, layers in model.attention:
-        if kind.shares_key_and_value:
+        if isinstance(kind, SharedCounts):
             seen = mean_visible(context, 1, kind.window)
             if kind.ratio:
                 seen += mean_visible(context, kind.ratio, kind.index_top_k or None)
@@ -51,7 +52,7 @@ def mean_forward_flops(model: ModelConfig | PublishedModel, context: int) -> flo
     return total
 
 
-def train_flops(model: ModelConfig | PublishedModel, context: int) -> float:
+def train_flops(model: ModelConfig | PublishedModel, context: int) -> int | float:
     """FLOPs of a training token: forward, and a backward that costs twice as much. Multi-token prediction is left out of
     published models.
 
@@ -66,13 +67,13 @@ def train_flops(model: ModelConfig | PublishedModel, context: int) -> float:
 
 def training_hours(
     model: ModelConfig | PublishedModel,
-    tokens: float,
+    tokens: int | float,
     on: Chip,
     *,
-    utilisation: float,
+    utilisation: int | float,
     compute: str = "bf16",
     context: int = 4096,
-) -> float:
+) -> int | float:
     """Chip hours for ``tokens`` tokens.
 
     Args:
@@ -99,13 +100,13 @@ class ReportedTraining:
 
     model: str
     chip: str
-    hours: dict[str, float]
-    recomputed: float
-    total: float
-    dollars: float
-    days_per_trillion: float
-    rate: dict[str, float]
-    utilisation: dict[str, float]
+    hours: dict[str, int | float]
+    recomputed: int | float
+    total: int | float
+    dollars: int | float
+    days_per_trillion: int | float
+    rate: dict[str, int | float]
+    utilisation: dict[str, int | float]
 
 
 def reported_training(name: str = "deepseek-v3") -> ReportedTraining:
@@ -165,6 +166,6 @@ def training_range(name: str) -> dict[str, Any]:
     }
 
 
-def _counted(model: PublishedModel) -> dict[str, float]:
+def _counted(model: PublishedModel) -> dict[str, int | float]:
     """FLOPs of a training token in two conventions."""
     return {STATED: 6.0 * model.params_active, "attention at 4096 tokens too": train_flops(model, 4096)}
