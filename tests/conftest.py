@@ -41,6 +41,8 @@ else:  # the user's, or this is a worker
 
 import jax
 
+gc.disable()  # until all tests are collected: what is imported stays
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -105,6 +107,7 @@ def pytest_collection_finish() -> None:
     """Whatever is in memory by now stays until the end: the garbage collector need not look at it again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(20_000, 20, 50)  # tracing makes many objects and few cycles
 
 

@@ -28,7 +28,7 @@ DRAW = ("train", "quantize", "distill", "experiments", "tour")
 
 def refused(folder: Path, arguments: list[str], **environment: str) -> str:
     """What the command says, after it was seen to do nothing."""
-    settings = {name: value for name, value in os.environ.items() if not name.startswith("JAX_PLATFORM")}
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     settings |= {"PYTHONPATH": str(ROOT)} | environment
     ended = subprocess.run(
         [sys.executable, "-m", "minimoe", *arguments],

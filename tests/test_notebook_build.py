@@ -19,9 +19,9 @@ from unittest import mock
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "notebooks" / "build.py"
-pytest.importorskip("jupytext")
-pytest.importorskip("nbclient")
-pytest.importorskip("ipykernel")
+for needed in ("jupytext", "nbclient", "ipykernel"):
+    if importlib.util.find_spec(needed) is None:  # not imported here: that takes seconds in each worker
+        pytest.skip(f"{needed} is not installed", allow_module_level=True)
 
 GOOD = """\
 # %% [markdown]

@@ -58,7 +58,8 @@ def measure(
     tokens = {load: jnp.asarray(tokens_of_load(shape, load)) for load in loads}
     violations = {load: round(float(max_violation(layer(x)[1].load)), 4) for load, x in tokens.items()}
     middle = loads[min(1, len(loads) - 1)]
-    runs = {name: _sparse(with_dispatch(layer, name), tokens[middle], dy) for name in dispatches}
+    ours = {name: _sparse(with_dispatch(layer, name), dy) for name in dispatches}
+    runs = {name: one(tokens[middle]) for name, one in ours.items()}
     reference = mixtral.unaligned(config) or mixtral.unavailable()
     if reference is None:
         runs["grouped_mm"] = _transformers(layer, tokens[middle], dy)
@@ -69,7 +70,7 @@ def measure(
     timed["matmuls"] = _matmuls(layer, shape)
     timed |= {"grouped_mm": runs["grouped_mm"]} if reference is None else {}
     for name in dispatches:
-        timed |= {f"{name}, load {load}": _sparse(with_dispatch(layer, name), x, dy) for load, x in tokens.items()}
+        timed |= {f"{name}, load {load}": ours[name](x) for load, x in tokens.items()}
     times = alternate(timed, rounds=rounds, warmup=warmup, pause=pause)
     return {
         "shape": dict(shape),
@@ -164,7 +165,8 @@ def _matmuls(layer: MoELayer, shape: Mapping[str, int]) -> Callable[[], object]:
     return lambda: jax.block_until_ready(six(rows, hidden, act, gate_up, down))
 
 
-def _sparse(layer: MoELayer, x: jax.Array, dy: jax.Array) -> Callable[[], Answer]:
+def _sparse(layer: MoELayer, dy: jax.Array) -> Callable[[jax.Array], Callable[[], Answer]]:
+    """For tokens, the step to time; all loads share one compiled program."""
     graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
 
     @jax.jit
@@ -172,11 +174,11 @@ def _sparse(layer: MoELayer, x: jax.Array, dy: jax.Array) -> Callable[[], Answer
         y, pull = jax.vjp(lambda params, x: nnx.merge(graphdef, params, rest)(x)[0], params, x)
         return y, *pull(dy)
 
-    def run() -> Answer:
+    def run(x: jax.Array) -> Answer:
         y, grads, dx = jax.block_until_ready(step(params, rest, x, dy))
         return {"y": y, "x": dx, "params": grads}
 
-    return run
+    return lambda x: lambda: run(x)
 
 
 def _dense(layer: SwiGLU, x: jax.Array, dy: jax.Array) -> Callable[[], Answer]:
