@@ -31,3 +31,9 @@ def test_nothing_to_draw_is_refused():
     for nothing in ({}, {"v4": {}}):
         with pytest.raises(UserError, match="hold no array"):
             plots.bytes_by_part(nothing)
+
+
+def test_forms_differ_in_more_than_colour():
+    figure = plots.bytes_by_part({name: {"embed.embedding": 600} for name in ("bfloat16", "int8", "fp8", "v4")})
+    hatches = [bars[0].get_hatch() for bars in figure.axes[0].containers]
+    assert len(set(hatches)) == 4

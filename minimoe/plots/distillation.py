@@ -218,7 +218,7 @@ def _draw_bars(axes: Axes, distributions: Mapping[str, Float[np.ndarray, " _"]])
     thickness = 0.8 / len(distributions)
     for index, row in enumerate(distributions.values()):
         at = np.arange(len(row)) + thickness * (index - (len(distributions) - 1) / 2)
-        axes.barh(at, row, height=0.92 * thickness, color=style.color_of(index))
+        axes.barh(at, row, height=0.92 * thickness, **style.bar_look(index))
         for place, value in zip(at, row, strict=True):
             _write_at(axes, float(value), float(place), _percent(float(value)))
     axes.set_xlim(0, 1.12 * max(float(row.max()) for row in distributions.values()) or 1.0)

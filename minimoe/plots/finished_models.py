@@ -46,7 +46,7 @@ def bits_per_byte_by_domain(
     for index, (name, values) in enumerate(results.items()):
         heights = np.asarray([values.get(domain, np.nan) for domain in domains], dtype=np.float64)
         at = np.arange(len(domains)) + (index - (len(results) - 1) / 2) * width
-        axes.bar(at, heights, width=0.92 * width, color=style.color_of(index), label=name)
+        axes.bar(at, heights, width=0.92 * width, label=name, **style.bar_look(index))
         if len(domains) * len(results) <= VALUES_UP_TO:
             _write_heights(axes, at, heights, style.color_of(index))
     if reference is not None:

@@ -57,7 +57,7 @@ def bytes_by_part(models: Mapping[str, Mapping[str, int]], title: str = "Where t
         values = np.asarray([sizes.get(part, 0) for part in parts], dtype=np.float64)
         at = np.arange(len(parts)) + (index - (len(models) - 1) / 2) * height
         label = f"{name}, {in_units(sum(sizes.values()))}"
-        axes.barh(at, values, height=0.92 * height, color=style.color_of(index), label=label)
+        axes.barh(at, values, height=0.92 * height, label=label, **style.bar_look(index))
         for place, value in zip(at, values, strict=True):
             axes.annotate(
                 in_units(value), (value, place), xytext=(4, 0), textcoords="offset points", va="center",

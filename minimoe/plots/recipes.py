@@ -44,13 +44,13 @@ def compared(
         for place, row in enumerate(rows.values()):
             if name in row:
                 at = place + thickness * (index - (len(series) - 1) / 2)
-                axes.barh(at, row[name], height=0.9 * thickness, color=style.color_of(index))
+                axes.barh(at, row[name], height=0.9 * thickness, **style.bar_look(index))
                 _write_at(axes, max(0.0, row[name]), at, write(row[name]))
     axes.margins(x=0.18)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
     style.name_rows(axes, list(rows))
     if len(series) > 1:
-        handles = [axes.barh([0], [0], color=style.color_of(index)) for index in range(len(series))]
+        handles = [axes.barh([0], [0], **style.bar_look(index)) for index in range(len(series))]
         axes.legend(
             handles=handles, labels=series, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False,
             fontsize=style.TICK_PT,

@@ -87,8 +87,8 @@ def parameter_parts(
     for index, part in enumerate(parts):
         counts = np.asarray([float(model.get(part, 0)) for model in models.values()])
         width = counts / np.asarray(list(totals.values())) if share else counts
-        shade = style.FAINT if part == IDLE else style.color_of(index)
-        axes.barh(np.arange(len(models)), width, left=left, height=0.62, color=shade, label=part)
+        look = {"color": style.FAINT} if part == IDLE else style.bar_look(index)
+        axes.barh(np.arange(len(models)), width, left=left, height=0.62, label=part, **look)
         left = left + width
     for row, (total, end) in enumerate(zip(totals.values(), left, strict=True)):
         _write(axes, (float(end), row), short_count(total))

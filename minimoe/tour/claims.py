@@ -24,6 +24,7 @@ def claims(values: Mapping[str, Any]) -> list[dict[str, str]]:
         _problems(),
         _filled(),
         _distilled(values),
+        _cached(values),
     ]
 
 
@@ -139,6 +140,22 @@ def _distilled(values: Mapping[str, Any]) -> dict[str, str]:
         "Distillation puts a teacher's reasoning into a small model",
         HOLDS if right["student"] > right["nano"] else FAILS,
         f"problems solved, of {asked}: student {right['student']}, the nano it began from {right['nano']}",
+        "this run",
+    )
+
+
+def _cached(values: Mapping[str, Any]) -> dict[str, str]:
+    rung = values["caches"]
+    published, crossing = rung["published"], rung["published"]["crossing"]
+    (short, at_short), (long, at_long) = ((int(context), ratio) for context, ratio in published["ratios"].items())
+    first, last = rung["ours"][0], rung["ours"][-1]
+    holds = round(published["reported"], 1) >= 9.5
+    return _row(
+        "The cache of what was read is 9.5 times smaller (V4-Pro against V3.2)",
+        f"holds at {long / 2**20:.0f}M tokens, not for short contexts" if holds and at_short < 9 else FAILS,
+        f"by the published sizes {published['reported']:.2f} times at {long:,} tokens ({at_long:.2f} with all that is kept), "
+        f"{at_short:.1f} at {short:,}; below {crossing:,} tokens V4-Pro keeps more. Ours, one more token: {first['name']} "
+        f"{first['bytes_per_token']:,.0f} bytes, {last['name']} {last['bytes_per_token']:,.0f}",
         "this run",
     )
 

@@ -23,6 +23,7 @@ def page(values: dict[str, Any], figures: dict[str, Figure]) -> dict[str, Any]:
             _facts(values),
             _collapse(values, figures),
             _bits(values, figures),
+            _caches(values, figures),
             _sizes(values, figures),
             _race(values, figures),
             _clock(values, figures),
@@ -194,6 +195,35 @@ def _bits(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
         table=Table(
             ("stored as", "MB in the file", "times smaller", "bits/byte", f"solved of {asked}", "seconds"), rows
         ),
+    )
+
+
+def _caches(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
+    rung = values["caches"]
+    published = rung["published"]
+    old, new = published["names"]
+    contexts = [f"{context:,} tokens" for context in rung["contexts"]]
+    rows = [
+        (one["name"], f"{one['bytes_per_token']:,.0f}", *(f"{size:,}" for size in one["bytes"])) for one in rung["ours"]
+    ]
+    grouped, compressed = rung["ours"][0], rung["ours"][-1]
+    ratios = ", ".join(f"{ratio:.2f} at {int(context):,} tokens" for context, ratio in published["ratios"].items())
+    return Section(
+        heading="What a model keeps of a text",
+        paragraphs=(
+            "To write the next token a model keeps keys and values of all tokens before it: the KV cache. nano and small "
+            "keep them for every token (grouped-query attention). v4-nano has nano's width and DeepSeek-V4's attention: a "
+            "window of the last tokens, and one learnt entry for 4 or 16 older ones.",
+            f"One more token costs {grouped['name']} {grouped['bytes_per_token'] / compressed['bytes_per_token']:.0f} "
+            f"times the bytes of {compressed['name']}. A short text shows less of it, because the window costs the same "
+            f"at any length. The table weighs the arrays themselves.",
+            f"The figure has the published models by the same formula. {new} keeps fewer bytes than {old} by a factor of "
+            f"{ratios}. Below {published['crossing']:,} tokens it keeps more.",
+            "Cost: an entry stands for several tokens. Whether a model misses what the entry leaves out is not measured "
+            "here. Lesson 06 builds the cache.",
+        ),
+        picture=Picture(figures["caches"], "Bytes kept of one sequence, computed from the published sizes."),
+        table=Table(("float32, all layers", "one more token", *contexts), rows, caption="Bytes of one sequence's cache"),
     )
 
 

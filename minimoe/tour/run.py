@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from minimoe.checks import random_seed
 from minimoe.console import messages
+from minimoe.tour.cached import cache_rung
 from minimoe.tour.claims import claims
 from minimoe.tour.collapsed import collapse_rung
 from minimoe.tour.html import NARROW_IN
@@ -97,6 +98,8 @@ def run_tour(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any] 
     clock.lap("collapse and its cure, three seeds")
     smaller = quantized_rung(writer, scored, quick, tokenizer, fast=fast)
     clock.lap("fewer bits, three recipes")
+    shown["caches"] = cache_rung()
+    clock.lap("what a cache keeps")
     data, steps, rungs = training_data(corpus, tokenizer), FAST_STEPS if fast else STEPS, []
     for name, dense in (("sparse", False), ("dense", True)):
         rung = climb(name, dense, steps, seed, data, validation, tokenizer)
@@ -208,12 +211,21 @@ def draw(rungs: list[Rung], scored: Evaluation, smaller: dict[str, Any], shown: 
     collapse = plots.over_steps(
         {"MaxVio (0 is even)": {way["name"]: way["curve"] for way in ways}}, title="A collapse, and its cure"
     )
-    for figure in (facts, collapse):
-        figure.set_figwidth(NARROW_IN)  # the two that carry the page fit on a phone
+    published = shown["caches"]["published"]
+    at = published["crossing"]
+    caches = plots.bytes_against_context(
+        published["contexts"],
+        published["bytes"],
+        (at, published["crossing_bytes"], f"below {at:,} tokens V4 keeps more"),
+        title="One sequence's cache, published models",
+    )
+    for figure in (facts, collapse, caches):
+        figure.set_figwidth(NARROW_IN)  # those that carry the page fit on a phone
     return {
         "facts": facts,
         "experts_by_domain": plots.experts_by_domain(scored.load, list(scored.per_domain)),
         "collapse": collapse,
+        "caches": caches,
         "bytes": plots.bytes_by_part(smaller["bytes_by_path"], f"Bytes of {WRITER}, by part"),
         "ladder": plots.ladder([rung.row() for rung in rungs]),
         "loss_by_tokens": plots.compare_runs(runs, x="tokens", title="Training loss at equal tokens"),

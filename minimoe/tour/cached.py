@@ -1,0 +1,80 @@
+"""The tour's caches: what a model keeps of the text it has read, weighed on our models and computed for published ones.
+
+Nothing is trained. A cache is as large before training as after it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from minimoe.console import messages
+
+if TYPE_CHECKING:
+    from minimoe.config import ModelConfig
+
+OURS = ("nano", "small", "v4-nano")
+PUBLISHED, BASELINE = "deepseek-v4-pro", "deepseek-v3.2"
+CONTEXTS = (64, 256, 1024)
+SHORT, LONG = 4096, 2**20
+DRAWN = tuple(2**power for power in range(6, 21))
+
+
+def cache_rung() -> dict[str, Any]:
+    """Bytes of one sequence's cache: our presets as arrays, V4-Pro against V3.2 by the same formula.
+
+    Returns:
+      ``contexts`` and ``ours``: for each preset the bytes of its arrays at these contexts, and what one more token adds;
+      ``published``: names, ``ratios`` of the older model's bytes to the newer one's at two contexts (everything counted),
+      ``reported`` (at the longer one, as the report counts), ``crossing`` (the first context at which the newer model
+      keeps less) with its ``crossing_bytes``, and the bytes of both at the contexts of the figure.
+    """
+    from minimoe.config import ModelConfig
+    from minimoe.cost import account, kv_bytes_per_token, published_model
+
+    ours = []
+    for name in OURS:
+        config = ModelConfig.preset(name)
+        weighed = [held_bytes(config, context) for context in CONTEXTS]
+        ours.append({"name": name, "bytes_per_token": kv_bytes_per_token(config), "bytes": weighed})
+    new, old = (published_model(name) for name in (PUBLISHED, BASELINE))
+    drawn = {model.name: [sum(model.cache_bytes(context).values()) for context in DRAWN] for model in (old, new)}
+    ratios = {context: _ratio(old, new, context) for context in (SHORT, LONG)}
+    crossing = next(context for context in range(1, LONG) if _ratio(old, new, context) > 1)
+    published = {
+        "names": [old.name, new.name],
+        "ratios": {str(context): ratio for context, ratio in ratios.items()},
+        "reported": account(old, LONG).kv_bytes / account(new, LONG).kv_bytes,
+        "crossing": crossing,
+        "crossing_bytes": sum(new.cache_bytes(crossing).values()),
+        "contexts": list(DRAWN),
+        "bytes": drawn,
+    }
+    messages.print(
+        "caches, bytes a token: "
+        + ", ".join(f"{one['name']} {one['bytes_per_token']:,.0f}" for one in ours)
+        + f"; V4-Pro keeps {ratios[LONG]:.1f} times less than V3.2 at {LONG:,} tokens, {ratios[SHORT]:.1f} at {SHORT:,}, "
+        f"more than V3.2 below {crossing:,}"
+    )
+    return {"contexts": list(CONTEXTS), "ours": ours, "published": published}
+
+
+def held_bytes(config: ModelConfig, context: int) -> int:
+    """Bytes of the arrays of one sequence's cache in all layers, its counters of tokens left aside.
+
+    Example:
+      >>> from minimoe import ModelConfig
+      >>> held_bytes(ModelConfig.preset("nano"), 64)
+      131072
+    """
+    import jax
+
+    from minimoe.attention import KVCache
+
+    kinds = [layer.attention for layer in config.layers if layer.attention is not None]
+    states = [kind.init_cache(1, context, KVCache.zeros, config.dtype) for kind in kinds]
+    return sum(array.nbytes for array in jax.tree.leaves(states) if array.ndim)
+
+
+def _ratio(old: Any, new: Any, context: int) -> float:
+    """Everything that a sequence keeps: entries, keys, window and tails."""
+    return sum(old.cache_bytes(context).values()) / sum(new.cache_bytes(context).values())
