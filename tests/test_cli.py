@@ -19,10 +19,11 @@ from flax import nnx
 import minimoe.config
 from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer
 from minimoe.cli import app
+from minimoe.cost import account
 from minimoe.experiments import EXPERIMENTS, Run
 from minimoe.experiments.records import RECORDS, read_record_file
 from minimoe.quant import quantize_model
-from minimoe.tour import report
+from minimoe.tour import cached, claims, report
 from minimoe.training import recipe as recipes
 from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
 from minimoe.training.recipe import Recipe
@@ -249,35 +250,55 @@ def test_another_recipe_does_not_resume(trained, tmp_path, capsys):
 def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(minimoe.config.PRESETS, "nano", TINY.replace(context_length=80))
     monkeypatch.setitem(recipes.RECIPES, "nano", TINY_RECIPE)
-    monkeypatch.setattr("minimoe.tour.run.FAST_STEPS", 4)
+    monkeypatch.setattr("minimoe.tour.race.STEPS", 4)
+    monkeypatch.setattr("minimoe.tour.quantized.OF_EACH_LEVEL", 2)
     for module in ("known", "collapsed"):
-        monkeypatch.setattr(f"minimoe.tour.{module}.FAST_STEPS", 4)
+        monkeypatch.setattr(f"minimoe.tour.{module}.BOOK", (64, 4))
+        monkeypatch.setattr(f"minimoe.tour.{module}.FAST_BOOK", (64, 4))
     monkeypatch.setattr("minimoe.data.documents", _short_documents)
     teacher = MoETransformer(TINY.replace(context_length=80), rngs=nnx.Rngs(1))
     monkeypatch.setattr("minimoe.hub.load_pretrained", lambda name: (quantize_model(teacher, "int8"), None, None))
     (tmp_path / "report" / "figures").mkdir(parents=True)
     (tmp_path / "report" / "figures" / "old.png").write_bytes(b"")
     (tmp_path / "report" / "report.json").write_text(json.dumps({"format": "minimoe-tour-1"}))
-    values = run_json(capsys, "tour", "--fast", "--out", "report")
-    assert json.loads((tmp_path / "report" / "report.json").read_text()) == values
-    assert [m["name"] for m in values["models"]] == ["sparse", "dense"]
-    assert [way["name"] for way in values["collapse"]["ways"]] == ["no balancing", "the bias"]
-    assert [row["name"] for row in values["quantized"]["recipes"]] == ["int8", "fp8", "v4"]
-    assert all(0 <= row["solved"] <= values["quantized"]["asked"] == 10 for row in values["quantized"]["recipes"])
-    assert sum(values["seconds_by_part"].values()) == pytest.approx(values["seconds"], abs=0.6)
-    assert np.asarray(values["load"]).shape == (6, TINY.num_layers, 4)
-    page = (tmp_path / "report" / "report.html").read_text()
-    assert f"{values['models'][0]['bits_per_byte']:.3f}" in page
-    assert page.count("<img") == len(list((tmp_path / "report" / "figures").iterdir())) == 7
-    assert [way["name"] for way in values["facts"]["ways"]] == ["dense", "8 experts", "32 experts"]
-    assert all(len(way["recalled"]) == 3 for rung in ("facts", "collapse") for way in values[rung]["ways"])
-    assert len(values["solved"]["problems"]) == 10
-    assert (
-        page.index("What was claimed") < page.index(values["claims"][0]["claim"]) < page.index('aria-label="Contents"')
-    )
-    assert all(row["verdict"] in page and row["numbers"] for row in values["claims"])
-    assert not (tmp_path / "report" / "figures" / "old.png").exists()
+    for fast in (False, True):
+        values = run_json(capsys, "tour", *["--fast"][:fast], "--out", "report")
+        assert json.loads((tmp_path / "report" / "report.json").read_text()) == values
+        assert [m["name"] for m in values["models"]] == ["sparse", "dense"]
+        assert [way["name"] for way in values["collapse"]["ways"]] == ["no balancing", "the bias"]
+        assert [row["name"] for row in values["quantized"]["recipes"]] == ["int8", "fp8", "v4"]
+        asked = 0 if fast else 10
+        assert values["quantized"]["asked"] == asked
+        assert all((row["solved"] is None) == fast for row in values["quantized"]["recipes"])
+        assert sum(values["seconds_by_part"].values()) == pytest.approx(values["seconds"], abs=0.6)
+        assert np.asarray(values["load"]).shape == (6, TINY.num_layers, 4)
+        page = (tmp_path / "report" / "report.html").read_text()
+        assert f"{values['models'][0]['bits_per_byte']:.3f}" in page
+        assert page.count("<img") == len(list((tmp_path / "report" / "figures").iterdir())) == (7 if fast else 8)
+        assert [way["name"] for way in values["facts"]["ways"]] == ["dense", "8 experts", "32 experts"]
+        assert all(len(way["recalled"]) == 3 for rung in ("facts", "collapse") for way in values[rung]["ways"])
+        assert len(values["solved"]["problems"]) == 10
+        first = page.index(values["claims"][0]["claim"])
+        assert page.index("What was claimed") < first < page.index('aria-label="Contents"')
+        assert all(row["verdict"] in page and row["numbers"] for row in values["claims"])
+        assert not (tmp_path / "report" / "figures" / "old.png").exists()
+    assert values["race"]["source"] == "record longer-text"
+    assert len(values["race"]["gains"]) == 3
     report.prepare(tmp_path / "report")  # the next tour replaces this one
+
+
+def test_tour_weighs_caches_and_computes_the_published_claim():
+    rung = cached.cache_rung()
+    for one in rung["ours"]:
+        config = minimoe.ModelConfig.preset(one["name"])
+        assert one["bytes"] == [sum(account(config, n).cache_bytes.values()) for n in rung["contexts"]]
+        assert one["bytes_per_token"] == account(config, 64).kv_bytes_per_token
+    published = rung["published"]
+    assert published["crossing"] == 541
+    assert published["reported"] == pytest.approx(9.545, abs=5e-4)
+    row = claims._cached({"caches": rung})
+    assert row["verdict"] == "holds at 1M tokens, not for short contexts"
+    assert all(part in row["numbers"] for part in ("9.55", "541", "2,048", "104"))
 
 
 def test_experiments_records_what_it_ran_and_continues(monkeypatch, tmp_path, capsys):

@@ -17,7 +17,7 @@ def tour(
         "minimoe-tour"
     ),
     fast: Annotated[
-        bool, typer.Option("--fast", help="A minute instead of five: far too short to learn much.")
+        bool, typer.Option("--fast", help="A minute instead of five; the race over text comes from a record.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Decides weights and order of data.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="The report as one JSON object on stdout.")] = False,
@@ -59,16 +59,17 @@ def show(values: dict[str, Any], out: Path) -> None:
             row["name"],
             *sizes,
             f"{row['bits_per_byte']:.3f}",
-            f"{row['tokens_per_second']:,.0f}",
-            f"{row['seconds']:.0f}",
+            *(f"{row[measured]:,.0f}" if measured in row else "-" for measured in ("tokens_per_second", "seconds")),
         )
     console.show(table)
     rung = values["quantized"]
-    table = Table(f"{values['writer']} as", "megabytes", "bits per byte", f"solved of {rung['asked']}")
-    table.add_row("bfloat16", f"{rung['bytes_bfloat16'] / 1e6:.2f}", "-", "-")
-    table.add_row("float32", "-", f"{rung['before']['bits_per_byte']:.3f}", str(rung["before"]["solved"]))
-    for row in rung["recipes"]:
-        table.add_row(row["name"], f"{row['bytes'] / 1e6:.2f}", f"{row['bits_per_byte']:.3f}", str(row["solved"]))
+    solved = [f"solved of {rung['asked']}"] if rung["asked"] else []
+    table = Table(f"{values['writer']} as", "megabytes", "bits per byte", *solved)
+    table.add_row("bfloat16", f"{rung['bytes_bfloat16'] / 1e6:.2f}", "-", *["-" for _ in solved])
+    rows = [{"name": "float32"} | rung["before"], *rung["recipes"]]
+    for row in rows:
+        size = f"{row['bytes'] / 1e6:.2f}" if "bytes" in row else "-"
+        table.add_row(row["name"], size, f"{row['bits_per_byte']:.3f}", *[str(row["solved"]) for _ in solved])
     console.show(table)
     table = Table("claim", "verdict", "numbers")
     for claim in values["claims"]:

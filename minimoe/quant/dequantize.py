@@ -31,12 +31,14 @@ def dequantize_model(model: MoETransformer) -> MoETransformer:
     """
     if not is_quantized(model):
         return copy_model(model)
-    plain = MoETransformer(model.config, rngs=nnx.Rngs(0))
+    plain = nnx.eval_shape(
+        lambda: MoETransformer(model.config, rngs=nnx.Rngs(0))
+    )  # no weights are drawn to be thrown away
     found: dict[tuple[Any, ...], nnx.Module] = dict(nnx.iter_modules(model))
     for path, module in nnx.iter_modules(plain):
         other = found[path]
         for name, value in _floats(other).items():
-            getattr(module, name)[...] = value
+            getattr(module, name).set_value(value)
     return copy_model(plain)  # what was no code is shared with the quantized model until here
 
 

@@ -11,11 +11,10 @@ import time
 from typing import Any
 
 from minimoe.console import messages
-from minimoe.tour.known import FACTS, FAST_STEPS, SEEDS, STEPS, learn
+from minimoe.tour.known import BOOK, FAST_BOOK, SEEDS, learn
 
 EXPERTS, COMMON = 32, 2.0
 WAYS = {"no balancing": 0.0, "the bias": 0.02}
-FAST_RATE = 0.05  # a bias that has fewer steps needs larger ones
 
 
 def collapse_rung(*, fast: bool) -> dict[str, Any]:
@@ -25,18 +24,17 @@ def collapse_rung(*, fast: bool) -> dict[str, Any]:
       ``experts``, ``facts``, ``steps``, and ``ways``: for each the bias rate, the share of facts recalled and the last
       MaxVio of each seed, MaxVio by step of seed 0, and the seconds of all its seeds.
     """
-    steps, ways = FAST_STEPS if fast else STEPS, []
-    for name, usual in WAYS.items():
-        rate = FAST_RATE if fast and usual else usual
+    (facts, steps), ways = FAST_BOOK if fast else BOOK, []
+    for name, rate in WAYS.items():
         began = time.monotonic()
-        learned = [learn(seed, EXPERTS, steps, common=COMMON, bias_rate=rate) for seed in range(SEEDS)]
+        learned = [learn(seed, EXPERTS, facts, steps, common=COMMON, bias_rate=rate) for seed in range(SEEDS)]
         recalled = [float(one.recalled) for one in learned]
         last = [round(float(one.max_violation[-1]), 2) for one in learned]
         way = {"name": name, "rate": rate, "recalled": recalled, "max_violation": last}
         way["curve"] = [round(float(value), 3) for value in learned[0].max_violation]
         ways.append(way | {"seconds": round(time.monotonic() - began, 1)})
         messages.print(
-            f"collapse, {name}: recalls {', '.join(f'{share:.0%}' for share in recalled)} of {FACTS:,}, "
+            f"collapse, {name}: recalls {', '.join(f'{share:.0%}' for share in recalled)} of {facts:,}, "
             f"MaxVio {statistics.mean(last):.1f} of at most {EXPERTS / 2 - 1:.0f}"
         )
-    return {"experts": EXPERTS, "facts": FACTS, "steps": steps, "ways": ways}
+    return {"experts": EXPERTS, "facts": facts, "steps": steps, "ways": ways}
