@@ -110,7 +110,7 @@ def _program(num_experts: int, facts: int, steps: int) -> Any:
             right = (logits.argmax(axis=1) == answers).mean()
             return optax.softmax_cross_entropy_with_integer_labels(logits, answers).mean(), (right, load)
 
-        def step(state: Any, index: jax.Array) -> tuple[Any, jax.Array]:
+        def step(state: Any, index: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             params, moments, biases = state
             gradient, (right, load) = jax.grad(loss, has_aux=True)(params, biases)
             rate = bias_rate * (1 - index / steps)
