@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 
@@ -201,6 +202,37 @@ def test_the_benchmark_model_has_21_million_parameters():
     assert not_mixtral(MIXTRAL_21M) is None
 
 
+def test_the_v4_shape_of_the_benchmark():
+    """The sizes, and that Transformers has every one of them."""
+    from minimoe.bench.deepseek_v4 import not_v4
+    from minimoe.bench.models import V4_22M
+    from minimoe.cost import count_params
+
+    ratios = [getattr(layer.attention, "ratio", 0) for layer in V4_22M.layers]
+    assert ratios == [0, 0, 4, 16, 4, 16]
+    assert [layer.moe.select for layer in V4_22M.layers] == ["hash"] + 5 * ["topk"]
+    assert count_params(V4_22M).total == 22_813_241
+    assert not_v4(V4_22M) is None
+
+
+def test_what_deepseek_v4_of_transformers_cannot_express_is_said(tiny_config):
+    from minimoe import ModelConfig
+    from minimoe.bench.deepseek_v4 import not_v4
+    from minimoe.bench.models import V4_22M
+    from minimoe.config import LayerConfig, MTPConfig
+    from minimoe.layers import ADD
+
+    assert "hyper-connections" in (not_v4(tiny_config) or "")
+    assert "hyper-connections" in (not_v4(V4_22M.replace(residual=ADD)) or "")
+    assert "multi-token" in (not_v4(V4_22M.replace(mtp=MTPConfig())) or "")
+    assert "indexer" in (not_v4(ModelConfig.preset("v4-nano").replace(mtp=None)) or "")
+    assert "dropout" in (not_v4(V4_22M.replace(dropout=0.1)) or "")
+    assert "multiples of 4" in (not_v4(V4_22M.replace_moe(d_expert=6)) or "")
+    assert "n_shared_experts" in (not_v4(V4_22M.replace_moe(num_shared_experts=2)) or "")
+    wider = dataclasses.replace(V4_22M.attention, window=7)
+    assert "one size" in (not_v4(V4_22M.replace(first_layers=(LayerConfig(wider), *V4_22M.first_layers))) or "")
+
+
 def test_what_mixtral_cannot_express_is_said(tiny_config):
     from minimoe.bench.mixtral import not_mixtral
     from minimoe.bench.models import MIXTRAL_21M
@@ -264,5 +296,40 @@ def test_training_and_decoding_agree_with_mixtral(odd_config, bench, monkeypatch
     )
     losses = trained["reports"][0]["first_losses"]
     np.testing.assert_allclose(losses["minimoe"], losses["transformers"], atol=1e-3)  # the steps are the same too
+    decoded = only_json(bench("decode", "--config", "odd", "--prompt", "5", "--new-tokens", "30", "--json"))
+    assert decoded["reports"][0]["tokens_identical"] is True
+
+
+@pytest.fixture
+def odd_v4():
+    """Every kind of layer, sizes that differ."""
+    from minimoe.bench.models import V4_22M
+    from minimoe.config import LayerConfig
+
+    sizes = {"num_heads": 6, "head_dim": 12, "rope_dim": 4, "q_rank": 9, "window": 5, "out_groups": 3, "out_rank": 7}
+    window = dataclasses.replace(V4_22M.attention, **sizes)
+    sparse, heavy = (layer.attention for layer in V4_22M.pattern)
+    sparse = dataclasses.replace(sparse, **sizes, ratio=3, index_heads=2, index_dim=10, index_top_k=2)
+    pattern = (LayerConfig(sparse), LayerConfig(dataclasses.replace(heavy, **sizes, ratio=7)))
+    small = {"d_model": 20, "d_expert": 12, "num_experts": 5}
+    moe = dataclasses.replace(V4_22M.moe, **small)
+    hashed = dataclasses.replace(moe, select="hash", hash_vocab_size=37)
+    shape = {"vocab_size": 37, "d_model": 20, "num_layers": 3, "attention": window, "moe": moe, "context_length": 40}
+    return V4_22M.replace(**shape, first_layers=(LayerConfig(moe=hashed),), pattern=pattern)
+
+
+def test_training_and_decoding_agree_with_deepseek_v4(odd_v4, bench, monkeypatch):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from minimoe.config import PRESETS
+
+    monkeypatch.setitem(PRESETS, "odd", odd_v4)
+    trained = only_json(
+        bench("train", "--config", "odd", "--batch", "2", "--length", "17", "--learning-rate", "0.01", "--json")
+    )
+    assert trained["reports"][0]["reference"] == "measured"
+    losses = trained["reports"][0]["first_losses"]
+    np.testing.assert_allclose(losses["minimoe"], losses["transformers"], atol=1e-3)
+    assert losses["minimoe"][-1] < losses["minimoe"][0]
     decoded = only_json(bench("decode", "--config", "odd", "--prompt", "5", "--new-tokens", "30", "--json"))
     assert decoded["reports"][0]["tokens_identical"] is True

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from minimoe.bench import mixtral
+from minimoe.bench.references import not_compared, reference_model
 from minimoe.bench.timing import alternate, ratio
 from minimoe.config import ModelConfig, MTPConfig
 from minimoe.cost import count_params
@@ -38,12 +38,12 @@ def measure(
     config = model.config
     if ids is None:
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, prompt))
-    reference = mixtral.not_mixtral(config) or mixtral.unavailable()
+    reference = not_compared(config)
     runs: dict[str, Callable[[], np.ndarray]] = {"minimoe": _ours(model, ids, new_tokens)}
     if model.mtp is not None:
         runs["minimoe speculative"] = _speculative(model, ids, new_tokens)
     if reference is None:
-        runs["transformers"] = _transformers(mixtral.mixtral_model(model), ids, new_tokens)
+        runs["transformers"] = _transformers(reference_model(model), ids, new_tokens)
     texts = {name: run() for name, run in runs.items()}
     times = alternate(runs, rounds=rounds, warmup=warmup, pause=pause)
     count = count_params(config)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 MOE_AXES, ATTENTION_AXES, QUANT_AXES = "T,D,F,E,K", "B,L,N,M,H", "T,I,O"
 MOE_SHAPES = ["2048,256,512,16,2", "4096,256,256,32,4", "1024,512,1024,8,2"]
 ATTENTION_SHAPES = ["8,256,8,4,32"]
-DEFAULT_CONFIG, LARGE_CONFIG = "mixtral-21m", "random-300m"
+DEFAULT_CONFIG, V4_CONFIG, LARGE_CONFIG = "mixtral-21m", "v4-22m", "random-300m"
 
 
 def parse_shape(text: str, axes: str) -> dict[str, int]:
@@ -54,14 +54,11 @@ def check_fits(config: ModelConfig, tokens: int, what: str) -> None:
 
 
 def named_config(name: str) -> ModelConfig:
-    """A preset, or one of the benchmarks' own: the Mixtral shape, the large one."""
-    from minimoe.bench.models import MIXTRAL_21M, RANDOM_300M
-    from minimoe.config import PRESETS, ModelConfig
+    """A preset, or one of the benchmarks' own: the shapes of Mixtral and DeepSeek-V4, the large one."""
+    from minimoe.bench.models import MIXTRAL_21M, RANDOM_300M, V4_22M
+    from minimoe.config import PRESETS
 
-    if name == DEFAULT_CONFIG:
-        return MIXTRAL_21M
-    if name == LARGE_CONFIG:
-        return RANDOM_300M
-    if name not in PRESETS:
-        raise UserError(f"--config {name!r} is not known; choose one of {', '.join([DEFAULT_CONFIG, *PRESETS])}")
-    return ModelConfig.preset(name)
+    known = {DEFAULT_CONFIG: MIXTRAL_21M, V4_CONFIG: V4_22M} | PRESETS
+    if name not in known | {LARGE_CONFIG: RANDOM_300M}:
+        raise UserError(f"--config {name!r} is not known; choose one of {', '.join(known)}")
+    return RANDOM_300M if name == LARGE_CONFIG else known[name]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from minimoe.bench import mixtral
+from minimoe.bench.references import not_compared, reference_model
 from minimoe.bench.timing import alternate, ratio
 from minimoe.config import ModelConfig
 from minimoe.cost import count_params, training_flops_per_token
@@ -46,11 +46,11 @@ def measure(
     """
     recipe = Recipe(steps=10_000, learning_rate=learning_rate, warmup_steps=0, router_bias_rate=0.0)
     model = MoETransformer(config, rngs=nnx.Rngs(0))
-    reference = mixtral.not_mixtral(config) or mixtral.unavailable()
+    reference = not_compared(config)
     runs: dict[str, Callable[[], float]] = {}
     history: list[StepMetrics] = []
     if reference is None:  # before ours, whose first step donates the weights
-        runs["transformers"] = _transformers(mixtral.mixtral_model(model), _batches(config, batch, length), recipe)
+        runs["transformers"] = _transformers(reference_model(model), _batches(config, batch, length), recipe)
     runs = {"minimoe": _ours(model, _batches(config, batch, length), history, recipe)} | runs
     first, losses = {}, {}
     for name, run in runs.items():

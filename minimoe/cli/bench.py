@@ -14,6 +14,7 @@ from minimoe.bench.sizes import (
     MOE_AXES,
     MOE_SHAPES,
     QUANT_AXES,
+    V4_CONFIG,
     check_attention,
     check_fits,
     check_moe,
@@ -32,7 +33,7 @@ Rounds = Annotated[int, typer.Option(min=1, help="Timed rounds; each runs every 
 Warmup = Annotated[int, typer.Option(min=0, help="Rounds before them that are not timed.")]
 Pause = Annotated[float, typer.Option(min=0, help="Seconds of rest before each timed call, the same for all.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Config = Annotated[str, typer.Option(help=f"A preset, or {DEFAULT_CONFIG}, which Transformers has too.")]
+Config = Annotated[str, typer.Option(help=f"A preset, or {DEFAULT_CONFIG} or {V4_CONFIG}, which Transformers has too.")]
 
 
 @app.command()
