@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from minimoe.config import ModelConfig
     from minimoe.data import Document, Tokenizer
 
-STEPS = 160
+STEPS = 120
 RECORD, RECORDED = "longer-text", {"sparse": "experts-8", "dense": "dense"}
 
 

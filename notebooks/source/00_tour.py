@@ -51,11 +51,17 @@ print(f"{os.cpu_count()} cores; {STEPS} training steps here;", "fast profile" if
 # %% [markdown]
 # ## The question
 #
-# A dense model multiplies every token with every weight. A sparse one keeps many *experts*, which are small feed-forward
-# networks, and sends each token through a few of them. Both can spend the same arithmetic on a token, while the sparse
-# one stores several times the weights. **Is that worth anything, and do the experts learn different things?**
+# A *token* is a piece of text, such as a short word. Inside a model it is a vector of numbers. A transformer block does two
+# things with it: attention lets it look at earlier tokens, and a feed-forward network then treats each token by itself.
 #
-# **Predict before you run.** Replace each `None` by a number. The notebook compares later.
+# This course is about the feed-forward network. A *dense* model has one, and multiplies every token with all of its
+# weights. A *sparse* model has many small ones, the *experts*, and sends each token through a few of them. Both can
+# spend the same arithmetic on a token, while the sparse one stores several times the weights. **Is that worth anything,
+# and do the experts learn different things?**
+#
+# **Predict before you run.** Replace each `None` by a number. The notebook compares later. `nano` is the smaller of the two
+# models that this notebook opens. *Bits per byte* say how much a text surprises a model: a guess at random costs 8, and
+# the models of this notebook need between 1 and 3. If you have no idea, guess all the same.
 
 # %%
 my_guesses = {
@@ -77,9 +83,14 @@ def compare(question, measured):
 # %% [markdown]
 # ## One layer
 #
-# A *router* is one matrix. It gives each token a number for each expert, a *logit*. A sigmoid turns logits into
-# *affinities* between 0 and 1. Each token goes to its K = 2 best experts. Their outputs are mixed with *combine weights*:
-# the two affinities divided by their sum. A *shared* expert sees every token.
+# A layer of experts works in four steps:
+#
+# 1. The *router*, which is one matrix, gives a token a number for each expert. This number is a *logit*.
+# 2. The sigmoid $\sigma(z)=1/(1+e^{-z})$ turns each logit into an *affinity* between 0 and 1.
+# 3. The token goes to its K = 2 best experts. K is a choice of the designer.
+# 4. The outputs of the two are mixed with *combine weights*: the two affinities divided by their sum.
+#
+# One more expert, the *shared* one, sees every token.
 
 # %%
 logits = np.array(
@@ -112,9 +123,10 @@ for token, row in enumerate(affinities):
     print(f"token {token}: affinities {row.round(2)}  -> experts {first} and {second}, weights {weights.round(2)}")
 
 # %% [markdown]
-# The *load* of an expert counts the tokens that chose it. **MaxVio** says how uneven the load is: the load of the busiest
-# expert over the mean load, less 1. It is 0 when all loads are equal. It is E/K - 1 when one expert is chosen by every
-# token; more is impossible. The library's functions must agree with the loop above.
+# The *load* of an expert counts the tokens that chose it. Five tokens choose two experts each, so four experts share ten
+# choices: the mean load is 2.5. **MaxVio** ("largest violation") says how uneven the load is. It is the load of the busiest
+# expert divided by the mean load, less 1. It is 0 when all loads are equal. The worst case is one expert that every token
+# chooses. Then MaxVio is E/K - 1, with E experts in the layer. The library's functions must agree with the loop above.
 
 # %%
 from minimoe.moe import combine_weights, expert_load, max_violation, select_topk
@@ -129,8 +141,9 @@ print(f"load {load.tolist()}, mean {load.mean():.1f}; every token chose expert 0
 # %% [markdown]
 # ## The formula
 #
-# Token $t$ enters the layer as a vector $u_t$. Column $i$ of the router's matrix is $e_i$, and $\text{FFN}_i$ is expert $i$.
-# The affinity of the token for the expert is $s_{t,i}=\sigma(u_t\cdot e_i)$. A bias $b_i$ balances the load:
+# The same in symbols. Token $t$ enters the layer as a vector $u_t$. Column $i$ of the router's matrix is $e_i$, and
+# $\text{FFN}_i$ is expert $i$. The affinity of the token for the expert is $s_{t,i}=\sigma(u_t\cdot e_i)$. $S_t$ is the set of
+# chosen experts. One thing is new: a *bias* $b_i$, one number for each expert, which balances the load.
 #
 # $$\text{out}_t=\text{Shared}(u_t)+\sum_{i\in S_t} g_{t,i}\,\text{FFN}_i(u_t),\qquad
 # S_t=\operatorname{TopK}_i(s_{t,i}+b_i),\qquad g_{t,i}=\frac{s_{t,i}}{\sum_{j\in S_t}s_{t,j}}$$
@@ -155,8 +168,8 @@ for (load, _) in history[start:again]:
     print("   load", load, f" MaxVio {max(load) / 2.5 - 1:.1f}")
 
 # %% [markdown]
-# > **Key observation.** The bias breaks the monopoly of expert 0, without a loss and without a gradient. It does not
-# > come to rest: on five tokens it ends in a cycle.
+# > **Key observation.** The bias ends the rule of expert 0, which every token chose at first. No training was needed for
+# > that, only counting. The bias does not come to rest: on five tokens it ends in a cycle.
 #
 # Ten choices cannot be shared evenly by four experts, and each step of the bias has the same size. Real training has
 # thousands of tokens in a batch, and each changes the load by little.

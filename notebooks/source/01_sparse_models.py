@@ -14,9 +14,9 @@
 # # 01 · Sparse models: storing more than you compute
 #
 # A sparse model stores many parameters and multiplies few of them for a token. The stored ones are its **total**
-# parameters. The multiplied ones are its **active** parameters. The others are *idle* for that token. In this lesson you build such a layer, train it, and see
-# what the idle parameters buy. Then you count parameters, read what longer training of text shows, and measure where
-# sparse models lose.
+# parameters. The multiplied ones are its **active** parameters. The others are *idle* for that token. In this lesson you
+# build such a layer, train it, and see what the idle parameters buy. Then you count parameters, read what longer training
+# of text shows, and measure where sparse models lose.
 #
 # | | |
 # | --- | --- |
@@ -59,7 +59,10 @@ print(f"{os.cpu_count()} cores;", "fast profile" if FAST else "full profile")
 # floating-point operations (FLOPs), seconds, active parameters or total parameters. A paper picks one. We look at
 # several.
 #
-# **Predict before you run.** Put a share between 0 and 1 in place of each `None`. The shares are compared further down.
+# **Predict before you run.** Put a share between 0 and 1 in place of each `None`. The shares are compared further down. The
+# first two are about the small experiment that follows: a dense layer and a sparse layer of equal arithmetic learn random
+# facts by heart. The last one asks: a layer has 256 experts, each token chooses 6 of them, and 32 tokens come at once. What
+# share of the experts does at least one of the tokens need?
 
 # %%
 predictions = {
@@ -84,6 +87,10 @@ def compare(question, measured):
 # gives each token a score between 0 and 1 for each expert, the *affinity*. The K best experts of a token compute it. The
 # *combine weights* mix their outputs: the K affinities, divided by their sum. One more expert is *shared*: every token
 # uses it.
+#
+# Three lines use JAX in a way that may be new to you. `.at[...].set(...)` gives a copy of an array with some places filled.
+# `jax.vmap(expert, ...)` runs `expert` once for each of the E stacked matrices. `jnp.einsum("te,etd->td", ...)` takes, for
+# each token, the sum of the experts' outputs, each times its gate. `silu(x)` is $x\,\sigma(x)$, a smooth relative of ReLU.
 
 # %%
 def expert(x, gate_up, down):
@@ -139,7 +146,9 @@ def dense_layer(w, x):
 
 # %% [markdown]
 # The model around the layer is two lines: add the layer's output to its input (the *residual* connection), and multiply
-# by a matrix that gives a score for each answer (the *head*). All facts are read in every step.
+# by a matrix that gives a score for each answer (the *head*). The loss is the cross-entropy: small when the right answer
+# gets a high probability. The optimiser is Adam. `jax.lax.scan` repeats the training step inside one compiled program. All
+# facts are read in every step.
 
 # %%
 def loss_and_recall(params, layer, names, answers):
@@ -299,7 +308,8 @@ check("sparse.dense_width", dense_width);
 # $$h'_t=u_t+\sum_{i=1}^{S}\text{FFN}^{(s)}_i(u_t)+\sum_{i=1}^{E} g_{t,i}\,\text{FFN}_i(u_t)$$
 #
 # (DeepSeek-V3, arXiv 2412.19437, equation 12). The sum names all experts. The work is only that of the experts whose gate
-# is not zero. For L layers, attention A a layer, vocabulary V and S shared experts (norms left out):
+# is not zero. Now count. A model has L layers. Each has A parameters in its attention, a router of D x E, and E + S experts of
+# 3DF. The vocabulary has V tokens. Norms are left out:
 #
 # $$N_\text{total}=n_V VD+L\,(A+DE+3DF(E+S)),\qquad N_\text{active}=VD+L\,(A+DE+3DF(K+S))$$
 #
@@ -614,8 +624,9 @@ plots.seeds(right, "problems solved, %", "Figure 7: recorded, one dot for each s
 # ### 1. Steps and memory
 #
 # FLOPs are not seconds and not bytes. The times are those of the record `step-times`, a step of 2,048 tokens. (The ratios
-# printed above are medians over rounds, so they differ from the quotients of the median times below.) Training in
-# float32 with AdamW keeps the weights and two moments for **every** parameter, idle ones too.
+# printed above are medians over rounds, so they differ from the quotients of the median times below.) The optimiser AdamW
+# keeps two running means, the *moments*, for **every** parameter, idle ones too. So training in float32 needs three numbers
+# of four bytes for each.
 
 # %%
 costs = {
@@ -637,8 +648,9 @@ plots.costs_side_by_side(costs, "Figure 8: a training step of 8 x 256 tokens")
 #
 # ### 2. Batches
 #
-# One token reads K experts of E. Let B tokens choose independently and evenly. All of them miss an expert with
-# probability $(1-K/E)^B$, so the batch reads a share $1-(1-K/E)^B$. The dots are the trained `nano` on held-out text: B
+# One token reads K experts of E. Let B tokens choose independently and evenly. One token misses a given expert with
+# probability $1-K/E$. All B tokens miss it with probability $(1-K/E)^B$. So the batch reads a share $1-(1-K/E)^B$ of the
+# experts. The dots are the trained `nano` on held-out text: B
 # tokens from random places (as if decoding B conversations), and B tokens in a row (as in reading a prompt).
 
 # %%

@@ -157,9 +157,11 @@ plots.load_film(bare[:, layer], frames, f"Figure 2: no balancing, layer {layer}"
 # > **Key observation.** The router starts nearly even. Then, for dozens of steps (the count is above), it sends *every
 # > token of the batch to the same two experts*.
 #
-# **Why?** We offer two guesses, and test neither here. The first is *rich get richer*: an expert that is asked often
-# learns more, and is asked more often. The second is that all hidden states look alike early in training, so one
-# direction of the router decides for all tokens. What is certain is the trap: an expert without tokens is no part of
+# **Why?** We offer two guesses. The first is *rich get richer*: an expert that is asked often learns more, and is asked more
+# often. The second is that all hidden states look alike early in training, so one direction of the router decides for all
+# tokens. This lesson tests neither. `minimoe tour` tests part of the second: it trains a small layer on names that share one
+# large vector. The layer collapses, and the bias repairs it. So a shared direction *can* cause a collapse. Whether it is the
+# cause here stays open. What is certain is the trap: an expert without tokens is no part of
 # the output, so the task sends no gradient to its weights.
 #
 # ## The controller, built
