@@ -121,20 +121,26 @@ def test_a_layer_with_a_hash_table_alone():
 # Caches.
 
 
+@pytest.fixture(scope="module")
+def one_layer(tiny_config):
+    return MoETransformer(tiny_config.replace(num_layers=1).replace_moe(dispatch="dense"), rngs=nnx.Rngs(3))
+
+
 @pytest.mark.parametrize("kind", [None, "bf16", "fp8", "int8", "int4"])
-def test_a_full_cache_takes_no_more(tiny_model, kind):
+def test_a_full_cache_takes_no_more(one_layer, kind):
     make = () if kind is None else (kv_cache(kind),)
-    cache = tiny_model.init_cache(1, 8, *make)
+    cache = one_layer.init_cache(1, 8, *make)
     tokens = jnp.asarray(np.arange(10)[None] % V, jnp.int32)
-    _, _, cache = tiny_model.extend(tokens[:, :6], cache)
+    extend = jax.jit(lambda tokens, cache: one_layer.extend(tokens, cache)[::2])
+    for place in (0, 2, 4):
+        _, cache = extend(tokens[:, place : place + 2], cache)
     with pytest.raises(UserError, match="holds 6 of 8 tokens and cannot take 4 more"):
-        tiny_model.extend(tokens[:, :4], cache)
-    extend = jax.jit(lambda tokens, cache: tiny_model.extend(tokens, cache)[::2])
+        one_layer.extend(tokens[:, :4], cache)
     logits, over = extend(tokens[:, 6:], cache)
     assert np.isnan(np.asarray(logits)).all()
-    assert np.isnan(np.asarray(extend(tokens[:, :1], over)[0])).all()  # and so it stays
+    assert np.isnan(np.asarray(extend(tokens[:, :2], over)[0])).all()  # and so it stays
     with pytest.raises(UserError, match="holds 10 of 8"):
-        tiny_model.extend(tokens[:, :1], over)
+        one_layer.extend(tokens[:, :1], over)
     last, full = extend(tokens[:, 6:8], cache)  # to the last place
     assert np.isfinite(np.asarray(last)).all()
     assert int(full[0].length) == 8
@@ -243,7 +249,7 @@ def test_a_bfloat16_model_runs_where_nothing_is_promoted(tiny_config):
     for stored in ("float32", "bfloat16"):
         config = tiny_config.replace(dtype="bfloat16", param_dtype=stored)
         config = config.replace_moe(dtype="bfloat16", param_dtype=stored)
-        logits, _ = MoETransformer(config, rngs=nnx.Rngs(0))(GOOD)
+        logits = jax.jit(lambda model: model(jnp.asarray(GOOD, jnp.int32))[0])(MoETransformer(config, rngs=nnx.Rngs(0)))
         assert logits.dtype == jnp.float32
         assert np.isfinite(np.asarray(logits)).all()
 
@@ -257,7 +263,7 @@ def test_parameters_in_bfloat16_take_every_step(tiny_config):
     tokens = jnp.asarray(np.random.default_rng(0).integers(V, size=(2, 13)), jnp.int32)
     losses = {}
     for stored in ("float32", "bfloat16"):
-        config = tiny_config.replace(param_dtype=stored).replace_moe(param_dtype=stored)
+        config = tiny_config.replace(param_dtype=stored).replace_moe(param_dtype=stored, dispatch="dense")
         model = MoETransformer(config, rngs=nnx.Rngs(0))
         optimizer = optimizer_for(model, recipe)
         before = np.asarray(model.layers[0].attention_norm.scale[...], np.float32).copy()
