@@ -30,12 +30,13 @@ from minimoe.experiments.scores import solved
 from minimoe.experiments.workplace import Workplace
 from minimoe.hub import load, save
 from minimoe.model import model_fingerprint
+from minimoe.progress import draw_curve
 from minimoe.quant import dequantize_model, is_quantized, quantize_model
 from minimoe.training import Recipe, load_checkpoint
 from minimoe.training import recipe as recipes
 from minimoe.training.checkpoint import CheckpointFolder
 from minimoe.training.mixing import mixed_data
-from minimoe.training.run_folder import read_run_config
+from minimoe.training.run_folder import CURVE_FILE, read_run_config
 
 TINY = ModelConfig(
     vocab_size=2048, d_model=8, num_layers=1,
@@ -53,6 +54,7 @@ def here(monkeypatch, tmp_path, teachers):
         monkeypatch.setitem(recipes.RECIPES, name, RECIPE)
     for module in ("minimoe.data", "minimoe.data.sources"):
         monkeypatch.setattr(f"{module}.documents", few_documents)
+    monkeypatch.setattr("minimoe.progress.draw_curve", lambda out, result: (out / CURVE_FILE).touch())
     monkeypatch.setattr("minimoe.progress.GRADED", 1)
     monkeypatch.setattr("minimoe.training.mixing.VALIDATION_PROBLEMS", 5)
     for folder in teachers.iterdir():
@@ -91,13 +93,15 @@ def start(*more: str) -> tuple[str, ...]:
     return ("--teacher", "teacher", "--student", "tiny", "--out", "new", *more)
 
 
-def test_tasks_and_own_text(capsys, tmp_path):
+def test_tasks_and_own_text(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("minimoe.progress.draw_curve", draw_curve)  # the other tests leave an empty picture
     values = run_json(capsys, *start("--dense", "--tasks", "0.5", "--on-policy", "0.5", "--loss", "hinton"))
     names = {"config.json", "tokenizer.json", "metrics.jsonl", "curve.png", "checkpoints"}
     assert {path.name for path in (tmp_path / "new").iterdir()} == names
     assert (values["step"], values["steps"], values["interrupted"]) == (3, 3, False)
     assert set(values["per_domain"]) == {"austen", "reasoning"}
     assert set(values["tasks"]["exact_match"]) == set("12345")
+    assert (tmp_path / "new" / "curve.png").read_bytes().startswith(b"\x89PNG")
     student, _, run = load_checkpoint(tmp_path / "new")
     assert student.config == TINY.dense_equivalent()
     assert (run.method["name"], run.method["recipe"]["divergence"]) == ("distillation", "hinton")
