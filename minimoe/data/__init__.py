@@ -2,7 +2,7 @@
 
 Plain NumPy; nothing here imports JAX. In reading order: `corpus` (six bundled domains), `user_text` (your own files),
 `sources` (one or the other, and its description), `tokenizer`, `batches` (training), `beginnings` (prompts),
-`evaluation`, `ngram` (a bar to clear), `facts` (a book to learn by heart), `needle` (pairs to find again); and `tasks`,
+`evaluation`, `ngram` (a bar to clear), `facts` (a book to learn by heart), `needle`, `pair_needles` (pairs to find again); and `tasks`,
 `task_families`, `task_answers`: generated reasoning problems whose answers can be checked.
 ``python -m minimoe.data.train_tokenizer`` makes the bundled tokenizer.
 """
@@ -14,6 +14,7 @@ from minimoe.data.evaluation import Windows, evaluation_documents, windows
 from minimoe.data.facts import FactBook
 from minimoe.data.needle import Needles
 from minimoe.data.ngram import ByteNgram, ngram_bits_per_byte
+from minimoe.data.pair_needles import PairNeedles
 from minimoe.data.sources import choose_documents, describe_data
 from minimoe.data.task_answers import StepCheck, check_answer, check_steps, parse_answer
 from minimoe.data.task_families import Step
@@ -33,6 +34,7 @@ __all__ = [
     "Document",
     "FactBook",
     "Needles",
+    "PairNeedles",
     "Problem",
     "Step",
     "StepCheck",

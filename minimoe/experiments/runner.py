@@ -11,6 +11,7 @@ from typing import Any
 from minimoe.console import messages
 from minimoe.errors import UserError
 from minimoe.experiments import (
+    attention_kinds,
     balance_methods,
     distillation,
     distillation_ways,
@@ -60,6 +61,7 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
     "specialists": specialists.runs,
     "v4-parts": v4_parts.runs,
     "mtp": mtp.runs,
+    "attention-kinds": attention_kinds.runs,
 }
 # These train nothing. From the folder of runs into the record, which they save as they go.
 MEASUREMENTS: dict[str, Callable[[Path, dict[str, Any], Callable[[], None]], None]] = {
