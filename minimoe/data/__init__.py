@@ -2,8 +2,8 @@
 
 Plain NumPy; nothing here imports JAX. In reading order: `corpus` (six bundled domains), `user_text` (your own files),
 `sources` (one or the other, and its description), `tokenizer`, `batches` (training), `beginnings` (prompts),
-`evaluation`, `ngram` (a bar to clear), `facts` (a book to learn by heart), `needle`, `pair_needles` (pairs to find again); and `tasks`,
-`task_families`, `task_answers`: generated reasoning problems whose answers can be checked.
+`evaluation`, `ngram` (a bar to clear), `facts` (a book to learn by heart), `needle` and `pair_needles` (pairs to find
+again); and `tasks`, `task_families`, `task_answers`: generated reasoning problems whose answers can be checked.
 ``python -m minimoe.data.train_tokenizer`` makes the bundled tokenizer.
 """
 

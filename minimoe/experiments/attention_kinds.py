@@ -88,6 +88,7 @@ def read_needles(work: Workplace, run: RunConfig, **settings: Any) -> Learning:
 def found_at(model: MoETransformer, needles: PairNeedles, distance: int) -> float:
     """Share of needles found at a distance; the context of the model is made as long as that needs."""
     import jax.numpy as jnp
+    import numpy as np
     from flax import nnx
 
     from minimoe.model import MoETransformer
@@ -97,7 +98,7 @@ def found_at(model: MoETransformer, needles: PairNeedles, distance: int) -> floa
     graph, _ = nnx.split(nnx.eval_shape(lambda: MoETransformer(config, rngs=nnx.Rngs(0))))
     longer = nnx.merge(graph, nnx.state(model))
     logits = nnx.jit(lambda model, tokens: model(tokens)[0][:, -1])(longer, jnp.asarray(rows[:, :-1]))
-    return float((logits.argmax(axis=-1) == rows[:, -1]).mean())
+    return float(np.mean(np.asarray(logits.argmax(axis=-1)) == rows[:, -1]))
 
 
 @dataclasses.dataclass(frozen=True)

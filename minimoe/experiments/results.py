@@ -38,6 +38,10 @@ SCORES: tuple[tuple[str, Callable[[Mapping[str, Any]], float], str], ...] = (
     ("Bits of the book held, for each parameter", lambda run: run["bits_per_param"], ".2f"),
     ("Entries recalled of the half that the student read", lambda run: run["read"], ".1%"),
     ("Entries recalled of the half that only the teacher read", lambda run: run["unread"], ".1%"),
+    *(
+        (f"Needles found {distance} tokens back", lambda run, key=str(distance): run["found"][key], ".0%")
+        for distance in (8, 16, 32, 64, 128, 512)
+    ),
 )
 
 

@@ -30,7 +30,7 @@ def show_record(record: Mapping[str, Any], missing: Sequence[str]) -> None:
     """Prints the runs of an experiment, or the recipes of a measurement, and which runs it lacks."""
     from rich.table import Table
 
-    tables = [_rows(record)]
+    tables = _tables(record)
     if any("formats" in run for run in record.get("runs", {}).values()):
         tables.append(format_rows(record["runs"]))
     for heads, rows in tables:
@@ -50,11 +50,22 @@ def show_record(record: Mapping[str, Any], missing: Sequence[str]) -> None:
     console.show("All there is, with settings and scores by domain: --json.")
 
 
-def _rows(record: Mapping[str, Any]) -> tuple[tuple[str, ...], Rows]:
+def _tables(record: Mapping[str, Any]) -> list[tuple[tuple[str, ...], Rows]]:
+    """Heads and cells, a table for each kind of run: scored on text, on a book of facts, on needles."""
     if "runs" not in record:
-        return recipe_rows(record)
-    runs = record["runs"]
-    return fact_rows(runs) if any("recalled" in run for run in runs.values()) else run_rows(runs)
+        return [recipe_rows(record)]
+    kinds: dict[str, dict[str, Any]] = {"full": {}, "recalled": {}, "found": {}}
+    for name, run in record["runs"].items():
+        kinds[next(key for key in ("found", "recalled", "full") if key in run)][name] = run
+    makers = {"full": run_rows, "recalled": fact_rows, "found": needle_rows}
+    return [makers[key](runs) for key, runs in kinds.items() if runs] or [run_rows({})]
+
+
+def needle_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Rows]:
+    """Heads and cells of models that look for needles: the share found at each distance."""
+    distances = list(next(iter(runs.values()))["found"])
+    rows = [(name, *(f"{run['found'][distance]:.0%}" for distance in distances)) for name, run in runs.items()]
+    return ("found, tokens back", *distances), rows
 
 
 def fact_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Rows]:
