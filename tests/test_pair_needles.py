@@ -10,7 +10,7 @@ from minimoe.data.pair_needles import ANSWER, BEFORE, BLANK, DIGITS, QUESTION
 from minimoe.errors import UserError
 
 
-@pytest.mark.parametrize(("step", "block"), [(0, 32), (4, 64), (9, 128)])
+@pytest.mark.parametrize(("step", "block"), [(0, 16), (4, 32), (9, 64)])
 def test_a_block_states_its_pairs_then_asks_for_each_once(step, block):
     needles = PairNeedles(grow_at=(4, 9))
     batch = needles.batch(1, step, 3, 127)
@@ -46,7 +46,7 @@ def test_seeds_decide_and_settings_are_told_apart():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="length=100 cannot hold blocks of 32"):
+    with pytest.raises(UserError, match="length=100 cannot hold blocks of 16"):
         PairNeedles().batch(0, 0, 1, 100)
     with pytest.raises(UserError, match="sort the steps"):
         PairNeedles(grow_at=(5, 2))

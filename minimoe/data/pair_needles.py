@@ -28,7 +28,7 @@ NAMES, DIGITS = 20, 10
 QUESTION = NAMES * DIGITS  # ids below are pairs: name * 10 + digit. Ids from here on ask for a name.
 ANSWER = QUESTION + NAMES  # from here on they are digits
 BLANK = ANSWER + DIGITS
-SHORTEST = 32
+SHORTEST = 16
 BEFORE = 32  # blanks before the needle of a graded row
 WIDTH = 2  # of a pair and the blank after it, and of a question and its answer
 
