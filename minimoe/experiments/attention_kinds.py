@@ -44,7 +44,7 @@ ASKED = 100  # needles at each distance
 
 
 def kinds() -> dict[str, AttentionConfig]:
-    """The kinds of attention, by name: two heads of 32, of which 8 numbers turn."""
+    """The kinds of attention, by name: two heads of 32, each built as it usually is."""
     from minimoe.attention import (
         CompressedSparseConfig,
         GroupedQueryConfig,
@@ -57,8 +57,8 @@ def kinds() -> dict[str, AttentionConfig]:
     shared |= {"window": WINDOW, "out_groups": 1, "out_rank": WIDTH}
     plain = HEAD_DIM - ROPE_DIM
     return {
-        "multi-head": GroupedQueryConfig(HEADS, HEADS, HEAD_DIM, rope_dim=ROPE_DIM),
-        "grouped-query": GroupedQueryConfig(HEADS, 1, HEAD_DIM, rope_dim=ROPE_DIM),
+        "multi-head": GroupedQueryConfig(HEADS, HEADS, HEAD_DIM),
+        "grouped-query": GroupedQueryConfig(HEADS, 1, HEAD_DIM),
         "latent": MultiHeadLatentConfig(
             HEADS, kv_rank=32, q_rank=32, nope_dim=plain, rope_dim=ROPE_DIM, v_dim=HEAD_DIM
         ),
