@@ -251,6 +251,24 @@ def test_the_indexer_learns_from_attention_and_teaches_nothing_else():
             np.testing.assert_allclose(value, untaught[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_a_layer_says_what_its_indexer_lost():
+    """By the weights of the heads and the scores; with a cache, or where nothing is taught, there is nothing to say."""
+    plain = CONFIGS["compressed_sparse"]
+    layer, x = made(dataclasses.replace(plain, index_loss=2.0))
+    seen = {}
+
+    def spied(scores, weights, chosen):
+        seen["loss"] = index_loss(scores, weights, chosen)
+        return seen["loss"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minimoe.attention.csa.index_loss", spied)
+        said = layer(x)[1]
+    assert float(said.value) == float(seen["loss"]) > 0
+    layer.config = plain
+    assert layer(x)[1] is None
+
+
 def test_the_loss_of_the_indexer_is_a_divergence_over_the_chosen_entries():
     rng = np.random.default_rng(0)
     scores, weights = rng.normal(size=(2, 3, 5)), rng.uniform(size=(2, 3, 4, 5))

@@ -123,6 +123,22 @@ def test_attention(bench):
     assert max(report["max_abs_difference"].values()) < 1e-4
 
 
+def test_context(bench, monkeypatch):
+    """The bytes are those of the arrays, and a call leaves the cache as it found it."""
+    from minimoe.bench import context
+
+    monkeypatch.setattr(context, "STEPS", 3)
+    monkeypatch.setattr(context, "KINDS", {name: context.KINDS[name] for name in ("grouped-query", "CSA")})
+    whole = only_json(bench("context", "--context", "16", "--context", "40", "--json"))
+    check_envelope(whole, "context")
+    (report,) = whole["reports"]
+    assert report["contexts"] == [16, 40]
+    assert set(report["results"]) == {"grouped-query", "CSA"}
+    values = report["results"]["grouped-query"]
+    assert values["bytes_at_40"] == 2 * 2 * 64 * 4 * 40
+    assert values["us_at_16"]["min"] > 0 < values["growth"]["median"]
+
+
 def test_tables(bench):
     """Without --json a table, and the reason if Transformers was left out."""
     result = bench("moe", "--shape", "8,4,12,3,1", "--load", "0", "--memory", "kept")
@@ -132,7 +148,7 @@ def test_tables(bench):
     assert "T=8" in result.stderr  # progress is not for pipes
 
 
-@pytest.mark.parametrize("command", ["moe", "train", "decode", "attention"])
+@pytest.mark.parametrize("command", ["moe", "train", "decode", "context", "attention"])
 def test_help_has_an_example(command):
     from minimoe.cli.bench import app
 

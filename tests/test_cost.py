@@ -21,6 +21,7 @@ from minimoe.cost import (
     mtp_flops_per_token,
     training_flops_per_token,
 )
+from minimoe.layers import HyperConnectionConfig
 from minimoe.moe import RouterBias
 
 NANO = ModelConfig.preset("nano")
@@ -99,18 +100,24 @@ def test_flops_are_those_of_the_traced_matmuls(kind, tiny_config):
     assert matmul_flops(traced.jaxpr) == forward_flops_per_token(config, length) * length + masked
 
 
-def test_flops_of_the_head_for_multi_token_prediction_are_those_of_the_traced_matmuls(tiny_config):
+@pytest.mark.parametrize("streams", [1, 3])
+def test_flops_of_the_head_for_multi_token_prediction_are_those_of_the_traced_matmuls(tiny_config, streams):
     length = 8
     config = dataclasses.replace(tiny_config, moe=None, d_ff=10, mtp=MTPConfig())
+    if streams > 1:
+        config = config.replace(residual=HyperConnectionConfig(streams=streams))
     graphdef, state = nnx.split(MoETransformer(config, rngs=nnx.Rngs(0)))
 
     def ahead(state, stream, tokens):
         return nnx.merge(graphdef, state).look_ahead(stream, tokens)[0]
 
-    stream, tokens = jnp.zeros((1, length, config.d_model)), jnp.zeros((1, length), jnp.int32)
+    tokens = jnp.zeros((1, length), jnp.int32)
+    stream = config.residual.enter(jnp.zeros((1, length, config.d_model)))
     masked = 4 * config.attention.num_heads * config.attention.head_dim * (length**2 - length * (length + 1) // 2)
     found = matmul_flops(jax.make_jaxpr(ahead)(state, stream, tokens).jaxpr)
-    assert found == mtp_flops_per_token(config, length) * length + masked
+    if streams > 1:  # of equation 2, the output of a branch times a weight for each stream: no matmul, two branches
+        found += length * 2 * 2 * streams * config.d_model
+    assert found == pytest.approx(mtp_flops_per_token(config, length) * length + masked, rel=1e-12)
     assert mtp_flops_per_token(config.replace(mtp=None)) == 0
 
 

@@ -135,6 +135,29 @@ def test_a_place_knows_the_next_token_and_none_after_it(config):
     assert "norm" not in reached, "the model's last norm is not the head's"
 
 
+def test_the_head_reads_every_stream():
+    """The equation holds for each, as a loop says; what two streams exchange, their sum does not show, and the head sees."""
+    tokens, targets, _ = batch(0)
+    model = MoETransformer(STREAMS, rngs=nnx.Rngs(0))
+    stream = model.forward(tokens).stream
+    assert stream.shape == (*tokens.shape, 4, STREAMS.d_model)
+    exchanged = stream.at[:, :, 2].add(1.0).at[:, :, 3].add(-1.0)
+    head, embedded = model.mtp, model.embed(targets)
+
+    def by_hand(streams):
+        told = head.token_norm(embedded)
+        each = [
+            jnp.concatenate([head.hidden_norm(streams[:, :, j]), told], -1) @ head.join_proj.kernel for j in range(4)
+        ]
+        x, _, _ = head.block(jnp.stack(each, axis=2), targets)
+        return model.embed.attend(head.norm(head.leave(x)))
+
+    for streams in (stream, exchanged):
+        found = model.look_ahead(streams, targets)[0]
+        np.testing.assert_allclose(found, by_hand(streams), atol=1e-5)
+    assert float(jnp.abs(found - model.look_ahead(stream, targets)[0]).max()) > 1e-2
+
+
 def test_a_step_adds_the_weighted_loss():
     """Of the same batch: with the head, the first loss is the same. With a weight of 0, its block sees no step at all."""
     found = {}

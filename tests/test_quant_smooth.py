@@ -10,8 +10,10 @@ import pytest
 from flax import nnx
 
 from minimoe import ModelConfig, MoETransformer, UserError
+from minimoe.attention import MultiHeadLatentConfig, SlidingWindowConfig
 from minimoe.quant import INT8_CHANNEL, INT8_TOKEN, quantize
-from minimoe.quant.calibrate import collect
+from minimoe.quant.calibrate import Calibration, collect
+from minimoe.quant.fp8_training import with_fp8_training
 from minimoe.quant.smooth import _fold, smooth, smoothing_factors
 
 BATCH = np.random.default_rng(0).integers(0, 19, (2, 12)).astype(np.int32)
@@ -120,3 +122,29 @@ def test_statistics_after_smoothing_are_flatter(model, calibration):
     after = collect(smooth(model, calibration), [BATCH])["layers.0.attention.q_proj"].absmax
     before = calibration["layers.0.attention.q_proj"].absmax
     assert after.max() / after.min() < 0.5 * before.max() / before.min()
+
+
+def other_attentions(config: ModelConfig) -> dict[str, ModelConfig]:
+    """Models whose attention has other matrices, and the word that an error should say."""
+    import dataclasses
+
+    from minimoe.config import LayerConfig, MTPConfig
+
+    latent = MultiHeadLatentConfig(num_heads=2, kv_rank=4, nope_dim=4, rope_dim=2, v_dim=4)
+    window = SlidingWindowConfig(num_heads=2, head_dim=4, rope_dim=2, q_rank=4, window=3, out_groups=1, out_rank=4)
+    changed = {"MultiHeadLatentConfig": latent, "SlidingWindowConfig": window}
+    models = {name: config.replace(num_layers=1, attention=attention) for name, attention in changed.items()}
+    head = config.replace(num_layers=1, mtp=MTPConfig(LayerConfig(attention=window, moe=config.moe)))
+    biased = config.replace(num_layers=1, attention=dataclasses.replace(config.attention, bias=True))
+    return models | {"mtp.block has SlidingWindowConfig": head, "biases of layers.0": biased}
+
+
+def test_attentions_of_other_kinds_are_refused_by_name(tiny_config):
+    """No matrix is left out in silence, no bias is lost."""
+    for said, config in other_attentions(tiny_config).items():
+        other = MoETransformer(config, rngs=nnx.Rngs(0))
+        with pytest.raises(UserError, match=f"with_fp8_training .*{said}"):
+            with_fp8_training(other)
+        if "biases" not in said:
+            with pytest.raises(UserError, match=f"smooth .*{said}.*; use it on a model with GroupedQueryConfig"):
+                smooth(other, Calibration(0, {}))

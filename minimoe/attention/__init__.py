@@ -5,6 +5,7 @@ from minimoe.attention.core import causal_attention, masked_attention
 from minimoe.attention.csa import CompressedSparseAttention, CompressedSparseConfig
 from minimoe.attention.gqa import GroupedQueryAttention, GroupedQueryConfig
 from minimoe.attention.hca import HeavilyCompressedAttention, HeavilyCompressedConfig
+from minimoe.attention.indexer import IndexLoss
 from minimoe.attention.kinds import ATTENTIONS, AttentionConfig
 from minimoe.attention.mla import LatentCache, MultiHeadLatentAttention, MultiHeadLatentConfig
 from minimoe.attention.rotary import YarnConfig
@@ -22,6 +23,7 @@ __all__ = [
     "GroupedQueryConfig",
     "HeavilyCompressedAttention",
     "HeavilyCompressedConfig",
+    "IndexLoss",
     "KVCache",
     "LatentCache",
     "MultiHeadLatentAttention",

@@ -108,16 +108,22 @@ class Compressor(nnx.Module):
         """The ``L // m`` entries of a whole sequence."""
         kv, gate = self._project(x)
         nothing = jnp.zeros((x.shape[0], (1 + self.overlap) * self.ratio, kv.shape[2]), jnp.float32)
-        start = jnp.zeros((), jnp.int32)
-        return self._pool(nothing, nothing, kv, gate, start, x.shape[1] // self.ratio)[0]
+        index = jnp.arange(x.shape[1] // self.ratio, dtype=jnp.int32)
+        return self._pool(nothing, nothing, kv, gate, jnp.zeros((), jnp.int32), index)
 
     def extend(self, x: Float[Array, "B L D"], held: Compressed, start: Int[Array, ""]) -> Compressed:
         """``held`` after L more tokens, the first of them at position ``start``; any L, any ``start``."""
         kv, gate = self._project(x)
         most = -(-x.shape[1] // self.ratio)  # windows that can become full
-        before = ring_read(held.kv, start), ring_read(held.gate, start)
-        new, index = self._pool(*before, kv, gate, start, most)
+        index = start // self.ratio + jnp.arange(most, dtype=jnp.int32)
         full = index < (start + x.shape[1]) // self.ratio
+
+        def pooled():
+            before = ring_read(held.kv, start), ring_read(held.gate, start)
+            return self._pool(*before, kv, gate, start, index)
+
+        shape = jax.eval_shape(pooled)
+        new = jax.lax.cond(full.any(), pooled, lambda: jnp.zeros(shape.shape, shape.dtype))  # once in m tokens
         index = jnp.where(full, index, held.entries.shape[1])  # beyond the end: dropped
         return Compressed(
             held.entries.write(index, new), ring_write(held.kv, start, kv), ring_write(held.gate, start, gate)
@@ -126,12 +132,10 @@ class Compressor(nnx.Module):
     def _project(self, x) -> tuple[Float[Array, "B L _"], Float[Array, "B L _"]]:
         return self.kv_proj(x).astype(jnp.float32), self.gate_proj(x).astype(jnp.float32)
 
-    def _pool(self, old_kv, old_gate, kv, gate, start, count):
-        """``count`` entries from the window that ``start`` lies in on, and their indices."""
-        first = start // self.ratio
-        index = first + jnp.arange(count, dtype=jnp.int32)
-        offset = first * self.ratio - start + self.ratio  # of the oldest token in old + new
-        kv, gate = (self._windows(*pair, offset, count) for pair in ((old_kv, kv), (old_gate, gate)))
+    def _pool(self, old_kv, old_gate, kv, gate, start, index) -> Float[Array, "B _ H"]:
+        """The entries of these indices, from that of the window that ``start`` lies in on."""
+        offset = self.ratio - start % self.ratio  # of the oldest token in old + new
+        kv, gate = (self._windows(*pair, offset, index.shape[0]) for pair in ((old_kv, kv), (old_gate, gate)))
         gate += self.place_bias[...].astype(jnp.float32)[None, None]
         if self.overlap:
             dim = self.dim
@@ -140,7 +144,7 @@ class Compressor(nnx.Module):
             kv = jnp.concatenate([kv[:, :-1, :, :dim], kv[:, 1:, :, dim:]], axis=2)
         pooled = self.norm(jnp.sum(jax.nn.softmax(gate, axis=2) * kv, axis=2))
         angles = rotary_angles(index * self.ratio, np.asarray(self.frequencies, np.float32))
-        return turn_last(pooled[:, :, None], *angles)[:, :, 0], index
+        return turn_last(pooled[:, :, None], *angles)[:, :, 0]
 
     def _windows(self, old, new, offset, count) -> Float[Array, "B _ m _"]:
         """Old and new tokens in one row, cut into windows of m; those that are not full end in zeros."""

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from minimoe.attention.compress import Compressed, Compressor, compressor_matrices, compressor_params, tail_bytes
-from minimoe.attention.indexer import Indexer, choose, index_loss, with_loss
+from minimoe.attention.indexer import Indexer, IndexLoss, choose, index_loss, with_loss
 from minimoe.attention.shared_kv import SharedKVAttention, SharedKVConfig, mean_visible
 from minimoe.attention.storage import entry_bytes, index_key_bytes
 from minimoe.attention.window import visible_entries
@@ -150,4 +150,5 @@ class CompressedSparseAttention(SharedKVAttention):
         out = reverse_mode_only(
             out, "index_loss teaches in reverse mode only; use jax.grad or jax.vjp, or index_loss=0"
         )
-        return with_loss(out, self.config.index_loss * index_loss(scores, weights, visible))
+        loss = index_loss(scores, weights, visible)
+        return with_loss(out, self.config.index_loss * loss), IndexLoss(loss)

@@ -17,6 +17,7 @@ Axes: B batch, L queries, E entries, D model width, Q width of the query latent,
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -69,6 +70,14 @@ def index_loss(
     each = jnp.where(chosen, target * (jnp.log(jnp.maximum(target, TINY)) - guess), 0.0).sum(axis=2)
     reads = chosen.any(axis=2)
     return each.sum() / jnp.maximum(reads.sum(), 1).astype(jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class IndexLoss:
+    """What a layer's indexer lost in a call without a cache: `index_loss`, nats, before its weight."""
+
+    value: Float[Array, ""]
 
 
 @jax.custom_vjp

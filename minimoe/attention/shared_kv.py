@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.attention.cache import Cache, KVCache, admitted, cache_shape
 from minimoe.attention.compress import Compressed
+from minimoe.attention.indexer import IndexLoss
 from minimoe.attention.ring import ring_read, ring_slots
 from minimoe.attention.rotary import YarnConfig, check_yarn, rotary_angles, rotary_frequencies, turn_last
 from minimoe.attention.storage import PlainStorage, Rows, RowStorage, entry_bytes
@@ -224,13 +225,15 @@ class SharedKVAttention(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B L D"], cache: Cache | None = None
-    ) -> tuple[Float[Array, "B L D"], Cache | None]:
+    ) -> tuple[Float[Array, "B L D"], Cache | IndexLoss | None]:
         """Attends within ``x``, or, with a cache, also to what it holds; L may be any length.
 
         Returns:
-          The output and the cache with the new tokens appended (None if none was given).
+          The output and the cache with the new tokens appended. If none was given: None, or what the indexer lost.
         """
         config = self.config
+        left: Cache | IndexLoss | None = None
+        held: tuple[Compressed, ...] = ()
         start = jnp.zeros((), jnp.int32) if cache is None else cache.length
         positions = start + jnp.arange(x.shape[1], dtype=jnp.int32)
         angles = rotary_angles(positions, np.asarray(config.frequencies, np.float32))
@@ -245,14 +248,13 @@ class SharedKVAttention(nnx.Module):
             now, _ = admitted(start, (cache.window.shape[0], cache.size, 1, config.head_dim), row, row)
             now = cache.window.kept(now[:, :, 0])  # what the cache will say of these tokens
             held = self._extend(x, cache.compressed, start)
-            cache = dataclasses.replace(cache.append(row, row), compressed=held)
-        held = () if cache is None else cache.compressed
+            left = dataclasses.replace(cache.append(row, row), compressed=held)
         entries, visible, scores = self._entries(x, latent, angles, positions, held)
         rows = jnp.concatenate([before, now], axis=1).astype(q.dtype)
         out, weights = attend(q, rows, start, config.window, self.sink[...], entries.astype(q.dtype), visible)
         if scores is not None:
-            out = self._taught(out, weights, visible, scores)
-        return self._output(turn_last(out, angles[0], -angles[1])), cache
+            out, left = self._taught(out, weights, visible, scores)
+        return self._output(turn_last(out, angles[0], -angles[1])), left
 
     def _queries(self, x, angles) -> tuple[Float[Array, "B L N H"], Float[Array, "B L Q"]]:
         """The turned queries, and the latent that they come from."""
@@ -276,9 +278,9 @@ class SharedKVAttention(nnx.Module):
         batch, length = x.shape[:2]
         return jnp.zeros((batch, 0, self.config.head_dim), x.dtype), jnp.zeros((batch, length, 0), bool), None
 
-    def _taught(self, out, weights, visible, scores) -> Float[Array, "B L N H"]:
-        """``out``; its gradient also teaches what made the ``scores``."""
-        return out
+    def _taught(self, out, weights, visible, scores) -> tuple[Float[Array, "B L N H"], IndexLoss | None]:
+        """``out``, whose gradient also teaches what made the ``scores``, and what they lost."""
+        return out, None
 
 
 def unit(x: Float[Array, "B L N H"], eps: float) -> Float[Array, "B L N H"]:

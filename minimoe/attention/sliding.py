@@ -5,7 +5,7 @@
 
     kept while decoding: a ring of W rows, whatever the length of the sequence
 
-    a_s = exp(q . e_s / sqrt(H)) / (sum over the window + exp(sink)),   o = sum_s a_s e_s     (27 in the report on V4)
+    a_s = exp(q . e_s / sqrt(H)) / (sum over the window + exp(sink)),   o = sum_s a_s e_s
 
 References:
   `DeepSeek-V4 <https://arxiv.org/abs/2606.19348>`_, section 2.3.3. `minimoe.attention.shared_kv` has the rest of the layer.

@@ -8,8 +8,8 @@
 
     z_s = q . e_s / sqrt(H)          a_s = exp(z_s) / (sum_r exp(z_r) + exp(sink))          o = sum_s a_s e_s
 
-The numbers of these equations in the report on `DeepSeek-V4 <https://arxiv.org/abs/2606.19348>`_ are in the files of the
-three kinds: `minimoe.attention.sliding`, `minimoe.attention.csa`, `minimoe.attention.hca`.
+Section 2.3 of the report on `DeepSeek-V4 <https://arxiv.org/abs/2606.19348>`_. The numbers of the equations that make
+entries and choose among them are in `minimoe.attention.csa` and `minimoe.attention.hca`.
 
 Tokens are cut in blocks of c queries. A block multiplies the rows before it and its own, not the whole sequence.
 

@@ -9,6 +9,7 @@ import typer
 from minimoe.bench.sizes import (
     ATTENTION_AXES,
     ATTENTION_SHAPES,
+    CONTEXTS,
     DEFAULT_CONFIG,
     LARGE_CONFIG,
     MOE_AXES,
@@ -212,6 +213,32 @@ def attention(
     settings = {"rounds": rounds, "warmup": warmup, "pause_seconds": pause}
     columns = {"ms": "ms", "time / library": "time_over_library", "useful GFLOP/s": "useful_gflops"}
     print_reports("attention", settings, reports, columns, as_json)
+
+
+@app.command()
+def context(
+    context: Annotated[list[int] | None, typer.Option(min=1, help="Tokens in the cache; repeatable.")] = None,
+    rounds: Rounds = 7,
+    warmup: Warmup = 1,
+    pause: Pause = 0.02,
+    as_json: Json = False,
+) -> None:
+    """One more token by the length of its context, for each kind of attention: one layer, its cache, float32.
+
+    Microseconds a token and bytes of the cache. CSA and HCA keep one entry for 4 and for 16 tokens here, and a window.
+
+    Example: minimoe bench context --context 256 --context 4096
+    """
+    contexts = list(dict.fromkeys(context or CONTEXTS))
+    start()
+    from minimoe.bench import context as benchmark
+
+    messages.print(f"context: {', '.join(f'{c:,}' for c in contexts)} tokens")
+    report = benchmark.measure(contexts, rounds=rounds, warmup=warmup, pause=pause)
+    settings = {"contexts": contexts, "rounds": rounds, "warmup": warmup, "pause_seconds": pause}
+    columns = {f"us at {c:,}": f"us_at_{c}" for c in contexts} | {"growth": "growth"}
+    columns |= {f"bytes at {c:,}": f"bytes_at_{c}" for c in contexts}
+    print_reports("context", settings, [report], columns, as_json)
 
 
 @app.command()

@@ -49,7 +49,8 @@ def mtp_flops_per_token(config: ModelConfig, context: int | None = None) -> floa
     assert layer.attention is not None  # mtp_layer leaves nothing open
     context = config.context_length if context is None else context
     residual = 2 * config.residual.flops_per_token(d) + config.residual.leave_flops_per_token(d)
-    around = 2.0 * (2 * d * d + config.embedding_params) + layer.attention.flops_per_token(d, context) + residual
+    joined = 2 * d * d * config.residual.streams
+    around = 2.0 * (joined + config.embedding_params) + layer.attention.flops_per_token(d, context) + residual
     if layer.moe is None:
         assert layer.d_ff is not None
         return around + 2 * swiglu_params(d, layer.d_ff)

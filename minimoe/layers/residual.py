@@ -21,6 +21,10 @@ class ResidualConfig(Protocol):
 
     kind: ClassVar[str]
 
+    @property
+    def streams(self) -> int:
+        """How many rows of D numbers run through the model for each token."""
+
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> Any:
         """The module of one branch, with ``read(stream) -> (x, kept)`` and ``write(stream, y, kept) -> stream``.
 
@@ -51,6 +55,7 @@ class AddConfig:
     """``x + branch(x)``: the stream is ``[B, L, D]``, and there is nothing to learn."""
 
     kind: ClassVar[str] = "add"
+    streams: ClassVar[int] = 1
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> AddResidual:
         """The module."""

@@ -20,11 +20,11 @@ class MTPHead(nnx.Module):
     .. code-block:: text
 
         h'_i = M [RMSNorm(h_i) ; RMSNorm(Emb(t_{i+1}))]      M: join_proj, 2D -> D; DeepSeek-V3, eq. 21
-        h''  = norm(leave(block(enter(h'))))                 one block, its own end and norm
+        h''  = norm(leave(block(h')))                        one block, its own end and norm
         logits of t_{i+2} = the model's output head on h''   embedding and head are the model's own
 
-    ``h_i`` is what the model's last norm sees. With hyper-connections that is the collapsed stream; DeepSeek-V4 hands over
-    all streams.
+    ``h_i`` is what the last block of the model gives. With hyper-connections that is n streams, as in DeepSeek-V4: the
+    equation holds for each of them, and the block goes on with n.
 
     Args:
       config: of the model, with ``mtp`` given. block: built from ``config.mtp_layer``.
@@ -48,7 +48,7 @@ class MTPHead(nnx.Module):
 
     def __call__(
         self,
-        hidden: Float[Array, "B L D"],
+        hidden: Float[Array, "B L ..."],
         embedded: Float[Array, "B L D"],
         next_tokens: Int[Array, "B L"],
         *,
@@ -59,14 +59,14 @@ class MTPHead(nnx.Module):
         """What the output head multiplies.
 
         Args:
-          hidden: of the model at each position, before its last norm.
+          hidden: the stream of the model at each position, after its last block: ``[B, L, D]``, or ``[B, L, n, D]``.
           embedded: embeddings of ``next_tokens``, the tokens that follow each position.
           where: as for the model. rngs: as for the model. cache: of this head's block.
 
         Returns:
           The result of the last norm, the routing of the block (None if dense), and the longer cache.
         """
-        joined = jnp.concatenate([self.hidden_norm(hidden), self.token_norm(embedded)], axis=-1)
-        x = self.residual.enter(self.join_proj(joined))
-        x, routing, cache = self.block(x, next_tokens, where=where, rngs=rngs, cache=cache)
-        return self.norm(self.leave(x)), routing, cache
+        told = self.residual.enter(self.token_norm(embedded))
+        x = self.join_proj(jnp.concatenate([self.hidden_norm(hidden), told], axis=-1))
+        x, routing, left = self.block(x, next_tokens, where=where, rngs=rngs, cache=cache)
+        return self.norm(self.leave(x)), routing, None if cache is None else left

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe import checks
-from minimoe.attention import Cache, KVCache
+from minimoe.attention import Cache, IndexLoss, KVCache
 from minimoe.config import LayerConfig, ModelConfig
 from minimoe.errors import UserError
 from minimoe.layers import RMSNorm, SwiGLU, as_mask
@@ -35,14 +35,18 @@ class ModelOutput:
       routing: one `Routing` a sparse layer, in order; none for a dense model. With ``mtp_logits`` the block of that head
         is the last layer.
       mtp_logits: scores of the token after the next ``[B, L, V]``; None unless they were asked for.
-      stream: what the last norm sees at all positions, ``[B, L, D]``: what `MoETransformer.look_ahead` begins with.
+      stream: what the last block gives at all positions, ``[B, L, D]``, with hyper-connections ``[B, L, n, D]``: what
+        `MoETransformer.look_ahead` begins with.
+      index_loss: what the indexers of compressed sparse attention lost, mean over their layers, see
+        `minimoe.attention.indexer.index_loss`; None unless a layer teaches one.
     """
 
     logits: Float[Array, "B L V"]
     hidden: Float[Array, "B L D"]
     routing: tuple[Routing, ...]
     mtp_logits: Float[Array, "B L V"] | None = None
-    stream: Float[Array, "B _ D"] | None = None
+    stream: Float[Array, "B _ ..."] | None = None
+    index_loss: Float[Array, ""] | None = None
 
 
 class Block(nnx.Module):
@@ -82,13 +86,13 @@ class Block(nnx.Module):
         where: Bool[Array, "B L"] | None = None,
         rngs: nnx.Rngs | None = None,
         cache: Cache | None = None,
-    ) -> tuple[Float[Array, "B L ..."], Routing | None, Cache | None]:
+    ) -> tuple[Float[Array, "B L ..."], Routing | None, Cache | IndexLoss | None]:
         seen, kept = self.attention_residual.read(x)
-        attended, cache = self.attention(self.attention_norm(seen), cache)
+        attended, left = self.attention(self.attention_norm(seen), cache)
         x = self.attention_residual.write(x, self._drop(attended, rngs), kept)
         seen, kept = self.ffn_residual.read(x)
         y, routing = self._feed_forward(self.ffn_norm(seen), tokens, where, rngs)
-        return self.ffn_residual.write(x, self._drop(y, rngs), kept), routing, cache
+        return self.ffn_residual.write(x, self._drop(y, rngs), kept), routing, left
 
     def _feed_forward(self, x, tokens, where, rngs) -> tuple[Float[Array, "B L D"], Routing | None]:
         batch, length, width = x.shape
@@ -188,8 +192,9 @@ class MoETransformer(nnx.Module):
         """
         tokens = self._checked(tokens)
         where = None if where is None else as_mask(where, tokens.shape, "MoETransformer")
-        x, routing, _ = self._trunk(tokens, [None] * len(self.layers), where=where, rngs=rngs)
-        output = self._scored(x, routing)
+        x, routing, left = self._trunk(tokens, [None] * len(self.layers), where=where, rngs=rngs)
+        taught = [note.value for note in left if isinstance(note, IndexLoss)]
+        output = dataclasses.replace(self._scored(x, routing), index_loss=jnp.stack(taught).mean() if taught else None)
         if next_tokens is None:
             return output
         given = next_tokens if where is None else jnp.where(where, next_tokens, 0)
@@ -256,7 +261,7 @@ class MoETransformer(nnx.Module):
 
     def look_ahead(
         self,
-        stream: Float[Array, "B L D"],
+        stream: Float[Array, "B L ..."],
         next_tokens: Int[Array, "B L"],
         *,
         cache: Cache | None = None,
@@ -298,8 +303,8 @@ class MoETransformer(nnx.Module):
         blocks = {f"layers.{i}": block for i, block in enumerate(self.layers)}
         return blocks if self.mtp is None else blocks | {"mtp.block": self.mtp.block}
 
-    def _trunk(self, tokens, caches, *, where=None, rngs=None) -> tuple[Float[Array, "B L D"], tuple, list[Any]]:
-        """What the last norm sees, the routing of the sparse layers, and the longer caches."""
+    def _trunk(self, tokens, caches, *, where=None, rngs=None) -> tuple[Float[Array, "B L ..."], tuple, list[Any]]:
+        """The stream after the last block, the routing of the sparse layers, and the longer caches."""
         tokens, known = known_ids(tokens, self.config.vocab_size)
         x = self.embed(tokens)
         if caches[0] is not None:  # the cache, too, must not look whole: what it holds of this token is NaN
@@ -310,13 +315,13 @@ class MoETransformer(nnx.Module):
             x, routing, cache = layer(x, tokens, where=where, rngs=rngs, cache=cache)
             routings.append(routing)
             new_caches.append(cache)
-        x = self.leave(x)
         if caches[0] is None:  # NaN inside would reach earlier positions, since attention multiplies it by weights of 0
-            x = jnp.where((jnp.cumsum(~known, axis=1) == 0)[..., None], x, jnp.nan)
+            clean = jnp.cumsum(~known, axis=1) == 0
+            x = jnp.where(clean.reshape(*clean.shape, *(1,) * (x.ndim - 2)), x, jnp.nan)
         return x, tuple(r for r in routings if r is not None), new_caches
 
-    def _scored(self, x: Float[Array, "B L D"], routing: tuple[Routing, ...]) -> ModelOutput:
-        hidden = self.norm(x)
+    def _scored(self, x: Float[Array, "B L ..."], routing: tuple[Routing, ...]) -> ModelOutput:
+        hidden = self.norm(self.leave(x))
         return ModelOutput(self._logits(hidden), hidden, routing, stream=x)
 
     def _logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:

@@ -40,6 +40,7 @@ from minimoe.layers.reverse_mode import reverse_mode_only
 from minimoe.model import MoETransformer, copy_model
 from minimoe.moe import MoELayer, weights_by_expert
 from minimoe.moe.capacity import make_capacity_plan
+from minimoe.quant.grouped_query import check_grouped_query
 from minimoe.quant.specs import FP8_BLOCK, FP8_TILE, Spec
 from minimoe.quant.tensor import quantize
 
@@ -191,12 +192,16 @@ def with_fp8_training(model: MoETransformer, quantizer: Quantizer = round_trip) 
       model: sparse or dense.
       quantizer: see `fp8_matmul`; the identity gives the model's own answers.
 
+    Raises:
+      UserError: if a block has another attention than grouped-query, or one with biases.
+
     Example:
       >>> model = MoETransformer(ModelConfig.preset("nano"), rngs=nnx.Rngs(0))
       >>> twin = with_fp8_training(model)
       >>> twin.layers[0].attention.q_proj.kernel.shape, type(twin.layers[0].ffn.router) is type(model.layers[0].ffn.router)
       ((128, 128), True)
     """
+    check_grouped_query(model, "with_fp8_training", biases=False)
     twin = copy_model(model)
 
     def linear(layer: nnx.Linear) -> Fp8Linear:

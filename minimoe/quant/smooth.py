@@ -18,6 +18,7 @@ from minimoe.errors import UserError
 from minimoe.model import Block, MoETransformer, copy_model
 from minimoe.moe import MoELayer
 from minimoe.quant.calibrate import Calibration
+from minimoe.quant.grouped_query import check_grouped_query
 
 
 def smoothing_factors(
@@ -83,8 +84,10 @@ def smooth(
       alpha, power_of_two: see `smoothing_factors`.
 
     Raises:
-      UserError: if ``alpha`` is not in [0, 1], or a matrix was not calibrated.
+      UserError: if ``alpha`` is not in [0, 1], a matrix was not calibrated, or a block has another attention than
+        grouped-query.
     """
+    check_grouped_query(model, "smooth", biases=True)
     smoothed = copy_model(model)
     for name, block in smoothed.named_blocks().items():
         _smooth_attention(block, calibration, name, alpha, power_of_two)

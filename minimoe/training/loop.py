@@ -5,7 +5,8 @@ from (seed, step), so a resumed run repeats an unbroken one bit for bit on the s
 
 ``metrics.jsonl`` has lines of two kinds. ``train``: step, tokens, seconds (cumulative), loss (nats per token, or what
 the method lowers), learning_rate, grad_norm, tokens_per_second, balance_loss, z_loss and, one number a layer,
-max_violation, load_cv, load_entropy, dead_experts, drop_rate; mtp_loss where the model has that head.
+max_violation, load_cv, load_entropy, dead_experts, drop_rate; mtp_loss where the model has that head, index_loss where it
+teaches an indexer.
 ``eval``: step, tokens, seconds, protocol, bits_per_byte, pooled_bits_per_byte, per_domain.
 """
 
@@ -116,6 +117,8 @@ def step_record(metrics: StepMetrics, recipe: Recipe, step: int, tokens: int, se
     }
     if metrics.mtp is not None:
         record["mtp_loss"] = float(metrics.mtp)
+    if metrics.index is not None:
+        record["index_loss"] = float(metrics.index)
     if metrics.load.size:
         load = metrics.load
         record |= {"balance_loss": float(metrics.balance), "z_loss": float(metrics.z)}

@@ -39,6 +39,7 @@ class StepMetrics:
       balance, z: the two router losses, mean over layers, unweighted.
       grad_norm: global norm before clipping. ok: whether loss and gradient were finite; if not, nothing was updated.
       mtp: cross-entropy of the token after the next, nats per token, unweighted; None without a head for it.
+      index: what the indexers lost, nats, mean over layers, unweighted; None where none is taught.
       load: assignments ``[sparse layers, E]``, see `stack_loads` (``[0, 0]`` for a dense model). dropped: share ``[layers]``.
     """
 
@@ -50,6 +51,7 @@ class StepMetrics:
     load: Float[Array, "layers E"]
     dropped: Float[Array, "layers"]
     mtp: Float[Array, ""] | None = None
+    index: Float[Array, ""] | None = None
 
 
 def lm_loss(logits: Float[Array, "B L V"], targets: TokenIds, where: Bool[Array, "B L"]) -> Float[Array, ""]:
@@ -192,9 +194,9 @@ def train_step(
         if looks_ahead:
             ahead = mtp_loss(output.mtp_logits, targets, where)
             total = total + recipe.mtp_weight * ahead
-        return total, (loss, balance, z, routing, ahead)
+        return total, (loss, balance, z, routing, ahead, output.index_loss)
 
-    (_, (loss, balance, z, routing, ahead)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    (_, (loss, balance, z, routing, ahead, index)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     grad_norm = optax.tree.norm(jax.tree.map(lambda array: array.astype(jnp.float32), grads))
     ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int counts and floats
@@ -206,4 +208,4 @@ def train_step(
     nnx.update((model, optimizer), jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, before))
     load = stack_loads([r.load for r in routing]) if routing else jnp.zeros((0, 0))
     dropped = jnp.stack([r.dropped for r in routing]) if routing else jnp.zeros(0)
-    return StepMetrics(loss, balance, z, grad_norm, ok, load, dropped, ahead)
+    return StepMetrics(loss, balance, z, grad_norm, ok, load, dropped, ahead, index)
