@@ -16,6 +16,7 @@ from minimoe.attention.cache import Cache
 from minimoe.attention.csa import CompressedSparseConfig
 from minimoe.attention.gqa import GroupedQueryConfig
 from minimoe.attention.hca import HeavilyCompressedConfig
+from minimoe.attention.indexer import IndexLoss
 from minimoe.attention.mla import MultiHeadLatentConfig
 from minimoe.attention.sliding import SlidingWindowConfig
 
@@ -26,8 +27,11 @@ class AttentionModule(Protocol):
 
     def __call__(
         self, x: Float[Array, "B L D"], cache: Cache | None = None
-    ) -> tuple[Float[Array, "B L D"], Cache | None]:
-        """Attends within ``x``, or, with a cache, also to the tokens it holds; gives the longer cache back."""
+    ) -> tuple[Float[Array, "B L D"], Cache | IndexLoss | None]:
+        """Attends within ``x``, or, with a cache, also to the tokens it holds; gives the longer cache back.
+
+        Without a cache there is none to give back; a kind with an indexer may then say what that lost.
+        """
 
 
 @runtime_checkable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from minimoe.attention import GroupedQueryConfig
 from minimoe.errors import UserError
 from minimoe.model import MoETransformer
@@ -17,7 +19,8 @@ def check_grouped_query(model: MoETransformer, owner: str, *, biases: bool) -> N
       UserError: naming the first block that has another attention, or biases.
     """
     for name, block in model.named_blocks().items():
-        config = block.attention.config
+        attention: Any = block.attention
+        config = attention.config
         if not isinstance(config, GroupedQueryConfig):
             found = f"{owner} knows grouped-query attention, but {name} has {type(config).__name__}"
             raise UserError(f"{found}; use it on a model with GroupedQueryConfig")
