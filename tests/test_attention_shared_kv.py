@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,8 @@ from minimoe.attention.shared_kv import mean_visible
 from minimoe.cost import count_params, forward_flops_per_token, kv_bytes_per_token
 from minimoe.errors import UserError
 from minimoe.quant import V4_CACHE, cache_bytes_per_token
-from minimoe.training import Recipe, make_optimizer, train_step
+from minimoe.training import Recipe, StepMetrics, make_optimizer, optimizer_for, train_step
+from minimoe.training.loop import step_record
 
 D, LENGTH = 8, 14
 SIZES = {
@@ -267,6 +270,32 @@ def test_a_layer_says_what_its_indexer_lost():
     assert float(said.value) == float(seen["loss"]) > 0
     layer.config = plain
     assert layer(x)[1] is None
+
+
+def test_a_step_reports_what_the_indexers_lost(tiny_config):
+    """The mean over the layers that teach one, in the model's output, in the metrics of a step and in its record."""
+    sparse = dataclasses.replace(CONFIGS["compressed_sparse"], index_loss=0.5)
+    config = tiny_config.replace(attention=sparse, moe=None, d_ff=4, num_layers=2)
+    tokens, found = jnp.arange(18, dtype=jnp.int32)[None] % 7, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minimoe.attention.csa.index_loss", lambda *a: found.append(index_loss(*a)) or found[-1])
+        output = MoETransformer(config, rngs=nnx.Rngs(0)).forward(tokens)
+    assert len(found) == 2
+    np.testing.assert_allclose(output.index_loss, np.mean(found), rtol=1e-6)
+    recipe = Recipe(steps=3)
+    step = functools.partial(inspect.unwrap(train_step), recipe=recipe)
+    batch = (tokens, tokens, jnp.ones(tokens.shape, bool), jax.random.key(0))
+
+    def fresh_step():
+        fresh = MoETransformer(config, rngs=nnx.Rngs(0))
+        return step(fresh, optimizer_for(fresh, recipe), *batch).index
+
+    assert nnx.eval_shape(fresh_step).shape == ()
+    zero = jnp.zeros(())
+    without = StepMetrics(zero, zero, zero, zero, jnp.array(True), jnp.zeros((0, 0)), jnp.zeros(0))
+    reported = dataclasses.replace(without, index=jnp.float32(0.25))
+    assert step_record(reported, recipe, 1, 1, 1.0, 1.0)["index_loss"] == 0.25
+    assert "index_loss" not in step_record(without, recipe, 1, 1, 1.0, 1.0)
 
 
 def test_the_loss_of_the_indexer_is_a_divergence_over_the_chosen_entries():

@@ -156,7 +156,7 @@ def _cached(values: Mapping[str, Any]) -> dict[str, str]:
         f"by the published sizes {published['reported']:.2f} times at {long:,} tokens ({at_long:.2f} with all that is kept), "
         f"{at_short:.1f} at {short:,}; below {crossing:,} tokens V4-Pro keeps more. Ours, one more token: {first['name']} "
         f"{first['bytes_per_token']:,.0f} bytes, {last['name']} {last['bytes_per_token']:,.0f}",
-        "this run",
+        "published sizes; arrays of this run",
     )
 
 

@@ -169,9 +169,8 @@ def draw(scored: Evaluation, smaller: dict[str, Any], shown: dict[str, Any]) -> 
         (at, published["crossing_bytes"], f"below {at:,} tokens V4 keeps more"),
         title="One sequence's cache, published models",
     )
-    for figure in (facts, collapse, caches):
-        figure.set_figwidth(NARROW_IN)  # those that carry the page fit on a phone
-    race, figures = shown["race"], {"facts": facts, "collapse": collapse, "caches": caches}
+    sizes = plots.bytes_by_part(smaller["bytes_by_path"], f"Bytes of {WRITER}, by part")
+    race, figures = shown["race"], {"facts": facts, "collapse": collapse, "caches": caches, "bytes": sizes}
     if race["source"] == "this run":
         by = {"tokens": "Training loss at equal tokens", "seconds": "Training loss at equal time"}
         figures |= {f"loss_by_{x}": plots.compare_runs(race["curves"], x=x, title=title) for x, title in by.items()}
@@ -179,8 +178,9 @@ def draw(scored: Evaluation, smaller: dict[str, Any], shown: dict[str, Any]) -> 
         figures["bits_by_tokens"] = plots.compare_runs(
             race["curves"], quantity="bits_per_byte", title="Text at equal tokens, seed 0", skip=0.1
         )
+    for figure in figures.values():
+        figure.set_figwidth(NARROW_IN)  # these are still readable as narrow as a phone
     return figures | {
         "experts_by_domain": plots.experts_by_domain(scored.load, list(scored.per_domain)),
-        "bytes": plots.bytes_by_part(smaller["bytes_by_path"], f"Bytes of {WRITER}, by part"),
         "ladder": plots.ladder(shown["models"]),
     }
