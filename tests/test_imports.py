@@ -15,7 +15,8 @@ import minimoe
 ROOT = Path(minimoe.__file__).parent
 ROOMS = [
     "errors", "files", "checks", "process", "layers", "attention", "config", "moe", "model", "cost", "data",
-    "parallel", "inference", "training", "quant", "distill", "hub", "export", "plots", "exercises", "claims", "console",
+    "parallel", "inference", "training", "quant", "distill", "hub", "export", "microscope", "plots", "exercises",
+    "claims", "console",
     "progress", "bench", "experiments", "tour", "cli",
 ]  # fmt: skip
 ONLY_FOR = {"process": {"process", "console", "bench", "experiments", "tour", "cli"}}

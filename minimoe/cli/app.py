@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from minimoe import __version__
-from minimoe.cli import bench, cost, distill, evaluate, exercises, experiments, generate, quantize, tour, train
+from minimoe.cli import (
+    bench,
+    cost,
+    distill,
+    evaluate,
+    exercises,
+    experiments,
+    generate,
+    microscope,
+    quantize,
+    tour,
+    train,
+)
 from minimoe.cli.settings import check_settings
 from minimoe.console import messages, silence, write_out
 from minimoe.errors import UserError
@@ -29,6 +41,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("quantize")(quantize.quantize)
 app.command("distill")(distill.distill)
+app.command("microscope")(microscope.microscope)
 app.command("cost")(cost.cost)
 app.add_typer(bench.app, name="bench")
 app.add_typer(experiments.app, name="experiments")
