@@ -432,7 +432,9 @@ def three_seeds(task, kind, score):
 
 
 def written(values, form):
-    return f"{np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})" if values else "not run"
+    if len(values) < 3:
+        return ", ".join(f"{value:{form}}" for value in values) + f" ({len(values)} of 3 seeds)" if values else "not run"
+    return f"{np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 lines = ["| two layers, float32 | bytes at 128 tokens | bits per byte | facts recalled |", "| --- " * 4 + "|"]
