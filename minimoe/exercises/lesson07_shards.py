@@ -93,7 +93,7 @@ SHARDS = Exercise(
     outputs=(Output("numbers", "int32"),),
     oracle=shards_oracle,
     cases=(
-        Case("three files", lambda: ((4, 3, 3, 3, 2, 6), 7)),
+        Case("four files", lambda: ((5, 4, 5, 1, 3), 6)),
         Case("a file that is exactly full", lambda: ((5, 5, 1, 9, 10), 10)),
         Case("a tensor that is too large, in the middle", lambda: ((3, 20, 2, 2), 10)),
         Case("a tensor that is too large, first", lambda: ((11, 4, 4), 10)),
@@ -109,7 +109,7 @@ SHARDS = Exercise(
         ),
         Mistake(
             "an empty file",
-            "closes a file that holds nothing, before a tensor that is too large. The index would name a file without tensors.",
+            "closes a file that holds nothing, before a tensor that is too large. The index would name a file of nothing.",
             filling(empty_files=True),
         ),
         Mistake(
