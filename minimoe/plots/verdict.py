@@ -6,7 +6,7 @@ import dataclasses
 
 from minimoe.errors import UserError
 
-ANSWERS = ("holds", "holds when", "does not show here")
+ANSWERS = ("holds", "holds when", "does not show here", "not testable here")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def verdict(claim: str, means: str, measured: str, says: str, would_change: str)
       claim: as the press reported it.
       means: the claim in exact words.
       measured: sentences with numbers that the cell has computed.
-      says: starts with "holds", "holds when ..." or "does not show here"; one sentence.
+      says: starts with "holds", "holds when ...", "does not show here" or "not testable here"; one sentence.
       would_change: the measurement that would turn the verdict.
 
     Returns:

@@ -1,0 +1,334 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 07 · Open weights: what is in the files, and who can run them
+#
+# "Open-weight" means that the numbers of a trained model can be downloaded. It does not mean much until **somebody else's
+# program runs them**. "Runs on Huawei chips" is a claim of the same kind. This lesson opens a file of weights with bare hands,
+# weighs the formats, and hands our trained models to programs that know nothing of us.
+#
+# | | |
+# | --- | --- |
+# | **You should know** | lesson 00; lesson 04 helps (what int8 and FP8 are) |
+# | **You will be able to** | read a tensor out of a safetensors file; say why a pickle is a program and a header is not; undo the FP8 blocks of published weights; run a model in ONNX Runtime; tell "lowered for a chip" from "run on a chip" |
+# | **Time to study** | 45 minutes |
+# | **Time to run** | about a minute on two CPU cores |
+
+# %%
+import importlib.util
+import json
+import os
+import pickle
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from IPython.display import Markdown, display
+
+import minimoe
+from minimoe import hub, plots
+from minimoe.inference import generate
+from minimoe.process import keep_compiled_programs, keep_memory
+from minimoe.quant import dequantize_model, quantize_model
+
+FAST = os.environ.get("MINIMOE_FAST") == "1"
+began = time.monotonic()
+keep_memory()  # freed memory stays with this process: a step need not ask for it again
+keep_compiled_programs()  # a second run of this notebook need not compile again
+work = Path(tempfile.mkdtemp())  # all files of this lesson
+print(f"minimoe {minimoe.__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}")
+print(f"{os.cpu_count()} cores;", "fast profile" if FAST else "full profile")
+
+# %% [markdown]
+# ## The question
+#
+# **Predict before you run.** Replace each `None` by a number. The notebook compares later.
+
+# %%
+my_guesses = {
+    "bytes of a file of weights that are not weights: percent": None,
+    "size of small in recipe v4: percent of float32": None,
+    "words of 40 that another program writes differently": None,
+}
+questions = list(my_guesses)
+
+
+def compare(question, measured):
+    """Sets a prediction beside the measurement; without a prediction it waits for one."""
+    if my_guesses[question] is None:
+        print(f"fill in your prediction at the top and run both cells again: {question}")
+    else:
+        print(f"{question}: you predicted {my_guesses[question]:g}, measured {measured:,.4g}")
+
+
+# %% [markdown]
+# ## A file, opened by hand
+#
+# We save the trained model `small` as it is shipped, in int8, and look at the bytes. The format is *safetensors*, the usual one
+# for open weights. It has three parts: eight bytes with a length, so many bytes of JSON, then numbers.
+
+# %%
+small, tokenizer, config = hub.load_pretrained("small")
+raw = (hub.save(small, work / "small", tokenizer) / "model.safetensors").read_bytes()
+length = int.from_bytes(raw[:8], "little")
+header = json.loads(raw[8 : 8 + length])
+names = [name for name in header if name != "__metadata__"]
+print(f"{len(raw):,} bytes: 8 of a length, {length:,} of JSON, {len(raw) - 8 - length:,} of numbers in {len(names)} tensors")
+for name in (names[1], names[-1]):
+    print(f"  {name}: {header[name]}")
+compare(questions[0], 100 * (8 + length) / len(raw))
+
+# %% [markdown]
+# That is all. A tensor has a name, a type, a shape and two offsets. Nothing in the file says what the tensors are *for*: that is
+# in `config.json` and in the code of whoever reads it.
+#
+# ### Exercise: one tensor out of a file
+
+# %%
+from minimoe.exercises import check, exercises, hint
+
+exercises()["weights.tensor"]
+
+# %%
+def tensor(data, begin, end, shape):
+    raise NotImplementedError("not written yet: weights.tensor")
+
+
+check("weights.tensor", tensor);
+
+# %% [markdown]
+# ## A pickle is a program
+#
+# Older files of weights are *pickles*. A pickle is a list of instructions for Python, and loading it carries them out. We make
+# one that claims to be weights. What it does here is harmless: it writes a line.
+
+# %%
+class Weights:
+    def __reduce__(self):
+        return print, ("this line was printed by LOADING a file; it could have deleted your thesis instead",)
+
+
+(work / "weights.bin").write_bytes(pickle.dumps(Weights()))
+loaded = pickle.loads((work / "weights.bin").read_bytes())
+print("and what was loaded is", loaded)
+
+# %% [markdown]
+# A header of safetensors can only lie. A good loader checks it before it reserves any memory. We tell four lies.
+
+# %%
+def with_header(change):
+    """A copy of the saved model whose header was changed."""
+    folder = work / "lie"
+    hub.save(small, folder, tokenizer)
+    new = json.loads(json.dumps(header))
+    change(new)
+    text = json.dumps(new).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+    return folder
+
+
+first = names[0]
+lies = {
+    "offsets beyond the end": lambda h: h[first].update(data_offsets=[0, 10**15]),
+    "a shape of petabytes": lambda h: h[first].update(shape=[10**9, 10**6]),
+    "an unknown type": lambda h: h[first].update(dtype="F7"),
+    "a tensor left out": lambda h: h.pop(first),
+}
+for lie, change in lies.items():
+    try:
+        hub.load(with_header(change))
+        raise AssertionError(f"{lie}: was believed")
+    except minimoe.UserError as error:
+        print(f"{lie}: refused\n    {str(error).replace(str(work), '...')[:150]}")
+
+# %% [markdown]
+# ## Several files
+#
+# V4-Flash is published in 46 files, V4-Pro in 64. An index says which tensor is in which file. Transformers, and our export to its
+# layout, fill one file after the other.
+#
+# ### Exercise: which file a tensor goes into
+
+# %%
+exercises()["weights.shards"]
+
+# %%
+def shards(sizes, limit):
+    raise NotImplementedError("not written yet: weights.shards")
+
+
+check("weights.shards", shards);
+
+# %% [markdown]
+# ## What a format weighs
+#
+# The same model in five formats, on disk. Recipe `v4` stores experts in FP4 and other matrices in FP8, as the report says of
+# DeepSeek-V4. The last column counts the words of one greedy text that differ from float32. (`small` is shipped in int8. Its
+# float32 form holds the values of those codes, so int8 loses nothing here a second time.)
+
+# %%
+prompt = jnp.asarray([tokenizer.encode("In the beginning")])
+new_words = 40
+
+
+def text_of(model):
+    return np.asarray(generate(model, prompt, new_words, temperature=0))[0]
+
+
+floats = dequantize_model(small)
+written = text_of(floats)
+sizes, lines = {}, ["| format | bytes on disk | of float32 | words that differ |", "| --- | ---: | ---: | ---: |"]
+for recipe in (None, "int8", "fp8", "mxfp4", "v4"):
+    model = floats if recipe is None else quantize_model(floats, recipe)
+    folder = hub.save(model, work / f"as-{recipe}", tokenizer)
+    sizes[recipe or "float32"] = (folder / "model.safetensors").stat().st_size
+    differ = int((text_of(hub.load(folder)[0]) != written).sum())
+    share = sizes[recipe or "float32"] / sizes["float32"]
+    lines.append(f"| {recipe or 'float32'} | {sizes[recipe or 'float32']:,} | {share:.1%} | {differ} of {new_words} |")
+display(Markdown("\n".join(lines)))
+compare(questions[1], 100 * sizes["v4"] / sizes["float32"])
+
+# %% [markdown]
+# The first word that changes drags the rest along, because each word is chosen after those before it. So the last column says
+# *whether* a text changed, not how good it is. Lesson 04 measures quality.
+#
+# ## Published FP8
+#
+# DeepSeek publishes matrices in FP8 with one scale for each square of 128 x 128 numbers. The scales are called
+# `weight_scale_inv`. The name has misled many.
+#
+# ### Exercise: published FP8 weights
+
+# %%
+exercises()["weights.blocks"]
+
+# %%
+def dequantize(values, scale_inv, block):
+    raise NotImplementedError("not written yet: weights.blocks")
+
+
+check("weights.blocks", dequantize);
+
+# %% [markdown]
+# ## In another program: ONNX Runtime
+#
+# ONNX is a file of operators, 200 of them with fixed meanings. Runtimes for it exist for phones, browsers and most accelerators;
+# one of them is for Huawei's Ascend. Our whole model is written in about thirty of these operators, routing included:
+# `minimoe/export/onnx_model.py` is the model once more, on a few screens.
+
+# %%
+have_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+if have_onnx:
+    from minimoe.export import OnnxModel, export_onnx
+
+    theirs = OnnxModel(export_onnx(small, work / "onnx", tokenizer))
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 64))
+    ours = np.asarray(floats(jnp.asarray(tokens))[0])
+    onnx_error = float(np.abs(theirs.logits(tokens) - ours).max() / ours.std())
+    onnx_text = theirs.generate(prompt[0].tolist(), new_words)
+    onnx_differ = int((np.array(onnx_text) != written).sum())
+    operators = {node.op_type for node in __import__("onnx").load(work / "onnx" / "model.onnx").graph.node}
+    print(f"{len(operators)} different operators, opset 18, none of one maker")
+    print(f"logits: largest difference {onnx_error:.1e} of their spread; words that differ: {onnx_differ} of {new_words}")
+    print(tokenizer.decode(onnx_text)[:120])
+    compare(questions[2], onnx_differ)
+else:
+    print('onnx and onnxruntime are not installed here; pip install "minimoe[export]" and run this cell again')
+
+# %% [markdown]
+# What to see: the program knows nothing of JAX or of us, and it writes the same text. The logits differ in the last digits, since
+# it adds in another order.
+#
+# ## One program for four back ends
+#
+# JAX translates a model into *StableHLO*, a small language of array operations. A compiler for each chip takes it from there. We
+# lower three programs for four back ends at once: the whole text, one step of decoding, one step of **training**.
+
+# %%
+have_flatbuffers = importlib.util.find_spec("flatbuffers") is not None
+if have_flatbuffers:
+    from minimoe.export import StableHLOModel, export_stablehlo
+    from minimoe.training import Recipe
+
+    nano, nano_tokenizer, _ = hub.load_pretrained("nano")
+    folder = export_stablehlo(nano, work / "stablehlo", nano_tokenizer, length=64, recipe=Recipe.preset("nano", steps=10))
+    program = StableHLOModel(folder)
+    lines = ["| program | bytes | lowered for | run here |", "| --- | ---: | --- | --- |"]
+    for name, lowered in program.programs.items():
+        size = (folder / f"{name}.stablehlo").stat().st_size
+        lines.append(f"| {name} | {size:,} | {', '.join(lowered.platforms)} | {jax.default_backend()} |")
+    display(Markdown("\n".join(lines)))
+    ids = nano_tokenizer.encode("In the beginning")
+    same = program.generate(ids, 20) == generate(nano, jnp.asarray([ids]), 20, temperature=0)[0].tolist()
+    print("the reloaded step writes the text that the model writes:", same)
+    text = program.programs["forward"].mlir_module()
+    print("\n".join(line.strip()[:110] for line in text.splitlines() if "dot_general" in line)[:330])
+else:
+    print('flatbuffers is not installed here; pip install "minimoe[export]" and run this cell again')
+
+# %% [markdown]
+# Look at the last two columns. All programs were *lowered* for four back ends. They were *run* on one. Lowering proves that the
+# program needs nothing which only one chip has. It does not prove that the chip's compiler accepts it, that the answer is right
+# there, or that it is fast. A sentence about a chip needs a run on that chip.
+#
+# For a reader who has another accelerator, `notebooks/OTHER_CHIPS.md` says which file to take and what we could not check.
+#
+# ## What a licence and a card are for
+#
+# Weights without a licence may be looked at, and not more. Each shipped model has a card: what it was trained on, how, what it
+# reaches, what it cannot. Here is the beginning of one.
+
+# %%
+card = Path(hub.__file__).parent / "weights" / "small" / "MODEL_CARD.md"
+display(Markdown("\n".join(f"> {line}" for line in card.read_text(encoding="utf-8").splitlines()[:12])))
+
+# %% [markdown]
+# ## Verdicts
+
+# %%
+ran = f"ONNX Runtime: logits within {onnx_error:.0e} of their spread, {onnx_differ} of {new_words} words different. " if have_onnx else ""
+plots.verdict(
+    claim='"Open-weight."',
+    means="Everybody can download the numbers, and a program by somebody else can run them.",
+    measured=f"Ours: one file, {100 * (8 + length) / len(raw):.2f}% of it not numbers. {ran}"
+    f"Recipe v4 stores the same model in {sizes['v4'] / sizes['float32']:.1%} of float32. The files that DeepSeek published "
+    "were not loaded here: they do not fit.",
+    says="holds for the numbers: they are files that any program can read; data and recipe of V4 are not open",
+    would_change="A licence that forbids use, or a layout that only its maker's program reads.",
+)
+
+# %%
+plots.verdict(
+    claim='"Runs on Huawei chips."',
+    means="An Ascend runs the model, with right answers and at a useful speed.",
+    measured="Lowered for cpu, cuda, rocm and tpu; run on this machine's CPU alone. ONNX, for which an Ascend runtime exists, "
+    "was run on the CPU. The report on V4 says only that its expert parallelism was validated on NVIDIA and on Ascend.",
+    says="not testable here: our programs need nothing that one maker alone has, and nobody here has an Ascend",
+    would_change="One run of either file on an Ascend, with its logits beside ours.",
+)
+
+# %% [markdown]
+# ## What to distrust
+#
+# - **Equal text is a weak test.** Greedy text stays equal under small errors. The largest difference of logits is the stronger
+#   number, and it is on random tokens of one model.
+# - **Our files are small.** Nothing here says what loading 860 GB is like.
+# - **"Open" has other parts.** Data, recipe and the right to use are not in a tensor file.
+
+# %%
+print(f"this notebook took {time.monotonic() - began:.0f} seconds")
