@@ -7,7 +7,7 @@ model as names and arrays), `tensorfile` (one safetensors file), `layouts` (fold
 
 from minimoe.hub.checkpoints import provenance_of, resolve, resolve_with_tokenizer
 from minimoe.hub.folder import check_destination, is_saved_folder, load, save
-from minimoe.hub.layouts import from_transformers
+from minimoe.hub.layouts import from_transformers, to_transformers
 from minimoe.hub.pretrained import card, load_pretrained, recorded_quality, shipped
 from minimoe.hub.quantized import Quantization
 
@@ -25,4 +25,5 @@ __all__ = [
     "resolve_with_tokenizer",
     "save",
     "shipped",
+    "to_transformers",
 ]

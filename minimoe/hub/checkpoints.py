@@ -10,6 +10,7 @@ from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer
 from minimoe.errors import UserError
 from minimoe.hub.folder import TENSOR_FILE, is_saved_folder, load, read_config
+from minimoe.hub.layouts import is_transformers_folder
 from minimoe.hub.pretrained import shipped
 from minimoe.model import MoETransformer
 from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
@@ -20,7 +21,7 @@ def resolve(checkpoint: str | os.PathLike[str]) -> tuple[MoETransformer, Tokeniz
     """Loads any checkpoint. A folder goes before a shipped model of the same name.
 
     Args:
-      checkpoint: a training folder (its last step), a folder made by `minimoe.hub.save`, or a name in `shipped`.
+      checkpoint: a training folder (its last step), a folder made by `minimoe.hub.save` or by Transformers, or a name in `shipped`.
 
     Returns:
       Model, tokenizer (None if a saved folder has none), config, and one line that says what it is.
@@ -36,6 +37,8 @@ def resolve(checkpoint: str | os.PathLike[str]) -> tuple[MoETransformer, Tokeniz
         listed = ", ".join(names) or "none yet"
         known = f"there is no such folder, and the models that come with the package are: {listed}"
         raise UserError(f"checkpoint {checkpoint} does not exist: {known}; train one with `minimoe train --out FOLDER`")
+    if is_transformers_folder(folder):
+        return *load(folder), f"folder {folder} in the layout of Transformers"
     if _is_saved(folder):
         stored = read_config(folder)["quantization"]
         model, tokenizer, config = load(folder)
@@ -61,6 +64,8 @@ def provenance_of(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     folder = Path(checkpoint)
     if not folder.is_dir():
         return {"shipped": str(checkpoint)}
+    if is_transformers_folder(folder):
+        return {"transformers": folder.name}
     if _is_saved(folder):
         return dict(read_config(folder)["provenance"])
     run = read_run_config(folder)

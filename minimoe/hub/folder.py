@@ -22,6 +22,7 @@ from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer, load_tokenizer
 from minimoe.errors import UserError
 from minimoe.files import check_folder
+from minimoe.hub.layouts import is_transformers_folder, load_transformers, to_transformers
 from minimoe.hub.names import abstract_model, check_size, fill, named_arrays
 from minimoe.hub.quantized import Quantization, describe
 from minimoe.hub.swap import CONFIG_FILE, publish, saved_file, staging, state
@@ -29,7 +30,7 @@ from minimoe.hub.tensorfile import REPAIR, FileRecord, TensorFile, write_tensors
 from minimoe.model import MoETransformer
 
 FORMAT = "minimoe-model-1"
-LAYOUTS = ("minimoe",)
+LAYOUTS = ("minimoe", "huggingface")
 TENSOR_FILE, TOKENIZER_FILE = "model.safetensors", "tokenizer.json"
 FILES = (TENSOR_FILE, TOKENIZER_FILE, CONFIG_FILE)
 SEAL = "sha256"  # config.json's own
@@ -53,7 +54,7 @@ def save(
       model: what `minimoe.quant.quantize_model` returned, or any `MoETransformer`.
       directory: new, empty, or holding an earlier save.
       tokenizer: goes along, so that the folder can read and write text.
-      format: the layout; None and "minimoe" are ours.
+      format: the layout; None and "minimoe" are ours, "huggingface" is `minimoe.hub.to_transformers` with its defaults.
       provenance: where the model comes from, such as seed, hash of the data and versions; anything JSON can hold.
 
     Returns:
@@ -77,6 +78,8 @@ def save(
         raise UserError(f"format {format!r} is not known; choose one of {', '.join(LAYOUTS)}")
     if tokenizer is not None:
         _check_vocabulary(tokenizer, model.config, "give the tokenizer that the model was trained with")
+    if format == "huggingface":
+        return to_transformers(model, directory, tokenizer)
     provenance = _plain(provenance or {})
     quantization = describe(model)
     check_destination(directory)
@@ -100,7 +103,7 @@ def save(
 
 
 def load(directory: str | os.PathLike[str]) -> tuple[MoETransformer, Tokenizer | None, ModelConfig]:
-    """Reads what `save` wrote. A quantized model stays quantized, in memory too.
+    """Reads what `save` wrote, in either layout, and what Transformers wrote. A quantized model stays quantized in memory.
 
     Returns:
       The model, its tokenizer (None if it was saved without), and its config.
@@ -110,6 +113,8 @@ def load(directory: str | os.PathLike[str]) -> tuple[MoETransformer, Tokenizer |
         another version. The message names the file, what is wrong with it, and the repair.
     """
     directory = Path(directory)
+    if is_transformers_folder(directory):
+        return load_transformers(directory)
     failed = 0
     while True:
         before = state(directory)

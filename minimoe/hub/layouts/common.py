@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from minimoe.config import LayerConfig, ModelConfig, MoEConfig
+from minimoe.errors import UserError
 from minimoe.hub.layouts.layout import Row, experts, layer_number, same, side_by_side, swapped
 from minimoe.hub.layouts.settings import Settings
 
@@ -108,6 +109,47 @@ def dense_first(settings: Settings) -> tuple[LayerConfig, ...]:
     """The dense layers with which GLM-4-MoE and V3 begin."""
     count = min(settings.get("first_k_dense_replace"), settings.get("num_hidden_layers"))
     return (LayerConfig(d_ff=settings.get("intermediate_size")),) * count
+
+
+def written_sizes(config: ModelConfig, architecture: str, model_type: str) -> dict[str, Any]:
+    """What config.json of every family says: the inverse of `sizes`."""
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.num_layers,
+        "max_position_embeddings": config.context_length,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_act": "silu",
+        "use_cache": True,
+    }
+
+
+def written_sigmoid_experts(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `sigmoid_experts` and `dense_first`.
+
+    Raises:
+      UserError: for a model without sparse layers.
+    """
+    moe = next((layer.moe for layer in reversed(config.layers) if layer.moe is not None), None)
+    dense = [layer for layer in config.layers if layer.moe is None]
+    if moe is None:
+        raise UserError("it has no sparse layer")
+    return {
+        "moe_intermediate_size": moe.d_expert,
+        "n_routed_experts": moe.num_experts,
+        "num_experts_per_tok": moe.top_k,
+        "n_shared_experts": moe.num_shared_experts,
+        "n_group": moe.num_groups,
+        "topk_group": moe.top_k_groups,
+        "norm_topk_prob": moe.normalize_weights,
+        "routed_scaling_factor": float(moe.routed_scaling_factor),
+        "first_k_dense_replace": len(dense),
+        "intermediate_size": dense[0].d_ff if dense else moe.d_expert,
+        "num_nextn_predict_layers": 0,
+    }
 
 
 def prediction_layer(name: str, settings: Settings) -> bool:

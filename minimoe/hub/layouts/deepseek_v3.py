@@ -8,10 +8,13 @@ once in ``kv_a_proj``. Matrices are transposed. Gate and up of a dense or shared
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minimoe.attention import MultiHeadLatentConfig, YarnConfig
 from minimoe.config import ModelConfig
+from minimoe.errors import UserError
 from minimoe.hub.layouts import common
 from minimoe.hub.layouts.layout import SWAP, Layout, Row, column_order, same, swapped
 from minimoe.hub.layouts.settings import Settings
@@ -102,4 +105,40 @@ def read_config(settings: Settings, dtype: str) -> ModelConfig:
     return ModelConfig(attention=attention, moe=moe, first_layers=first, **common.sizes(settings, dtype))
 
 
-LAYOUT = Layout("deepseek_v3", read_config, rows, ignored=common.prediction_layer)
+def written_rope(theta: int | float, yarn: YarnConfig | None) -> dict[str, Any]:
+    """The inverse of `yarn_of`, with the base of the frequencies."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(theta)}
+    if yarn is None:
+        return rope
+    rope |= {"rope_type": "yarn", "factor": float(yarn.factor)}
+    rope |= {"original_max_position_embeddings": yarn.original_length}
+    rope |= {"beta_fast": float(yarn.beta_fast), "beta_slow": float(yarn.beta_slow)}
+    if yarn.mscale_all_dim:
+        rope |= {"mscale": float(yarn.mscale), "mscale_all_dim": float(yarn.mscale_all_dim)}
+    return rope
+
+
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `read_config`."""
+    attention = config.layers[0].attention
+    if not isinstance(attention, MultiHeadLatentConfig):
+        raise UserError("its attention is not multi-head latent")
+    return (
+        common.written_sizes(config, "DeepseekV3ForCausalLM", "deepseek_v3")
+        | common.written_sigmoid_experts(config)
+        | {
+            "num_attention_heads": attention.num_heads,
+            "num_key_value_heads": attention.num_heads,
+            "kv_lora_rank": attention.kv_rank,
+            "q_lora_rank": attention.q_rank,
+            "qk_nope_head_dim": attention.nope_dim,
+            "qk_rope_head_dim": attention.rope_dim,
+            "v_head_dim": attention.v_dim,
+            "rope_parameters": written_rope(attention.rope_theta, attention.yarn),
+            "rope_interleave": True,
+            "attention_bias": False,
+        }
+    )
+
+
+LAYOUT = Layout("deepseek_v3", read_config, rows, write_config, ignored=common.prediction_layer)

@@ -17,6 +17,7 @@ from minimoe.attention import CompressedSparseConfig, HeavilyCompressedConfig, S
 from minimoe.config import LayerConfig, ModelConfig, MoEConfig
 from minimoe.errors import UserError
 from minimoe.hub.layouts import common
+from minimoe.hub.layouts.deepseek_v3 import written_rope
 from minimoe.hub.layouts.layout import ZERO, Change, Layout, Row, experts, same, swapped
 from minimoe.hub.layouts.settings import COPY, Settings
 from minimoe.layers import HyperConnectionConfig
@@ -231,4 +232,71 @@ def prediction_layer(name: str, settings: Settings) -> bool:
     return re.match(r"(model\.)?mtp\.", name) is not None
 
 
-LAYOUT = Layout("deepseek_v4", read_config, rows, ignored=prediction_layer)
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `read_config`."""
+    kinds, streams = [layer.attention for layer in config.layers], config.residual
+    known = isinstance(streams, HyperConnectionConfig) and all(
+        isinstance(kind, tuple(KINDS.values())) for kind in kinds
+    )
+    routed = [layer.moe for layer in config.layers]
+    moe = next((one for one in routed if one is not None and one.select != "hash"), None)
+    if not known or moe is None or None in routed:
+        raise UserError("it has not hyper-connections, a window in each layer, and experts that a router chooses")
+    found = common.written_sizes(config, "DeepseekV4ForCausalLM", "deepseek_v4") | _written_attention(kinds)
+    return found | {
+        "mlp_layer_types": ["hash_moe" if one is not None and one.select == "hash" else "moe" for one in routed],
+        "moe_intermediate_size": moe.d_expert,
+        "n_routed_experts": moe.num_experts,
+        "num_experts_per_tok": moe.top_k,
+        "n_shared_experts": moe.num_shared_experts,
+        "scoring_func": moe.score,
+        "norm_topk_prob": moe.normalize_weights,
+        "routed_scaling_factor": float(moe.routed_scaling_factor),
+        "swiglu_limit": moe.swiglu_limit,
+        "hc_mult": streams.streams,
+        "hc_sinkhorn_iters": streams.sinkhorn_iters,
+        "hc_eps": streams.eps,
+        "num_nextn_predict_layers": 0,
+    }
+
+
+def _written_attention(kinds: list[Any]) -> dict[str, Any]:
+    """What config.json says of the attention of all layers."""
+    one = kinds[0]
+    rope = {}
+    for kind in kinds:
+        rope["main" if isinstance(kind, SlidingWindowConfig) else "compress"] = _written_rope(kind)
+    rope.setdefault("main", rope[next(iter(rope))])
+    rope.setdefault("compress", rope["main"])
+    index = next((kind for kind in kinds if isinstance(kind, CompressedSparseConfig)), None)
+    found = {
+        "layer_types": [f"{kind.kind}_attention" for kind in kinds],
+        "compress_rates": {
+            f"{kind.kind}_attention": kind.ratio for kind in kinds if not isinstance(kind, SlidingWindowConfig)
+        },
+        "num_attention_heads": one.num_heads,
+        "num_key_value_heads": 1,
+        "head_dim": one.head_dim,
+        "qk_rope_head_dim": one.rope_dim,
+        "q_lora_rank": one.q_rank,
+        "sliding_window": one.window,
+        "o_groups": one.out_groups,
+        "o_lora_rank": one.out_rank,
+        "rope_parameters": rope,
+    }
+    if index is not None:
+        found |= {
+            "index_n_heads": index.index_heads,
+            "index_head_dim": index.index_dim,
+            "index_topk": index.index_top_k,
+        }
+    return found
+
+
+def _written_rope(kind: Any) -> dict[str, Any]:
+    share = {"partial_rotary_factor": kind.rope_dim / kind.head_dim}
+    found = written_rope(kind.rope_theta, kind.yarn) | share
+    return found if kind.yarn is None else found | {"attention_factor": 1.0}
+
+
+LAYOUT = Layout("deepseek_v4", read_config, rows, write_config, ignored=prediction_layer)

@@ -6,8 +6,11 @@ Matrices are transposed. Gate and up of a dense or shared feed-forward are two m
 
 from __future__ import annotations
 
+from typing import Any
+
 from minimoe.attention import GroupedQueryConfig
 from minimoe.config import ModelConfig
+from minimoe.errors import UserError
 from minimoe.hub.layouts import common
 from minimoe.hub.layouts.layout import Layout, Row, same
 from minimoe.hub.layouts.settings import Settings
@@ -42,4 +45,24 @@ def read_config(settings: Settings, dtype: str) -> ModelConfig:
     return ModelConfig(attention=attention, moe=moe, first_layers=common.dense_first(settings), **shared)
 
 
-LAYOUT = Layout("glm4_moe", read_config, rows, ignored=common.prediction_layer)
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `read_config`."""
+    attention = config.layers[0].attention
+    if not isinstance(attention, GroupedQueryConfig):
+        raise UserError("its attention is not grouped-query")
+    rope = {"rope_type": "default", "rope_theta": float(attention.rope_theta)}
+    return (
+        common.written_sizes(config, "Glm4MoeForCausalLM", "glm4_moe")
+        | common.written_sigmoid_experts(config)
+        | {
+            "num_attention_heads": attention.num_heads,
+            "num_key_value_heads": attention.num_kv_heads,
+            "head_dim": attention.head_dim,
+            "rope_parameters": rope | {"partial_rotary_factor": attention.turned / attention.head_dim},
+            "use_qk_norm": attention.qk_norm,
+            "attention_bias": attention.bias,
+        }
+    )
+
+
+LAYOUT = Layout("glm4_moe", read_config, rows, write_config, ignored=common.prediction_layer)

@@ -7,9 +7,12 @@ halves on both sides, and the gate stands before the up projection on both sides
 
 from __future__ import annotations
 
+from typing import Any
+
 from minimoe.attention import GroupedQueryConfig
 from minimoe.config import ModelConfig, MoEConfig
-from minimoe.hub.layouts.common import ATTENTION, NORMS, sizes, table
+from minimoe.errors import UserError
+from minimoe.hub.layouts.common import ATTENTION, NORMS, sizes, table, written_sizes
 from minimoe.hub.layouts.layout import ZERO, Layout, Row, experts, swapped
 from minimoe.hub.layouts.settings import Settings
 
@@ -48,4 +51,21 @@ def read_config(settings: Settings, dtype: str) -> ModelConfig:
     return ModelConfig(attention=attention, moe=moe, **shared)
 
 
-LAYOUT = Layout("mixtral", read_config, rows)
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `read_config`."""
+    attention, moe = config.layers[0].attention, config.layers[0].moe
+    if not isinstance(attention, GroupedQueryConfig) or moe is None:
+        raise UserError("its layers are not grouped-query attention and experts, all of them")
+    return written_sizes(config, "MixtralForCausalLM", "mixtral") | {
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.num_kv_heads,
+        "head_dim": attention.head_dim,
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(attention.rope_theta)},
+        "intermediate_size": moe.d_expert,
+        "num_local_experts": moe.num_experts,
+        "num_experts_per_tok": moe.top_k,
+        "sliding_window": None,
+    }
+
+
+LAYOUT = Layout("mixtral", read_config, rows, write_config)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from minimoe.checks import dtype_name
 from minimoe.config import ModelConfig
+from minimoe.data import Tokenizer, load_tokenizer
 from minimoe.errors import UserError
 from minimoe.hub.layouts.families import LAYOUTS
 from minimoe.hub.layouts.layout import Layout, Row
@@ -20,6 +21,8 @@ from minimoe.hub.layouts.shards import Shards
 from minimoe.hub.names import abstract_model
 from minimoe.model import MoETransformer
 from minimoe.model.paths import filled_state, misfits, named_leaves
+
+TOKENIZER_FILE = "tokenizer.json"
 
 
 def from_transformers(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> MoETransformer:
@@ -56,6 +59,22 @@ def from_transformers(folder: str | os.PathLike[str], *, dtype: Any = "float32")
             return leaf.replace(jnp.asarray(array, leaf.dtype))
 
         return nnx.merge(graphdef, filled_state(state, read))
+
+
+def load_transformers(folder: Path, *, dtype: Any = "float32") -> tuple[MoETransformer, Tokenizer | None, ModelConfig]:
+    """`from_transformers` with the tokenizer of the folder (None if it has no tokenizer.json) and the config.
+
+    Raises:
+      UserError: also for a tokenizer that is not byte-level BPE, or has more ids than the model.
+    """
+    model = from_transformers(folder, dtype=dtype)
+    if not (folder / TOKENIZER_FILE).is_file():
+        return model, None, model.config
+    tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        many = f"{folder / TOKENIZER_FILE} has {tokenizer.vocab_size} ids but the model knows {model.config.vocab_size}"
+        raise UserError(f"{many}; {COPY}")
+    return model, tokenizer, model.config
 
 
 def is_transformers_folder(folder: Path) -> bool:

@@ -1,0 +1,274 @@
+"""A model of ours as a folder that Transformers loads: the table of `layout`, read from right to left.
+
+out/config.json              as Transformers writes it, and the checksums of the other files
+    model.safetensors        or model-00001-of-0000N.safetensors ... and model.safetensors.index.json
+    tokenizer.json, tokenizer_config.json, generation_config.json, README.md (the model card)
+
+Whether a family can express a model is not judged by a list of rules. Its config.json is made, read again as `read` would
+read it, and compared with the model's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from minimoe import checks
+from minimoe.config import ModelConfig
+from minimoe.data import Tokenizer
+from minimoe.errors import UserError
+from minimoe.files import check_folder
+from minimoe.hub.layouts.families import LAYOUTS
+from minimoe.hub.layouts.layout import Layout
+from minimoe.hub.layouts.settings import CONFIG_FILE, Settings
+from minimoe.hub.layouts.shards import INDEX, SINGLE
+from minimoe.hub.swap import publish, staging
+from minimoe.hub.tensorfile import FileRecord
+from minimoe.model import MoETransformer
+from minimoe.model.paths import named_leaves
+from minimoe.quant import dequantize_model
+
+DTYPES = ("float32", "bfloat16")
+SHARD_BYTES = 5_000_000_000  # as Transformers has it
+
+
+def to_transformers(
+    model: MoETransformer,
+    directory: str | os.PathLike[str],
+    tokenizer: Tokenizer | None = None,
+    *,
+    dtype: str = "float32",
+    card: str = "",
+    shard_bytes: Any = SHARD_BYTES,
+) -> Path:
+    """Writes a model in the layout of Transformers; all or nothing, like `minimoe.hub.save`.
+
+    Args:
+      model: a quantized one is written with the values that its codes stand for.
+      directory: new, empty, or holding an earlier export of this layout.
+      tokenizer: goes along, as `transformers.AutoTokenizer` reads it.
+      dtype: of the stored weights. Routers and norms stay float32 in "bfloat16" too, as in published files.
+      card: of the model, what stands in README.md; a few lines are written if it is empty.
+      shard_bytes: most bytes a file should hold; a larger tensor has a file of its own.
+
+    Returns:
+      The folder. `minimoe.hub.from_transformers` reads it, and so does ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+      UserError: if no family can express the model, with the reason of each; if the folder holds something else.
+
+    Example:
+      >>> import tempfile
+      >>> from minimoe.hub import from_transformers
+      >>> model = MoETransformer(ModelConfig.preset("nano"), rngs=nnx.Rngs(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     from_transformers(to_transformers(model, folder)).config == model.config
+      True
+    """
+    directory, limit = Path(directory), checks.whole("shard_bytes", shard_bytes)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not written in this layout; choose one of {', '.join(DTYPES)}")
+    model = dequantize_model(model)
+    layout, values = choose_layout(model.config)
+    check_folder(directory, is_export, "a model in the layout of Transformers")
+    with staging(directory) as aside:
+        names = write_shards(aside, tensors(model, layout, dtype), limit)
+        names += _write_texts(
+            aside, model.config, tokenizer, values, card or _card(directory.name, layout, model.config)
+        )
+        files = {name: FileRecord.of(aside / name).to_dict() for name in names}
+        old = _named(directory)
+        publish(directory, aside, values | {"dtype": dtype, "files": files})
+        for name in old - set(files):  # of an earlier export
+            (directory / name).unlink(missing_ok=True)
+    return directory
+
+
+def choose_layout(config: ModelConfig) -> tuple[Layout, dict[str, Any]]:
+    """The first family that can express a model, and its config.json.
+
+    Raises:
+      UserError: if none can, with the reason of each.
+    """
+    reasons = []
+    for layout in LAYOUTS.values():
+        assert layout.write_config is not None
+        try:
+            values = layout.write_config(config)
+            again = layout.read_config(Settings(values, CONFIG_FILE), config.param_dtype)
+        except UserError as error:
+            reasons.append(f"{layout.model_type}: {error}")
+            continue
+        lost = differences(config, again)
+        if not lost:
+            return layout, values
+        reasons.append(f"{layout.model_type} has no {', '.join(lost)} like this")
+    raise UserError(
+        f"no family of Transformers can express this model ({'; '.join(reasons)}); save it in our own layout"
+    )
+
+
+def differences(config: ModelConfig, again: ModelConfig) -> list[str]:
+    """The parts in which two configs describe different functions. How a layer is computed and trained is no such part."""
+    if config.mtp is not None:
+        return ["head for multi-token prediction (make the config without it)"]
+    if config.num_layers != again.num_layers:
+        return ["num_layers"]
+    pairs = [(_function(config), _function(again))]
+    pairs += [(_function(a), _function(b)) for a, b in zip(config.layers, again.layers, strict=True)]
+    found = [name for one, other in pairs for name in one if one[name] != other.get(name)]
+    return list(dict.fromkeys(found))
+
+
+HOW = {"dispatch", "capacity_factor", "dropout", "dtype", "param_dtype", "hash_vocab_size"}
+ELSEWHERE = {"layers", "first_layers", "pattern", "attention", "moe", "mtp", "d_ff"}  # of a model: seen layer by layer
+
+
+def _function(config: Any) -> dict[str, Any]:
+    """The settings that decide what is computed, with those of the parts under dotted names."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in HOW or (isinstance(config, ModelConfig) and field.name in ELSEWHERE):
+            continue
+        if field.name == "rope_dim" and value is None:  # all of a head is turned
+            value = config.head_dim
+        if field.name == "select" and value == "noisy_topk":  # the noise is for training
+            value = "noisy"
+        if dataclasses.is_dataclass(value):
+            found |= {f"{field.name}.kind": type(value).__name__}
+            found |= {f"{field.name}.{name}": part for name, part in _function(value).items()}
+        else:
+            found[field.name] = value
+    return found
+
+
+def tensors(model: MoETransformer, layout: Layout, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Their tensors one after the other, made from one array of ours at a time.
+
+    Raises:
+      UserError: where they have no tensor for an array that is not 0.
+    """
+    rows = layout.rows(model.config)
+    for ours, leaf in named_leaves(model).items():
+        array = np.asarray(jax.device_get(leaf[...]))
+        if not rows[ours].names:
+            if array.any():
+                raise UserError(
+                    f"{layout.model_type} has no tensor for {ours}, which is not 0 here; save it in our own layout"
+                )
+            continue
+        num_experts = array.shape[0] if array.ndim else 0
+        for name, part in rows[ours].to_files(array, num_experts).items():
+            yield name, np.ascontiguousarray(_stored(part, ours, dtype))
+
+
+def _stored(part: np.ndarray, ours: str, dtype: str) -> np.ndarray:
+    if np.issubdtype(part.dtype, np.integer):
+        return part.astype(np.int64)
+    keeps = "router" in ours or ours.endswith((".scale", ".base", ".sink", ".place_bias"))
+    import ml_dtypes
+
+    return part.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" and not keeps else np.float32)
+
+
+def write_shards(folder: Path, named: Iterator[tuple[str, np.ndarray]], limit: int) -> list[str]:
+    """The tensors in one file, or in several with an index; one file's tensors are in memory.
+
+    Returns:
+      The names of the files.
+    """
+    parts: list[list[str]] = []
+    held: dict[str, np.ndarray] = {}
+    total = 0
+
+    def close() -> None:
+        save_file(held, folder / f"part-{len(parts)}", metadata={"format": "pt"})
+        parts.append(list(held))
+        held.clear()
+
+    for name, array in named:
+        if held and sum(each.nbytes for each in held.values()) + array.nbytes > limit:
+            close()
+        held[name] = array
+        total += array.nbytes
+    close()
+    if len(parts) == 1:
+        os.replace(folder / "part-0", folder / SINGLE)
+        return [SINGLE]
+    files = [f"model-{i + 1:05}-of-{len(parts):05}.safetensors" for i in range(len(parts))]
+    for i, file in enumerate(files):
+        os.replace(folder / f"part-{i}", folder / file)
+    home = {name: file for file, names in zip(files, parts, strict=True) for name in names}
+    index = {"metadata": {"total_size": total}, "weight_map": home}
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return [*files, INDEX]
+
+
+def _write_texts(
+    folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, values: dict[str, Any], card: str
+) -> list[str]:
+    """Tokenizer, generation settings and card; adds the end-of-text token to ``values``, the config.json."""
+    end = None if tokenizer is None else tokenizer.eot_id
+    values |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    generation = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "do_sample": True, "temperature": 1.0}
+    texts = {"generation_config.json": json.dumps(generation, indent=1), "README.md": card}
+    if tokenizer is not None:
+        if tokenizer.vocab_size > config.vocab_size:
+            raise UserError(
+                f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids, the model {config.vocab_size}"
+            )
+        texts["tokenizer.json"] = content = tokenizer.to_json()
+        token = next(one["content"] for one in json.loads(content)["added_tokens"] if one["id"] == end)
+        special = {f"{kind}_token": token for kind in ("bos", "eos", "pad")}
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        texts["tokenizer_config.json"] = json.dumps(
+            kind | special | {"model_max_length": config.context_length}, indent=1
+        )
+    for name, text in texts.items():
+        (folder / name).write_text(text + "\n" * (not text.endswith("\n")), encoding="utf-8", newline="")
+    return list(texts)
+
+
+def _card(name: str, layout: Layout, config: ModelConfig) -> str:
+    from minimoe import __version__
+    from minimoe.cost import count_params
+
+    count = count_params(config)
+    return f"""---
+library_name: transformers
+---
+# {name}
+
+A Mixture-of-Experts language model of {count.total / 1e6:.2f} million parameters, {count.active / 1e6:.2f} million of them active on a
+token, written by minimoe {__version__} in the layout of `{layout.model_type}`.
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("{name}")
+
+What it was trained on, under which licence, and what it scores was not said when it was exported: whoever passes it on should
+add it here.
+"""
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `to_transformers` wrote the folder."""
+    try:
+        values = Settings.read(folder).values
+    except UserError:
+        return False
+    return "model_type" in values and isinstance(values.get("files"), dict)
+
+
+def _named(folder: Path) -> set[str]:
+    if not is_export(folder):
+        return set()
+    return {name for name in Settings.read(folder).values["files"] if Path(name).name == name}
