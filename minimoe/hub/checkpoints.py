@@ -21,7 +21,8 @@ def resolve(checkpoint: str | os.PathLike[str]) -> tuple[MoETransformer, Tokeniz
     """Loads any checkpoint. A folder goes before a shipped model of the same name.
 
     Args:
-      checkpoint: a training folder (its last step), a folder made by `minimoe.hub.save` or by Transformers, or a name in `shipped`.
+      checkpoint: a training folder (its last step), a folder made by `minimoe.hub.save` or by
+        Transformers, or a name in `shipped`.
 
     Returns:
       Model, tokenizer (None if a saved folder has none), config, and one line that says what it is.

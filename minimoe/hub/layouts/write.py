@@ -139,6 +139,8 @@ def _function(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         if field.name in HOW or (isinstance(config, ModelConfig) and field.name in ELSEWHERE):
             continue
+        if field.name == "norm_eps" and not getattr(config, "qk_norm", True):  # there is no such norm
+            continue
         if field.name == "rope_dim" and value is None:  # all of a head is turned
             value = config.head_dim
         if field.name == "select" and value == "noisy_topk":  # the noise is for training
@@ -248,8 +250,8 @@ library_name: transformers
 ---
 # {name}
 
-A Mixture-of-Experts language model of {count.total / 1e6:.2f} million parameters, {count.active / 1e6:.2f} million of them active on a
-token, written by minimoe {__version__} in the layout of `{layout.model_type}`.
+A Mixture-of-Experts language model of {count.total / 1e6:.2f} million parameters, {count.active / 1e6:.2f} million of
+them active on a token, written by minimoe {__version__} in the layout of `{layout.model_type}`.
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained("{name}")
