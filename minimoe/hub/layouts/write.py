@@ -52,7 +52,8 @@ def to_transformers(
     """Writes a model in the layout of Transformers; all or nothing, like `minimoe.hub.save`.
 
     Args:
-      model: a quantized one is written with the values that its codes stand for.
+      model: a quantized one is written with the values that its codes stand for. A head for multi-token prediction is left
+        out: Transformers has no place for it, and the next token does not depend on it.
       directory: new, empty, or holding an earlier export of this layout.
       tokenizer: goes along, as `transformers.AutoTokenizer` reads it.
       dtype: of the stored weights. Routers and norms stay float32 in "bfloat16" too, as in published files.
@@ -118,8 +119,6 @@ def choose_layout(config: ModelConfig) -> tuple[Layout, dict[str, Any]]:
 
 def differences(config: ModelConfig, again: ModelConfig) -> list[str]:
     """The parts in which two configs describe different functions. How a layer is computed and trained is no such part."""
-    if config.mtp is not None:
-        return ["head for multi-token prediction (make the config without it)"]
     if config.num_layers != again.num_layers:
         return ["num_layers"]
     pairs = [(_function(config), _function(again))]
@@ -161,6 +160,8 @@ def tensors(model: MoETransformer, layout: Layout, dtype: str) -> Iterator[tuple
     """
     rows = layout.rows(model.config)
     for ours, leaf in named_leaves(model).items():
+        if ours.startswith("mtp."):  # Transformers leaves this head out, and the next token does not depend on it
+            continue
         array = np.asarray(jax.device_get(leaf[...]))
         if not rows[ours].names:
             if array.any():

@@ -1,0 +1,100 @@
+"""``minimoe export`` and ``minimoe import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from minimoe.console import Bar, print_json, start, write_out
+from minimoe.errors import UserError
+
+DTYPES = {"huggingface": ("float32", "bfloat16"), "onnx": ("float32", "int8"), "stablehlo": ("float32",)}
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="A training folder, a saved folder, or a model of the package.")],
+    out: Annotated[Path, typer.Option(help="Folder: new, empty, or an earlier export of this format.")],
+    format: Annotated[str, typer.Option(help="huggingface, onnx or stablehlo.")] = "huggingface",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: float32; bfloat16 for huggingface; int8 for onnx.")
+    ] = "float32",
+    batch: Annotated[int, typer.Option(help="Sequences of the programs; stablehlo alone has fixed shapes.")] = 1,
+    length: Annotated[int | None, typer.Option(help="Tokens of them; the context length by default.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Write a model in a format that other programs read; the folder's README says how.
+
+    huggingface: Transformers loads it with AutoModelForCausalLM. onnx: one file for ONNX Runtime. stablehlo: forward, decode
+    step and training step, lowered for cpu, cuda, rocm and tpu.
+
+    Example: minimoe export small --out small-hf
+
+    Example: minimoe export runs/nano --format onnx --dtype int8 --out nano-onnx
+    """
+    if format not in DTYPES:
+        raise UserError(f"--format {format!r} is not known; choose one of {', '.join(DTYPES)}")
+    if dtype not in DTYPES[format]:
+        raise UserError(f"--dtype {dtype!r} is not written as {format}; choose one of {', '.join(DTYPES[format])}")
+    from minimoe.hub import resolve
+
+    model, tokenizer, _, description = resolve(checkpoint)
+    start(f"{format}, {dtype}: {description}")
+    with Bar("export", 1) as bar:
+        write(format, model, tokenizer, out, checkpoint, dtype, batch, length)
+        bar.update(1)
+    sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir()) if path.is_file()}
+    if json:
+        print_json({"checkpoint": checkpoint, "format": format, "dtype": dtype, "out": str(out), "bytes": sizes})
+    else:
+        write_out("\n".join(f"{size:>12,} bytes  {out / name}" for name, size in sizes.items()))
+
+
+def write(
+    format: str, model: Any, tokenizer: Any, out: Path, checkpoint: str, dtype: str, batch: int, length: int | None
+) -> None:
+    """Writes the folder."""
+    from minimoe.hub import card, shipped, to_transformers
+
+    if format == "huggingface":
+        known = not Path(checkpoint).exists() and checkpoint in shipped()
+        to_transformers(model, out, tokenizer, dtype=dtype, card=card(checkpoint) if known else "")
+        return
+    from minimoe.export import export_onnx, export_stablehlo
+    from minimoe.training import Recipe
+
+    if format == "onnx":
+        export_onnx(model, out, tokenizer, dtype=dtype)
+    else:
+        export_stablehlo(model, out, tokenizer, batch=batch, length=length, recipe=Recipe.preset("nano"))
+
+
+def import_(
+    folder: Annotated[Path, typer.Argument(help="A folder that Transformers wrote: mixtral, glm4_moe, deepseek_v3 or _v4.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model: new, empty, or an earlier save.")],
+    dtype: Annotated[str, typer.Option(help="Of the stored weights: float32 or bfloat16.")] = "float32",
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Read a model that Transformers wrote and save it as ours. Other commands take such a folder as it is, too.
+
+    Example: minimoe import downloads/tiny-mixtral --out runs/mixtral
+    """
+    from minimoe.cost import count_params
+    from minimoe.hub import check_destination, save
+    from minimoe.hub.layouts import load_transformers
+
+    check_destination(out)
+    with Bar("import", 2) as bar:
+        model, tokenizer, config = load_transformers(folder, dtype=dtype)
+        bar.update(1)
+        save(model, out, tokenizer, provenance={"transformers": folder.name})
+        bar.update(2)
+    count = count_params(config)
+    report = {"folder": str(folder), "out": str(out), "params_total": count.total, "params_active": count.active}
+    report |= {"tokenizer": None if tokenizer is None else tokenizer.name}
+    if json:
+        print_json(report)
+    else:
+        has = "no tokenizer: give text as token ids" if tokenizer is None else f"tokenizer of {tokenizer.vocab_size} ids"
+        write_out(f"{count.total / 1e6:.2f}M parameters, {count.active / 1e6:.2f}M active; {has}. Saved in {out}")
