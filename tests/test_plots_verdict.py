@@ -10,7 +10,10 @@ from minimoe.errors import UserError
 TEXTS = {"claim": "A | b", "means": "two\nlines", "measured": "0.1", "would_change": "0.2"}
 
 
-@pytest.mark.parametrize("says", ["holds", "holds when it is long: short text shows nothing", "does not show here", "not testable here: no chip"])
+@pytest.mark.parametrize(
+    "says",
+    ["holds", "holds when it is long: short text shows nothing", "does not show here", "not testable here: no chip"],
+)
 def test_a_verdict_is_a_table_of_two_columns(says: str):
     lines = plots.verdict(**TEXTS, says=says)._repr_markdown_().splitlines()
     assert lines[1] == "| --- | --- |"

@@ -16,6 +16,7 @@ from minimoe.cli import (
     evaluate,
     exercises,
     experiments,
+    export,
     generate,
     microscope,
     quantize,
@@ -42,6 +43,8 @@ app.command("generate")(generate.generate)
 app.command("quantize")(quantize.quantize)
 app.command("distill")(distill.distill)
 app.command("microscope")(microscope.microscope)
+app.command("export")(export.export)
+app.command("import")(export.import_)
 app.command("cost")(cost.cost)
 app.add_typer(bench.app, name="bench")
 app.add_typer(experiments.app, name="experiments")

@@ -71,7 +71,9 @@ def write(
 
 
 def import_(
-    folder: Annotated[Path, typer.Argument(help="A folder that Transformers wrote: mixtral, glm4_moe, deepseek_v3 or _v4.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that Transformers wrote: mixtral, glm4_moe, deepseek_v3 or _v4.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the model: new, empty, or an earlier save.")],
     dtype: Annotated[str, typer.Option(help="Of the stored weights: float32 or bfloat16.")] = "float32",
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -96,5 +98,7 @@ def import_(
     if json:
         print_json(report)
     else:
-        has = "no tokenizer: give text as token ids" if tokenizer is None else f"tokenizer of {tokenizer.vocab_size} ids"
+        has = (
+            "no tokenizer: give text as token ids" if tokenizer is None else f"tokenizer of {tokenizer.vocab_size} ids"
+        )
         write_out(f"{count.total / 1e6:.2f}M parameters, {count.active / 1e6:.2f}M active; {has}. Saved in {out}")

@@ -127,7 +127,7 @@ def differences(config: ModelConfig, again: ModelConfig) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-HOW = {"dispatch", "capacity_factor", "dropout", "dtype", "param_dtype", "hash_vocab_size"}
+HOW = {"dispatch", "capacity_factor", "dropout", "dtype", "param_dtype", "hash_vocab_size", "index_loss"}
 ELSEWHERE = {"layers", "first_layers", "pattern", "attention", "moe", "mtp", "d_ff"}  # of a model: seen layer by layer
 
 

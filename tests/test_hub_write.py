@@ -1,0 +1,185 @@
+"""Our models in the layout of Transformers: what it writes, we write; what it cannot express is refused; nothing is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from minimoe import ModelConfig, MoETransformer, UserError
+from minimoe.cli import app
+from minimoe.data import load_tokenizer
+from minimoe.hub import from_transformers, load, load_pretrained, resolve, save, to_transformers
+from minimoe.hub.layouts.write import choose_layout
+from minimoe.inference import generate
+from minimoe.model.paths import named_leaves
+from minimoe.moe import sparse_layers
+
+FIXTURES = Path(__file__).parent / "fixtures" / "transformers"
+REQUIRED = os.environ.get("MINIMOE_REQUIRE_INTEROP") == "1"
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for path in folder.glob("model*.safetensors"):
+        found |= load_file(path)
+    return found
+
+
+def same_arrays(one: MoETransformer, other: MoETransformer) -> None:
+    ours, theirs = named_leaves(one), named_leaves(other)
+    left = {name for name in ours if not name.startswith("mtp.")}
+    assert left == set(theirs)
+    for name in left:
+        np.testing.assert_array_equal(np.asarray(ours[name][...]), np.asarray(theirs[name][...]), err_msg=name)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "glm4_moe", "deepseek_v3"])
+def test_what_transformers_wrote_is_written_again_to_the_bit(family, tmp_path):
+    model = from_transformers(FIXTURES / family)
+    out = to_transformers(model, tmp_path / "out", shard_bytes=12_000)
+    assert len(list(out.glob("model-*.safetensors"))) > 1
+    theirs, ours = tensors_of(FIXTURES / family), tensors_of(out)
+    assert set(ours) == set(theirs)
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype or "bias" in name
+        np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
+    again = from_transformers(out)
+    assert again.config == model.config
+    same_arrays(model, again)
+
+
+def test_deepseek_v4_comes_back_to_the_bit(tmp_path):
+    model = MoETransformer(ModelConfig.preset("v4-nano"), rngs=nnx.Rngs(0))
+    out = to_transformers(model, tmp_path / "out", load_tokenizer())
+    again, tokenizer, config = load(out)
+    assert json.loads((out / "config.json").read_text())["model_type"] == "deepseek_v4"
+    assert [layer.attention.kind for layer in config.layers] == [layer.attention.kind for layer in model.config.layers]
+    assert tokenizer.vocab_size == 2048
+    same_arrays(model, again)
+
+
+def test_bfloat16_rounds_matrices_alone(tmp_path):
+    model, _, _ = load_pretrained("nano")
+    whole, half = (to_transformers(model, tmp_path / dtype, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    theirs, ours = tensors_of(whole), tensors_of(half)
+    kinds = {name: str(array.dtype) for name, array in ours.items()}
+    assert kinds["model.layers.1.mlp.experts.3.up_proj.weight"] == "bfloat16"
+    assert kinds["model.layers.1.mlp.gate.weight"] == kinds["model.norm.weight"] == "float32"
+    for name, array in ours.items():
+        np.testing.assert_array_equal(
+            array.astype(np.float32), np.asarray(jnp.asarray(theirs[name], array.dtype), np.float32)
+        )
+
+
+def test_a_shorter_export_takes_the_old_shards_away(tmp_path):
+    model = from_transformers(FIXTURES / "mixtral")
+    to_transformers(model, tmp_path, shard_bytes=9_000)
+    assert list(tmp_path.glob("model-*"))
+    (tmp_path / "notes.txt").write_text("mine")
+    to_transformers(model, tmp_path)
+    assert not list(tmp_path.glob("model-*")) and not (tmp_path / "model.safetensors.index.json").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_no_family_has_is_refused_with_the_reason_of_each(tmp_path):
+    nano = ModelConfig.preset("nano")
+    for moe, said in (
+        ({"score": "sqrtsoftplus"}, r"glm4_moe has no moe\.score"),
+        ({"swiglu_limit": 5.0}, r"glm4_moe has no moe\.swiglu_limit"),
+        ({"select": "expert_choice"}, r"glm4_moe has no moe\.select"),
+    ):
+        with pytest.raises(UserError, match=said):
+            choose_layout(nano.replace(moe=dataclasses.replace(nano.moe, **moe)))
+    with pytest.raises(UserError, match="no sparse layer"):
+        choose_layout(nano.dense_equivalent())
+    model = MoETransformer(nano.replace(vocab_size=32), rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="has 2048 ids"):
+        to_transformers(model, tmp_path / "out", load_tokenizer())
+    with pytest.raises(UserError, match="dtype 'fp8'"):
+        to_transformers(model, tmp_path / "out", dtype="fp8")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_bias_that_mixtral_has_no_place_for_is_not_dropped(tmp_path):
+    model = from_transformers(FIXTURES / "mixtral")
+    sparse_layers(model)[0].router.bias[...] = sparse_layers(model)[0].router.bias[...] + 1
+    with pytest.raises(UserError, match=r"mixtral has no tensor for layers\.0\.ffn\.router\.bias"):
+        to_transformers(model, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_of_theirs_is_a_checkpoint(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert app.run(["export", "nano", "--out", "hf", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["bytes"]["model.safetensors"] == (tmp_path / "hf" / "model.safetensors").stat().st_size
+    assert "licence: MIT" in (tmp_path / "hf" / "README.md").read_text()
+    model, tokenizer, _, said = resolve("hf")
+    assert "layout of Transformers" in said
+    assert tokenizer.fingerprint == load_tokenizer().fingerprint
+    same_arrays(model, from_transformers("hf"))
+    assert app.run(["import", "hf", "--out", "ours", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokenizer"] == "bpe2048"
+    same_arrays(model, load("ours")[0])
+    assert app.run(["cost", "--model", "hf", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["params_total"] > 10**6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export", "nano", "--out", "new", "--format", "gguf"], "choose one of huggingface, onnx, stablehlo"),
+        (["export", "nano", "--out", "new", "--dtype", "int8"], "choose one of float32, bfloat16"),
+        (["export", "nosuch", "--out", "new"], "nosuch does not exist"),
+        (["export", "nano", "--out", "taken"], "taken"),
+        (["import", "nosuch", "--out", "new"], "nosuch does not exist"),
+        (["import", "taken", "--out", "new"], "holds no config.json"),
+    ],
+    ids=["format", "dtype", "checkpoint", "taken", "folder", "empty"],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("precious")
+    assert app.run(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert "\n" not in error.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["taken", "thesis.txt"]
+
+
+@pytest.mark.skipif(not REQUIRED, reason="the gate sets MINIMOE_REQUIRE_INTEROP=1 and has minimoe[interop]")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["nano", "small", "student", "teacher", "v4-nano"])
+def test_transformers_loads_what_we_write_and_says_the_same(name, tmp_path):
+    import torch
+    import transformers
+
+    tokenizer = load_tokenizer()
+    if name == "v4-nano":
+        model = MoETransformer(ModelConfig.preset(name), rngs=nnx.Rngs(0))
+    else:
+        model, tokenizer, _ = load_pretrained(name)
+    out = save(model, tmp_path / "out", tokenizer, format="huggingface")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    read = transformers.AutoTokenizer.from_pretrained(out)
+    for text in ("In the beginning, é 🙂\r\n  x", "def f(x):\n\treturn  x", ""):
+        assert read(text)["input_ids"] == tokenizer.encode(text)
+    ids = tokenizer.encode("In the beginning")
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 40))
+    with torch.no_grad():
+        found = theirs(torch.from_numpy(tokens)).logits.numpy()
+    wanted = np.asarray(model(jnp.asarray(tokens))[0])
+    error = np.abs(found - wanted).max() / wanted.std()
+    print(f"{name}: error of the logits {error:.1e} of their spread")
+    assert error < 1e-4
+    text = theirs.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False)[0].tolist()
+    assert text == generate(model, jnp.asarray([ids]), 20, temperature=0)[0].tolist()
