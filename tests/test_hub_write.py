@@ -85,7 +85,8 @@ def test_a_shorter_export_takes_the_old_shards_away(tmp_path):
     assert list(tmp_path.glob("model-*"))
     (tmp_path / "notes.txt").write_text("mine")
     to_transformers(model, tmp_path)
-    assert not list(tmp_path.glob("model-*")) and not (tmp_path / "model.safetensors.index.json").exists()
+    assert not list(tmp_path.glob("model-*"))
+    assert not (tmp_path / "model.safetensors.index.json").exists()
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -182,4 +183,6 @@ def test_transformers_loads_what_we_write_and_says_the_same(name, tmp_path):
     print(f"{name}: error of the logits {error:.1e} of their spread")
     assert error < 1e-4
     text = theirs.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False)[0].tolist()
-    assert text == generate(model, jnp.asarray([ids]), 20, temperature=0)[0].tolist()
+    whole = generate(model, jnp.asarray([ids]), 20, temperature=0)[0].tolist()
+    assert text == whole[: len(text)]
+    assert len(text) == len(whole) or text[-1] == tokenizer.eot_id  # where Transformers stops

@@ -235,12 +235,10 @@ def prediction_layer(name: str, settings: Settings) -> bool:
 def write_config(config: ModelConfig) -> dict[str, Any]:
     """The inverse of `read_config`."""
     kinds, streams = [layer.attention for layer in config.layers], config.residual
-    known = isinstance(streams, HyperConnectionConfig) and all(
-        isinstance(kind, tuple(KINDS.values())) for kind in kinds
-    )
+    known = all(isinstance(kind, tuple(KINDS.values())) for kind in kinds)
     routed = [layer.moe for layer in config.layers]
     moe = next((one for one in routed if one is not None and one.select != "hash"), None)
-    if not known or moe is None or None in routed:
+    if not isinstance(streams, HyperConnectionConfig) or not known or moe is None or None in routed:
         raise UserError("it has not hyper-connections, a window in each layer, and experts that a router chooses")
     found = common.written_sizes(config, "DeepseekV4ForCausalLM", "deepseek_v4") | _written_attention(kinds)
     return found | {
