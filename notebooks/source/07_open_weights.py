@@ -128,33 +128,31 @@ loaded = pickle.loads((work / "weights.bin").read_bytes())
 print("and what was loaded is", loaded)
 
 # %% [markdown]
-# A header of safetensors can only lie. A good loader checks it before it reserves any memory. We tell four lies.
+# A header of safetensors can only lie. A good loader checks it before it reserves any memory. We save `small` as the library
+# *Transformers* would (more on that below), and tell four lies in the header.
 
 # %%
-def with_header(change):
-    """A copy of the saved model whose header was changed."""
-    folder = work / "lie"
-    hub.save(small, folder, tokenizer)
-    new = json.loads(json.dumps(header))
-    change(new)
-    text = json.dumps(new).encode()
-    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
-    return folder
-
-
-first = names[0]
+theirs_folder = hub.save(small, work / "transformers", tokenizer, format="huggingface")
+theirs_raw = (theirs_folder / "model.safetensors").read_bytes()
+theirs_length = int.from_bytes(theirs_raw[:8], "little")
+first = "model.norm.weight"
 lies = {
     "offsets beyond the end": lambda h: h[first].update(data_offsets=[0, 10**15]),
     "a shape of petabytes": lambda h: h[first].update(shape=[10**9, 10**6]),
     "an unknown type": lambda h: h[first].update(dtype="F7"),
-    "a tensor left out": lambda h: h.pop(first),
+    "a tensor under another name": lambda h: h.update({"model.nrom.weight": h.pop(first)}),
 }
 for lie, change in lies.items():
+    changed = json.loads(theirs_raw[8 : 8 + theirs_length])
+    change(changed)
+    text = json.dumps(changed).encode()
+    (theirs_folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + theirs_raw[8 + theirs_length :])
     try:
-        hub.load(with_header(change))
+        hub.load(theirs_folder)
         raise AssertionError(f"{lie}: was believed")
     except minimoe.UserError as error:
-        print(f"{lie}: refused\n    {str(error).replace(str(work), '...')[:150]}")
+        print(f"{lie}: refused\n    {str(error).replace(str(work), '...')[:170]}")
+(theirs_folder / "model.safetensors").write_bytes(theirs_raw);
 
 # %% [markdown]
 # ## Several files
@@ -225,6 +223,33 @@ def dequantize(values, scale_inv, block):
 check("weights.blocks", dequantize);
 
 # %% [markdown]
+# ## In another program: Transformers
+#
+# *Transformers* is the library that most people load open weights with. It knows families of models by name. Ours is spelled
+# like one of them: `small` has the parts of GLM-4.5. So its tensors get the names of that family, and matrices are transposed,
+# since PyTorch multiplies from the other side. The table is in `minimoe/hub/layouts/`, and it is read in both directions.
+
+# %%
+print(sorted(path.name for path in theirs_folder.iterdir()))
+back, _, _ = hub.load(theirs_folder)
+equal = all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(floats), jax.tree.leaves(back), strict=True))
+print("and read back, every number is the same:", equal)
+have_transformers = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+if have_transformers:
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    other = transformers.AutoModelForCausalLM.from_pretrained(theirs_folder, dtype=torch.float32).eval()
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 64))
+    with torch.no_grad():
+        found = other(torch.from_numpy(tokens)).logits.numpy()
+    ours = np.asarray(floats(jnp.asarray(tokens))[0])
+    print(f"{type(other).__name__}: logits differ by {np.abs(found - ours).max() / ours.std():.1e} of their spread")
+else:
+    print('Transformers is not installed here; pip install "minimoe[interop]" and run this cell again')
+
+# %% [markdown]
 # ## In another program: ONNX Runtime
 #
 # ONNX is a file of operators, 200 of them with fixed meanings. Runtimes for it exist for phones, browsers and most accelerators;
@@ -276,8 +301,9 @@ if have_flatbuffers:
     ids = nano_tokenizer.encode("In the beginning")
     same = program.generate(ids, 20) == generate(nano, jnp.asarray([ids]), 20, temperature=0)[0].tolist()
     print("the reloaded step writes the text that the model writes:", same)
-    text = program.programs["forward"].mlir_module()
-    print("\n".join(line.strip()[:110] for line in text.splitlines() if "dot_general" in line)[:330])
+    lines_of_program = program.programs["forward"].mlir_module().splitlines()
+    products = [line.split(":", 1)[1].strip() for line in lines_of_program if "stablehlo.dot_general" in line]
+    print(f"{len(lines_of_program):,} lines, {len(products)} products of matrices; the last one is the output head:\n  {products[-1][:110]}")
 else:
     print('flatbuffers is not installed here; pip install "minimoe[export]" and run this cell again')
 
