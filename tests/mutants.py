@@ -150,6 +150,21 @@ EQUIVALENT: dict[str, tuple[tuple[str, str], ...]] = {
     "cache.bytes": (SCALAR, POSITIVE),
     "cache.visible": (("^mask (absolute value|not below 0)$", "a mask is never negative"),),
     "cache.compress": (("^(gates|bias) one more$", "a softmax does not see a number added to all logits"),),
+    "weights.tensor": (
+        (
+            "^tensor_oracle, line .*'8': 8 -> 7$",
+            "a header is below 2**56 bytes; an end in the last pair still reads that pair",
+        ),
+        ("^tensor_oracle, line .*'0': 0 -> -1$", "one pair of bytes is one value: the first is the last"),
+    ),
+    "weights.blocks": (
+        ("^blocks_oracle, line .*zeros -> ones$", "every number is written over"),
+        ("^scale_inv as its absolute value$", "scales are positive"),
+    ),
+    "weights.shards": (
+        ("^shards_oracle, line .*'1': 1 -> 0$", "after the first tensor no file is empty"),
+        ("^numbers (absolute value|not below 0|sorted)$", "numbers begin at 0 and never fall"),
+    ),
 }
 
 

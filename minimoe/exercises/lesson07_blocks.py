@@ -67,7 +67,7 @@ def scaled(scales: Scales = spread, join: Callable[..., Any] = np.multiply) -> C
 
 def block_arguments(seed: int, rows: int, columns: int, block: int) -> Arguments:
     rng = np.random.default_rng(seed)
-    values = rng.integers(-14, 15, (rows, columns)).astype(np.float32) * 2.0 ** rng.integers(0, 5, (rows, columns))
+    values = rng.integers(-14, 15, (rows, columns)) / 8 * 2.0 ** rng.integers(0, 5, (rows, columns))
     grid = (-(-rows // block), -(-columns // block))
     return values.astype(np.float32), rng.uniform(1e-3, 4e-3, grid).astype(np.float32), block
 
@@ -99,7 +99,7 @@ BLOCKS = Exercise(
     cases=(
         Case("whole blocks", lambda: block_arguments(711, 4, 6, 2), gradient=True),
         Case("blocks that are cut", lambda: block_arguments(712, 5, 7, 3), gradient=True),
-        Case("a matrix smaller than a block", lambda: block_arguments(713, 2, 3, 8)),
+        Case("a matrix smaller than a block", lambda: block_arguments(713, 1, 3, 8)),
         Case("blocks of one number", lambda: block_arguments(714, 2, 3, 1)),
         Case("published blocks of 128", lambda: block_arguments(715, 130, 257, 128)),
     ),

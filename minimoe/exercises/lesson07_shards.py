@@ -99,6 +99,7 @@ SHARDS = Exercise(
         Case("a tensor that is too large, first", lambda: ((11, 4, 4), 10)),
         Case("all in one file", lambda: ((1, 2, 3), 100)),
         Case("small tensors between large ones", lambda: ((8, 1, 9, 1, 8, 2, 1, 7), 10)),
+        Case("one tensor", lambda: ((12,), 10)),
         Case("no tensor", lambda: ((), 10)),
     ),
     mistakes=(
