@@ -77,7 +77,7 @@ def pack_model(model: MoETransformer) -> tuple[dict[str, Any], bytes]:
     """
     config = check_supported(model.config)
     packer = Packer()
-    packer.add("norm", model.norm.scale[...], "float32")
+    packer.add("norm", model.norm.scale[...], "float32")  # type: ignore[index]
     packer.add_matrix("embed", _matrix(model.embed))
     if model.head is not None:
         packer.add_matrix("head", _matrix(model.head))
