@@ -68,7 +68,7 @@ def _stored(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """What a recipe makes of the model, through a file: its numbers, and its bytes by path."""
     from minimoe.hub import load, save
-    from minimoe.quant import quantize_model, size_report
+    from minimoe.quant import dequantize_model, get_recipe, quantize_model, size_report
     from minimoe.training import evaluate
 
     with tempfile.TemporaryDirectory() as folder:
@@ -76,6 +76,8 @@ def _stored(
         file_bytes = (Path(folder) / "model.safetensors").stat().st_size
         stored, _, _ = load(folder)
     report = size_report(stored)
+    if all(rule.activations is None for rule in get_recipe(name).rules):
+        stored = dequantize_model(stored)  # the same numbers, by a program that is compiled already
     quality = evaluate(stored, scored, tokenizer).bits_per_byte
     row = {"name": name, "bytes": report.bytes, "file_bytes": file_bytes, "bits_per_byte": quality}
     return row, {row.path: row.bytes for row in report.rows}

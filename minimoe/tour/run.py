@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from minimoe.training import Evaluation
 
 WRITER = "small"
-FAST_CHARACTERS = 4000  # of a document of each domain: what the fast tour scores
+FAST_CHARACTERS = 3000  # of a document of each domain: what the fast tour scores
 STOPPED = "stopped before the report; an earlier report, if there was one, is untouched"
 
 
