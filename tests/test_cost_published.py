@@ -120,6 +120,33 @@ def test_command_in_words_and_on_presets(capsys):
     assert "says nothing of weights" in shown
 
 
+def test_command_on_chips(capsys):
+    chips = ["--hardware", "H100", "--hardware", "h800", "--batch", "64"]
+    command = ["cost", "--model", "deepseek-v4-flash", "--against", "deepseek-v3", *chips]
+    assert app.run([*command, "--assume", "dollars_per_hour=3", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    first, second = record["hardware"]
+    assert [each["chip"]["name"] for each in record["hardware"]] == ["H100", "H800"]
+    assert first["assumptions"]["dollars_per_hour"] == 3
+    assert first["decode"]["seconds"] == second["decode"]["seconds"]
+    assert first["decode"]["send"] < second["decode"]["send"]
+    assert record["training"]["certainty"].startswith("derived")
+    assert record["against"]["training"]["total"] == 2_788_000
+    assert app.run(command) == 0
+    shown = capsys.readouterr().out
+    assert "dollars_per_hour = 2" in shown
+    assert "2.788 million H800 hours" in shown
+    assert "unverified" not in shown
+
+
+def test_command_marks_unverified_numbers(capsys):
+    command = ["cost", "--model", "nano", "--hardware", "ascend-910b", "--unverified"]
+    assert app.run(command) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(unverified)" in shown
+    assert "UNVERIFIED numbers of Ascend 910B were used: memory_gb, memory_tb_per_s, bf16_tflops" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -128,6 +155,13 @@ def test_command_in_words_and_on_presets(capsys):
         (["--model", "nano", "--context", "-3"], "context"),
         (["--model", "nano", "--context", "2.5"], "context"),
         (["--model", "nano", "--cache-dtype", "int3"], "bfloat16"),
+        (["--model", "nano", "--hardware", "H900"], "choose one of A100"),
+        (["--model", "nano", "--hardware", "H800", "--batch", "0"], "--batch=0"),
+        (["--model", "nano", "--hardware", "H800", "--batch", "many"], "--batch='many'"),
+        (["--model", "nano", "--batch", "2"], "need --hardware"),
+        (["--model", "nano", "--hardware", "H800", "--assume", "price=1"], "names are busy"),
+        (["--model", "nano", "--hardware", "Ascend 910C"], "is unverified"),
+        (["--model", "nano", "--hardware", "A100", "--assume", "compute=fp8"], "fp8_tflops is not known"),
     ],
 )
 def test_mistakes_are_one_line(arguments, words, capsys):

@@ -24,12 +24,28 @@ def cost(
     against: Annotated[str | None, typer.Option(help="Another one to compare with.")] = None,
     context: Annotated[str, typer.Option(help="Tokens of one sequence.")] = "4096",
     cache_dtype: Annotated[str, typer.Option(help=f"Of the cache: {', '.join(CACHE_DTYPES)}.")] = "published",
+    hardware: Annotated[
+        list[str] | None, typer.Option(help="A chip: time and price of a step of decoding there. Repeatable.")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Sequences decoded at once, with --hardware.")] = "1",
+    assume: Annotated[
+        list[str] | None, typer.Option(help="name=value, with --hardware: chips=16, expert_bits=8, ... Repeatable.")
+    ] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Use numbers of chips that are not verified; results name them.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Parameters, cache bytes and FLOPs per token of a model, ours or a published one, from formulas alone.
 
+    With --hardware also the roofline of decoding on that chip and dollars per million tokens, with all that is assumed;
+    of a published model, what is known of its training.
+
     Example: minimoe cost --model deepseek-v4-pro --against deepseek-v3.2 --context 1048576 --json
+
+    Example: minimoe cost --model deepseek-v4-flash --hardware H100 --hardware H800 --batch 64 --assume expert_bits=8
     """
+    from minimoe.cli import cost_hardware
     from minimoe.cost import account
 
     length = whole("--context", _number(context), hint="give the tokens of one sequence, such as 4096")
@@ -38,12 +54,25 @@ def cost(
     dtype = None if cache_dtype == "published" else cache_dtype
     found = {name: _find(name) for name in (model, against) if name is not None}
     accounts = {name: account(config, length, dtype) for name, config in found.items()}
+    sequences = whole("--batch", _number(batch), hint="give the sequences that are decoded at once")
+    if not hardware and (assume or unverified or sequences != 1):
+        raise UserError("--batch, --assume and --unverified need --hardware; name a chip, such as --hardware H800")
+    assumed = cost_hardware.assumptions(assume or [], dtype)
+    quotes = {
+        name: cost_hardware.quotes(config, hardware or [], sequences, length, assumed, unverified)
+        for name, config in found.items()
+    }
     compared = _compare(found, accounts, model, against) if against is not None else {}
     if json:
-        other = {} if against is None else {"against": {"model": against} | accounts[against].to_record()}
-        print_json({"model": model} | accounts[model].to_record() | {"kv_ratio": None} | compared | other)
+
+        def record(name: str) -> dict[str, Any]:
+            return {"model": name} | accounts[name].to_record() | quotes[name]
+
+        other = {} if against is None else {"against": record(against)}
+        print_json(record(model) | {"kv_ratio": None} | compared | other)
         return
     _show(accounts, compared)
+    cost_hardware.show(quotes)
 
 
 def _number(text: str) -> int | str:

@@ -11,7 +11,7 @@ from minimoe.cost.flops import (
 )
 from minimoe.cost.hardware import Chip, Number, chip, chip_names, export_cut
 from minimoe.cost.params import ParamCount, count_params
-from minimoe.cost.price import dollars_per_million, dollars_per_million_read
+from minimoe.cost.price import dollars_per_million, dollars_per_million_read, quote
 from minimoe.cost.published import (
     WEIGHTINGS,
     PublishedModel,
@@ -64,6 +64,7 @@ __all__ = [
     "published_model",
     "published_names",
     "published_run",
+    "quote",
     "reported_training",
     "train_flops",
     "training_flops_per_token",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from minimoe.config import ModelConfig
 from minimoe.cost.assumptions import Assumptions
 from minimoe.cost.hardware import Chip
 from minimoe.cost.published import PublishedModel
-from minimoe.cost.roofline import Step
+from minimoe.cost.roofline import Step, decode_step
 from minimoe.cost.training import mean_forward_flops
 
 
@@ -31,3 +34,40 @@ def dollars_per_million_read(
     peak = chip.peak(assumptions.kind(model, chip)) * assumptions.compute_efficiency
     hours = mean_forward_flops(model, context) / peak / 3600
     return 1e6 * hours * assumptions.dollars_per_hour / assumptions.busy
+
+
+def quote(
+    model: ModelConfig | PublishedModel, chip: Chip, batch: int, context: int, assumptions: Assumptions | None = None
+) -> dict[str, Any]:
+    """Times and prices of a model on a chip as plain values: the roofline step, dollars, and everything assumed.
+
+    Args:
+      batch: sequences that get a token each. context: tokens that each holds, and tokens of a prompt that is read.
+
+    Example:
+      >>> from minimoe.cost import chip, published_model
+      >>> found = quote(published_model("deepseek-v4-pro"), chip("H800"), batch=64, context=4096)
+      >>> found["decode"]["bound_by"], sorted(found)
+      ('memory', ['assumptions', 'chip', 'decode', 'dollars_per_million_read', 'dollars_per_million_written', 'notes'])
+    """
+    assumed = Assumptions() if assumptions is None else assumptions
+    step = decode_step(model, chip, batch, context, assumed)
+    notes = [
+        "a lower bound: no kernel, network or scheduler reaches the data sheet; see the efficiencies",
+        "tokens hit experts evenly and independently; a skewed load reads fewer and waits for the busiest",
+        "attention is on every chip, sequences and experts are divided",
+        "multi-token prediction, prompts read between the steps, and research before the model are left out",
+    ]
+    if not step.fits:
+        has, needs = step.memory / 1e9, step.memory_needed / 1e9
+        notes.insert(0, f"does not fit: a chip must hold {needs:.1f} GB and has {has:.1f} GB; use more chips")
+    if step.unverified:
+        notes.insert(0, f"UNVERIFIED numbers of {chip.name} were used: {', '.join(step.unverified)}")
+    return {
+        "chip": chip.to_record(),
+        "decode": step.to_record(),
+        "dollars_per_million_written": dollars_per_million(step, assumed),
+        "dollars_per_million_read": dollars_per_million_read(model, chip, context, assumed),
+        "assumptions": dataclasses.asdict(assumed) | {"chips": step.chips, "compute": step.compute},
+        "notes": notes,
+    }
