@@ -46,6 +46,7 @@ from minimoe.inference import generate
 from minimoe.process import keep_compiled_programs, keep_memory
 from minimoe.quant import dequantize_model, quantize_model
 
+# %%
 FAST = os.environ.get("MINIMOE_FAST") == "1"
 began = time.monotonic()
 keep_memory()  # freed memory stays with this process: a step need not ask for it again
