@@ -134,6 +134,19 @@ def test_a_folder_of_theirs_is_a_checkpoint(tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["params_total"] > 10**6
 
 
+def test_a_tokenizer_of_another_kind_is_named_with_the_repair(tmp_path):
+    import tokenizers
+
+    out = to_transformers(from_transformers(FIXTURES / "glm4_moe"), tmp_path / "out")
+    assert load(out)[1] is None
+    tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(out / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"tokenizer\.json: .*; without that file the folder loads"):
+        load(out)
+    (out / "tokenizer.json").write_text(load_tokenizer().to_json(), encoding="utf-8", newline="")
+    with pytest.raises(UserError, match="has 2048 ids but the model knows"):
+        load(out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -70,7 +70,10 @@ def load_transformers(folder: Path, *, dtype: Any = "float32") -> tuple[MoETrans
     model = from_transformers(folder, dtype=dtype)
     if not (folder / TOKENIZER_FILE).is_file():
         return model, None, model.config
-    tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+    try:
+        tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+    except UserError as error:
+        raise UserError(f"{error}; without that file the folder loads, and the model takes token ids") from None
     if tokenizer.vocab_size > model.config.vocab_size:
         many = f"{folder / TOKENIZER_FILE} has {tokenizer.vocab_size} ids but the model knows {model.config.vocab_size}"
         raise UserError(f"{many}; {COPY}")
