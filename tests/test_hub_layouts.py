@@ -97,6 +97,10 @@ def refused(folder: Path, match: str) -> None:
     ("family", "values", "match"),
     [
         ("mixtral", {"model_type": "llama"}, "model_type='llama' is not known; choose one of mixtral, glm4_moe"),
+        ("mixtral", {"model_type": {"name": "mixtral"}}, "is not known; choose one of mixtral, glm4_moe"),
+        ("deepseek_v3", {"qk_rope_head_dim": 2**31}, "parameters against .* bytes of tensors"),
+        ("deepseek_v3", {"kv_lora_rank": 2**31}, "parameters against .* bytes of tensors"),
+        ("mixtral", {"num_hidden_layers": 10**6}, "parameters against .* bytes of tensors"),
         ("mixtral", {"sliding_window": 8}, "sliding_window=8 is not supported, only None is; set it to null"),
         ("mixtral", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ("mixtral", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "rope_type='linear'"),
@@ -105,7 +109,7 @@ def refused(folder: Path, match: str) -> None:
         ("glm4_moe", {"n_group": 7, "n_routed_experts": 7}, "groups of two experts or more"),
         ("deepseek_v3", {"attention_bias": True}, "attention_bias=True is not supported, only False is"),
         ("deepseek_v3", {"rope_interleave": False}, "rope_interleave=False is not supported"),
-        ("mixtral", {"hidden_size": 99}, "wrong .* instead of"),
+        ("mixtral", {"hidden_size": 99}, "instead of|bytes of tensors"),
     ],
 )
 def test_a_config_that_cannot_be_expressed_is_one_line(family, values, match, tmp_path):

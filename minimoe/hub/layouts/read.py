@@ -12,6 +12,7 @@ from flax import nnx
 
 from minimoe.checks import dtype_name
 from minimoe.config import ModelConfig
+from minimoe.cost import count_params
 from minimoe.data import Tokenizer, load_tokenizer
 from minimoe.errors import UserError
 from minimoe.hub.layouts.families import LAYOUTS
@@ -50,6 +51,7 @@ def from_transformers(folder: str | os.PathLike[str], *, dtype: Any = "float32")
     folder, dtype = Path(folder), dtype_name("dtype", dtype, owner="from_transformers")
     layout, settings, config = read_config(folder, dtype)
     with Shards(folder) as shards:
+        _check_size(config, shards)
         graphdef, state = abstract_model(config)
         rows = layout.rows(config)
         _check(named_leaves(state), rows, shards, lambda name: layout.ignored(name, settings))
@@ -94,7 +96,7 @@ def read_config(folder: Path, dtype: str) -> tuple[Layout, Settings, ModelConfig
         raise UserError(f"{folder} does not exist; name a folder made by save_pretrained of Transformers")
     settings = Settings.read(folder)
     model_type = settings.get("model_type")
-    if model_type not in LAYOUTS:
+    if not isinstance(model_type, str) or model_type not in LAYOUTS:
         known = ", ".join(LAYOUTS)
         raise UserError(f"{settings.source}: model_type={model_type!r} is not known; choose one of {known}")
     layout = LAYOUTS[model_type]
@@ -112,6 +114,18 @@ def read_config(folder: Path, dtype: str) -> tuple[Layout, Settings, ModelConfig
     ) as error:  # a text where a number must be
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{settings.source} is broken ({reason[:200]}); {COPY}") from error
+
+
+def _check_size(config: ModelConfig, shards: Shards) -> None:
+    """Refuses a config of another size than the files, from counts alone: to build such a model could take all memory.
+
+    Raises:
+      UserError: if the files cannot hold so many parameters.
+    """
+    params = count_params(config).total
+    if params > shards.bytes:  # a value takes two bytes or four
+        found = f"{params:,} parameters against {shards.bytes:,} bytes of tensors"
+        raise UserError(f"the tensors of {shards.folder} do not fit its {CONFIG_FILE}: {found}; {COPY}")
 
 
 def _in_memory_form(row: Row, shards: Shards) -> bool:

@@ -20,7 +20,7 @@ class Shards:
     """The files of a folder, open until the end of the ``with``; nothing but their headers is in memory.
 
     Attributes:
-      shapes: of every tensor by its name.
+      shapes: of every tensor by its name. bytes: of all files.
 
     Raises:
       UserError: if a file is missing, cut short or broken, or a tensor is stored twice.
@@ -38,6 +38,7 @@ class Shards:
                 self._home |= dict.fromkeys(file.header, file)
             self._open = stack.pop_all()
         self.shapes = {name: file.shape(name) for name, file in self._home.items()}
+        self.bytes = sum(file.bytes for file in set(self._home.values()))
 
     def __enter__(self) -> Shards:
         return self
