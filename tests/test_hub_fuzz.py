@@ -21,7 +21,26 @@ from minimoe import UserError, hub
 
 FIXTURES = Path(__file__).parent / "fixtures" / "transformers"
 FAMILIES = ("mixtral", "glm4_moe", "deepseek_v3")
-STRANGE = [None, -1, 0, 1, 2**31, 2**63, 1e308, "x", "", [], {}, True, [1, 2], 3.5, "../x", 10**400, float("nan")]
+STRANGE = [
+    None,
+    -1,
+    0,
+    1,
+    2**31,
+    2**63,
+    1e308,
+    "x",
+    "",
+    [],
+    {},
+    True,
+    [1, 2],
+    3.5,
+    "../x",
+    10**400,
+    float("nan"),
+    float("inf"),
+]
 LONGEST = 10.0  # seconds for one folder of kilobytes
 
 

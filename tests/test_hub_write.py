@@ -90,15 +90,44 @@ def test_a_shorter_export_takes_the_old_shards_away(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_the_rotary_share_is_cut_to_the_right_number():
+    """Transformers takes ``int(width * share)``, and ``int(44 * (30 / 44))`` is 29."""
+    v4 = ModelConfig.preset("v4-nano")
+    kinds = [dataclasses.replace(layer.attention, head_dim=44, rope_dim=30) for layer in v4.layers[::2]]
+    layers = tuple(
+        dataclasses.replace(layer, attention=kind) for layer, kind in zip(v4.layers[::2], kinds, strict=True)
+    )
+    _, values = choose_layout(v4.replace(attention=kinds[0], num_layers=2, first_layers=layers, pattern=(), mtp=None))
+    assert [int(44 * rope["partial_rotary_factor"]) for rope in values["rope_parameters"].values()] == [30, 30]
+    wide = ModelConfig.preset("nano").replace_attention(head_dim=44, rope_dim=30)
+    assert int(44 * choose_layout(wide)[1]["rope_parameters"]["partial_rotary_factor"]) == 30
+
+
+def test_a_model_that_was_trained_on_is_not_replaced(tmp_path):
+    """Transformers writes what our config.json says into that of the new model as well."""
+    out = to_transformers(from_transformers(FIXTURES / "mixtral"), tmp_path / "out", card="first")
+    to_transformers(from_transformers(FIXTURES / "mixtral"), out)  # its own export may be
+    weights = out / "model.safetensors"
+    raw = weights.read_bytes()
+    weights.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    with pytest.raises(UserError, match="holds something that is not a model in the layout of Transformers"):
+        to_transformers(from_transformers(FIXTURES / "mixtral"), out)
+    assert weights.read_bytes() != raw
+
+
 def test_what_no_family_has_is_refused_with_the_reason_of_each(tmp_path):
     nano = ModelConfig.preset("nano")
     for moe, said in (
         ({"score": "sqrtsoftplus"}, r"glm4_moe has no moe\.score"),
         ({"swiglu_limit": 5.0}, r"glm4_moe has no moe\.swiglu_limit"),
         ({"select": "expert_choice"}, r"glm4_moe has no moe\.select"),
+        ({"dispatch": "capacity"}, r"glm4_moe has no moe\.dispatch"),
     ):
         with pytest.raises(UserError, match=said):
             choose_layout(nano.replace(moe=dataclasses.replace(nano.moe, **moe)))
+    assert choose_layout(nano.replace_moe(dispatch="dense"))[0].model_type == "glm4_moe"
+    with pytest.raises(UserError, match="deepseek_v4: swiglu_limit=None"):
+        choose_layout(ModelConfig.preset("v4-nano").replace_moe(swiglu_limit=None))
     with pytest.raises(UserError, match="no sparse layer"):
         choose_layout(nano.dense_equivalent())
     model = MoETransformer(nano.replace(vocab_size=32), rngs=nnx.Rngs(0))
@@ -185,7 +214,7 @@ def test_transformers_loads_what_we_write_and_says_the_same(name, tmp_path):
     out = save(model, tmp_path / "out", tokenizer, format="huggingface")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     read = transformers.AutoTokenizer.from_pretrained(out)
-    for text in ("In the beginning, é 🙂\r\n  x", "def f(x):\n\treturn  x", ""):
+    for text in ("In the beginning, é 🙂\r\n  x", "def f(x):\n\treturn  x", "a<|endoftext|>b", ""):
         assert read(text)["input_ids"] == tokenizer.encode(text)
     ids = tokenizer.encode("In the beginning")
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 40))

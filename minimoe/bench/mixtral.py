@@ -1,14 +1,14 @@
 """The Transformers reference: the same weights in a Mixtral model, with the experts implementation ``grouped_mm``.
 
-Axes: D model width, F expert hidden width, E experts. Ours are ``[in, out]`` matrices, PyTorch's are ``[out, in]``, so
-the whole mapping is a table of names and one transposition; rotary layout (halves) and gate-before-up agree already.
-torch and transformers are imported inside the functions: this file is readable, and importable, without them.
+Names, transpositions and settings are those by which `minimoe.hub` writes such models. torch and transformers are imported
+inside the functions: this file is readable, and importable, without them. Axes: D model width, F expert hidden width.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from flax import nnx
 from minimoe.attention import GroupedQueryConfig
 from minimoe.config import ModelConfig, MoEConfig
 from minimoe.errors import UserError
+from minimoe.hub.layouts import LAYOUTS
+from minimoe.hub.layouts.layout import Layout, Row
+from minimoe.hub.layouts.mixtral import SPARSE
 from minimoe.model import MoETransformer
 from minimoe.model.paths import named_leaves
 from minimoe.moe import MoELayer
@@ -27,23 +30,9 @@ if TYPE_CHECKING:
 EXPERTS_IMPLEMENTATION = "grouped_mm"
 NOT_INSTALLED = "not installed: pip install 'minimoe[interop]'"
 
-# our path -> Mixtral's name, and whether the last two axes are swapped. {i} is the layer.
-ONCE = {
-    "embed.embedding": ("model.embed_tokens.weight", False),
-    "norm.scale": ("model.norm.weight", False),
-    "head.kernel": ("lm_head.weight", True),
-}
-EVERY_LAYER = {
-    "attention_norm.scale": ("input_layernorm.weight", False),
-    "attention.q_proj.kernel": ("self_attn.q_proj.weight", True),
-    "attention.k_proj.kernel": ("self_attn.k_proj.weight", True),
-    "attention.v_proj.kernel": ("self_attn.v_proj.weight", True),
-    "attention.o_proj.kernel": ("self_attn.o_proj.weight", True),
-    "ffn_norm.scale": ("post_attention_layernorm.weight", False),
-    "ffn.router.kernel": ("mlp.gate.weight", True),  # [D, E] -> [E, D]
-    "ffn.experts.gate_up_proj": ("mlp.experts.gate_up_proj", True),  # [E, D, 2F] -> [E, 2F, D]
-    "ffn.experts.down_proj": ("mlp.experts.down_proj", True),  # [E, F, D] -> [E, D, F]
-}
+LAYOUT = LAYOUTS["mixtral"]
+BLOCK = {ours.removeprefix("ffn."): row for ours, row in SPARSE.items()}  # the table of one layer of experts
+NO_END = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # so that generation never stops
 
 
 def unavailable() -> str | None:
@@ -79,44 +68,21 @@ def not_mixtral(config: ModelConfig) -> str | None:
 
 
 def mixtral_config(config: ModelConfig) -> Any:
-    """``transformers.MixtralConfig`` of the same model, router loss off, no end token (so generation never stops)."""
+    """``transformers.MixtralConfig`` of the same model, router loss off, no end token."""
     from transformers import MixtralConfig
 
     if reason := not_mixtral(config):
         raise UserError(reason)
-    attention = config.attention
-    assert config.moe is not None
-    assert isinstance(attention, GroupedQueryConfig)
-    mixtral = MixtralConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.d_model,
-        intermediate_size=config.moe.d_expert,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=attention.num_heads,
-        num_key_value_heads=attention.num_kv_heads,
-        head_dim=attention.head_dim,
-        max_position_embeddings=config.context_length,
-        rms_norm_eps=config.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": attention.rope_theta},
-        tie_word_embeddings=config.tie_embeddings,
-        num_local_experts=config.moe.num_experts,
-        num_experts_per_tok=config.moe.top_k,
-        output_router_logits=False,
-        router_aux_loss_coef=0.0,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
+    mixtral = MixtralConfig(**settings(LAYOUT, config), output_router_logits=False, router_aux_loss_coef=0.0)
     mixtral._experts_implementation = EXPERTS_IMPLEMENTATION
     return mixtral
 
 
-def mixtral_names(config: ModelConfig) -> dict[str, tuple[str, bool]]:
-    """The whole table: our path -> (Mixtral's name, swapped)."""
-    names = {ours: row for ours, row in ONCE.items() if not (ours == "head.kernel" and config.tie_embeddings)}
-    for i in range(config.num_layers):
-        names |= {f"layers.{i}.{ours}": (f"model.layers.{i}.{name}", s) for ours, (name, s) in EVERY_LAYER.items()}
-    return names
+def settings(layout: Layout, config: ModelConfig) -> dict[str, Any]:
+    """What a config class of Transformers takes: its config.json without its kind, and no end token."""
+    assert layout.write_config is not None
+    found = layout.write_config(config) | NO_END
+    return {name: value for name, value in found.items() if name not in ("model_type", "architectures")}
 
 
 def mixtral_model(model: MoETransformer) -> Any:
@@ -124,10 +90,7 @@ def mixtral_model(model: MoETransformer) -> Any:
     from transformers import MixtralForCausalLM
 
     use_all_cores()
-    table, weights = mixtral_names(model.config), _params(model)
-    if set(table) != set(weights):
-        raise UserError(f"the mapping and the model differ in {sorted(set(table) ^ set(weights))}")
-    state = {name: to_torch(weights[ours], swap) for ours, (name, swap) in table.items()}
+    state = tensors(LAYOUT.rows(model.config), model)
     reference = MixtralForCausalLM(mixtral_config(model.config))
     if model.config.tie_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
@@ -143,18 +106,15 @@ def mixtral_block(layer: MoELayer) -> Any:
     moe = layer.config
     shell = ModelConfig(1, moe.d_model, 1, GroupedQueryConfig(1, 1, 2), moe)  # the block reads its experts' sizes only
     block = MixtralSparseMoeBlock(mixtral_config(shell))
-    weights = _params(layer)
-    rows = {ours.removeprefix("ffn."): row for ours, row in EVERY_LAYER.items() if ours.startswith("ffn.")}
-    state = {name.removeprefix("mlp."): to_torch(weights[ours], swap) for ours, (name, swap) in rows.items()}
+    state = {name.removeprefix("mlp."): tensor for name, tensor in tensors(BLOCK, layer).items()}
     block.load_state_dict(state, strict=True)
     return block
 
 
 def block_gradients(block: Any) -> dict[str, np.ndarray]:
     """The block's weight gradients by our path and in our layout."""
-    named = {f"mlp.{name}": parameter.grad for name, parameter in block.named_parameters()}
-    rows = {ours.removeprefix("ffn."): row for ours, row in EVERY_LAYER.items() if ours.startswith("ffn.")}
-    return {ours: _swapped(named[name].numpy(), swap) for ours, (name, swap) in rows.items()}
+    named = {f"mlp.{name}": parameter.grad.numpy() for name, parameter in block.named_parameters()}
+    return {ours: row.from_memory(named.__getitem__) for ours, row in BLOCK.items() if row.names}
 
 
 def use_all_cores() -> None:
@@ -164,17 +124,21 @@ def use_all_cores() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
 
 
-def to_torch(array: Any, swap: bool = False) -> torch.Tensor:
+def to_torch(array: Any) -> torch.Tensor:
     """A PyTorch tensor of its own memory."""
     import torch
 
-    return torch.from_numpy(np.array(_swapped(np.asarray(array), swap), order="C"))
+    return torch.from_numpy(np.array(array, order="C"))
 
 
-def _swapped(array: np.ndarray, swap: bool) -> np.ndarray:
-    return np.swapaxes(array, -1, -2) if swap else array
+def tensors(rows: Mapping[str, Row], module: nnx.Module) -> dict[str, torch.Tensor]:
+    """The weights of a module under the names that a running model of Transformers has for them.
 
-
-def _params(module: nnx.Module) -> dict[str, Any]:
-    """Parameters by dotted path."""
-    return {name: variable[...] for name, variable in named_leaves(nnx.state(module, nnx.Param)).items()}
+    Raises:
+      UserError: if the table and the module differ.
+    """
+    leaves = named_leaves(nnx.state(module, nnx.Not(nnx.RngState)))
+    if set(rows) != set(leaves):
+        raise UserError(f"the table and the model differ in {sorted(set(rows) ^ set(leaves))}")
+    parts = (row.to_memory(np.asarray(leaves[ours][...])) for ours, row in rows.items())
+    return {name: to_torch(array) for part in parts for name, array in part.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from minimoe.errors import UserError
 from minimoe.hub.layouts.layout import Row, experts, layer_number, same, side_by_side, swapped
 from minimoe.hub.layouts.settings import Settings
 
+MOST_LAYERS = 10_000
 ONCE = {
     "embed.embedding": same("model.embed_tokens.weight"),
     "norm.scale": same("model.norm.weight"),
@@ -71,13 +73,36 @@ def sizes(settings: Settings, dtype: str) -> dict[str, Any]:
     return {
         "vocab_size": settings.get("vocab_size"),
         "d_model": settings.get("hidden_size"),
-        "num_layers": settings.get("num_hidden_layers"),
+        "num_layers": layer_count(settings),
         "context_length": settings.get("max_position_embeddings"),
         "norm_eps": settings.get("rms_norm_eps"),
         "tie_embeddings": settings.get("tie_word_embeddings", False),
         "dtype": dtype,
         "param_dtype": dtype,
     }
+
+
+def layer_count(settings: Settings) -> Any:
+    """The number of layers, which no model has a thousand of: a list of billions would fill the memory.
+
+    Raises:
+      UserError: for more than `MOST_LAYERS`.
+    """
+    count = settings.get("num_hidden_layers")
+    if count > MOST_LAYERS:
+        settings.refuse(f"num_hidden_layers={count}", f"at most {MOST_LAYERS:,} are", "copy the whole folder again")
+    return count
+
+
+def rotary_share(turned: int, width: int) -> float:
+    """``partial_rotary_factor``: Transformers multiplies it by the width and cuts to a whole number, which must be P again.
+
+    Example:
+      >>> int(44 * (30 / 44)), int(44 * rotary_share(30, 44))
+      (29, 30)
+    """
+    share = turned / width
+    return share if int(width * share) == turned else math.nextafter(share, 1)
 
 
 def sigmoid_experts(settings: Settings, dtype: str) -> MoEConfig:
@@ -107,7 +132,7 @@ def sigmoid_experts(settings: Settings, dtype: str) -> MoEConfig:
 
 def dense_first(settings: Settings) -> tuple[LayerConfig, ...]:
     """The dense layers with which GLM-4-MoE and V3 begin."""
-    count = min(settings.get("first_k_dense_replace"), settings.get("num_hidden_layers"))
+    count = min(settings.get("first_k_dense_replace"), layer_count(settings))
     return (LayerConfig(d_ff=settings.get("intermediate_size")),) * count
 
 

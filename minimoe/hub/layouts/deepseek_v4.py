@@ -240,6 +240,10 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     moe = next((one for one in routed if one is not None and one.select != "hash"), None)
     if not isinstance(streams, HyperConnectionConfig) or not known or moe is None or None in routed:
         raise UserError("it has not hyper-connections, a window in each layer, and experts that a router chooses")
+    if moe.swiglu_limit is None:
+        raise UserError(
+            "swiglu_limit=None, but Transformers always has a limit; a large one, such as 1e6, changes nothing"
+        )
     found = common.written_sizes(config, "DeepseekV4ForCausalLM", "deepseek_v4") | _written_attention(kinds)
     return found | {
         "mlp_layer_types": ["hash_moe" if one is not None and one.select == "hash" else "moe" for one in routed],
@@ -292,7 +296,7 @@ def _written_attention(kinds: list[Any]) -> dict[str, Any]:
 
 
 def _written_rope(kind: Any) -> dict[str, Any]:
-    share = {"partial_rotary_factor": kind.rope_dim / kind.head_dim}
+    share = {"partial_rotary_factor": common.rotary_share(kind.rope_dim, kind.head_dim)}
     found = written_rope(kind.rope_theta, kind.yarn) | share
     return found if kind.yarn is None else found | {"attention_factor": 1.0}
 

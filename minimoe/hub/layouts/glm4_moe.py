@@ -58,7 +58,8 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
             "num_attention_heads": attention.num_heads,
             "num_key_value_heads": attention.num_kv_heads,
             "head_dim": attention.head_dim,
-            "rope_parameters": rope | {"partial_rotary_factor": attention.turned / attention.head_dim},
+            "rope_parameters": rope
+            | {"partial_rotary_factor": common.rotary_share(attention.turned, attention.head_dim)},
             "use_qk_norm": attention.qk_norm,
             "attention_bias": attention.bias,
         }

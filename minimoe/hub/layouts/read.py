@@ -105,13 +105,7 @@ def read_config(folder: Path, dtype: str) -> tuple[Layout, Settings, ModelConfig
     except UserError as error:
         said = str(error)
         raise error if said.startswith(settings.source) else UserError(f"{settings.source}: {said}") from error
-    except (
-        TypeError,
-        AttributeError,
-        ValueError,
-        KeyError,
-        ZeroDivisionError,
-    ) as error:  # a text where a number must be
+    except Exception as error:  # a text where a number must be, a number without end, ...
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{settings.source} is broken ({reason[:200]}); {COPY}") from error
 

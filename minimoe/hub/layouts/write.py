@@ -30,7 +30,7 @@ from minimoe.hub.layouts.families import LAYOUTS
 from minimoe.hub.layouts.layout import Layout
 from minimoe.hub.layouts.settings import CONFIG_FILE, Settings
 from minimoe.hub.layouts.shards import INDEX, SINGLE
-from minimoe.hub.swap import publish, staging
+from minimoe.hub.swap import publish, saved_file, staging
 from minimoe.hub.tensorfile import FileRecord
 from minimoe.model import MoETransformer
 from minimoe.model.paths import named_leaves
@@ -136,6 +136,8 @@ def _function(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if field.name == "dispatch":  # all compute the same, but for the one that drops tokens
+            found["dispatch"] = "capacity" if value == "capacity" else "exact"
         if field.name in HOW or (isinstance(config, ModelConfig) and field.name in ELSEWHERE):
             continue
         if field.name == "norm_eps" and not getattr(config, "qk_norm", True):  # there is no such norm
@@ -231,7 +233,8 @@ def _write_texts(
             )
         texts["tokenizer.json"] = content = tokenizer.to_json()
         token = next(one["content"] for one in json.loads(content)["added_tokens"] if one["id"] == end)
-        special = {f"{kind}_token": token for kind in ("bos", "eos", "pad")}
+        special: dict[str, Any] = {f"{kind}_token": token for kind in ("bos", "eos", "pad")}
+        special["split_special_tokens"] = True  # text that spells one is text, as it was in training
         kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         texts["tokenizer_config.json"] = json.dumps(
             kind | special | {"model_max_length": config.context_length}, indent=1
@@ -263,12 +266,19 @@ add it here.
 
 
 def is_export(folder: Path) -> bool:
-    """Whether `to_transformers` wrote the folder."""
+    """Whether a folder holds what `to_transformers` wrote, every file as it was.
+
+    Transformers carries what config.json says over to a model that was trained on: such a folder is somebody's work.
+    """
     try:
         values = Settings.read(folder).values
-    except UserError:
+        files = values["files"]
+        same = all(
+            FileRecord.of(saved_file(folder, name, one["sha256"])).to_dict() == one for name, one in files.items()
+        )
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
         return False
-    return "model_type" in values and isinstance(values.get("files"), dict)
+    return "model_type" in values and bool(files) and same
 
 
 def _named(folder: Path) -> set[str]:
