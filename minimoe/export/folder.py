@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -14,9 +13,9 @@ from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer, load_tokenizer
 from minimoe.errors import UserError
 from minimoe.files import check_folder
+from minimoe.hub.folder import TOKENIZER_FILE
 from minimoe.hub.swap import CONFIG_FILE, publish, saved_file, staging
-
-TOKENIZER_FILE = "tokenizer.json"
+from minimoe.hub.tensorfile import FileRecord, write_tensors
 
 
 def needs(package: str) -> None:
@@ -80,7 +79,11 @@ class FolderWriter(contextlib.AbstractContextManager["FolderWriter"]):
     def add(self, name: str, content: bytes) -> None:
         """A file with this content."""
         (self._aside / name).write_bytes(content)
-        self._files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        self._files[name] = FileRecord.of(self._aside / name).to_dict()
+
+    def add_tensors(self, name: str, arrays: dict[str, Any]) -> None:
+        """A safetensors file with these arrays."""
+        self._files[name] = write_tensors(self._aside / name, arrays).to_dict()
 
     def add_tokenizer(self, tokenizer: Tokenizer | None) -> None:
         """The tokenizer, as a file if it needs one."""
@@ -109,7 +112,7 @@ def read_folder(directory: Path, format: str) -> tuple[ModelConfig, Tokenizer | 
     try:
         for name, record in values["files"].items():
             path = saved_file(directory, name, str(record["sha256"]))
-            found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+            found = FileRecord.of(path).sha256 if path.is_file() else "no file"
             if Path(name).name != name or found != record["sha256"]:
                 raise UserError(f"{directory / name} is missing or was altered; export again")
             files[name] = path

@@ -12,7 +12,6 @@ Lowered is not run. What a back end's own compiler makes of the program shows on
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from minimoe.data import Tokenizer
 from minimoe.errors import UserError
 from minimoe.export.folder import FolderWriter, needs, read_config, read_folder
 from minimoe.export.programs import Arrays, Program, decode_program, forward_program, train_program
-from minimoe.hub.tensorfile import TensorFile, write_tensors
+from minimoe.hub.tensorfile import TensorFile
 from minimoe.model import MoETransformer
 from minimoe.quant import dequantize_model
 from minimoe.training.recipe import Recipe
@@ -103,7 +102,7 @@ def export_stablehlo(
             lowered = jax.export.export(jax.jit(program.function), platforms=list(platforms))(*program.arguments)
             out.add(f"{program.name}.jax", bytes(lowered.serialize()))
             out.add(f"{program.name}.stablehlo", lowered.mlir_module_serialized)
-        out.add(WEIGHTS_FILE, _tensors(programs))
+        out.add_tensors(WEIGHTS_FILE, _arrays(programs))
         out.add_tokenizer(tokenizer)
         out.add("README.md", _readme(Path(directory).name, programs, batch, length, platforms).encode())
         out.publish(facts)
@@ -196,15 +195,13 @@ class StableHLOModel:
         return state
 
 
-def _tensors(programs: list[Program]) -> bytes:
+def _arrays(programs: list[Program]) -> Arrays:
+    """The weights, and what an optimiser begins with where that is not 0."""
     arrays = dict(programs[0].arguments[0])
     if len(programs) > 2:
         first = programs[2].arguments[0].items()
         arrays |= {name: a for name, a in first if name.startswith("optimizer.") and bool(jnp.any(a != 0))}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / WEIGHTS_FILE
-        write_tensors(path, arrays)
-        return path.read_bytes()
+    return arrays
 
 
 def _readme(name: str, programs: list[Program], batch: int, length: int, platforms: Sequence[str]) -> str:
