@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from minimoe.experiments.fact_run import FactRun, book_of
-from minimoe.experiments.run import Learning, Run, machine
+from minimoe.experiments.run import Learning, Run, ran, training_curve
 from minimoe.experiments.workplace import Workplace
 
 if TYPE_CHECKING:
@@ -133,21 +133,11 @@ class NeedleRun(Run):
         return RunConfig(self.model, recipe, {"name": "needles"} | self.method(), ByteTokenizer.name)
 
     def outcome(self, work: Workplace, config: RunConfig, result: TrainResult) -> dict[str, Any]:
-        from minimoe.cost import count_params, forward_flops_per_token
-
-        curve = [record for record in result.records if record["kind"] == "train"]
-        count, needles = count_params(config.model), needles_of(self.settings)
+        needles = needles_of(self.settings)
         return {
-            "config": config.to_dict(),
-            "method": self.method(),
-            "machine": machine(),
-            "total_params": count.total,
-            "active_params": count.active,
-            "flops_per_token": forward_flops_per_token(config.model),
-            "tokens": result.step * config.recipe.batch_size * config.model.context_length,
-            "train_seconds": curve[-1]["seconds"],
+            **ran(self, config, result),
             "found": {str(distance): found_at(result.model, needles, distance) for distance in DISTANCES},
-            "curve": curve,
+            "curve": training_curve(result),
         }
 
     def headline(self, outcome: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from minimoe.experiments.run import Learning, Run, machine
+from minimoe.experiments.run import Learning, Run, ran, training_curve
 from minimoe.experiments.workplace import Workplace
 
 if TYPE_CHECKING:
@@ -59,22 +59,12 @@ class FactRun(Run):
         return dataclasses.replace(run, data=dict(run.data) | self.method())
 
     def outcome(self, work: Workplace, config: RunConfig, result: TrainResult) -> dict[str, Any]:
-        from minimoe.cost import count_params, forward_flops_per_token
         from minimoe.training import evaluate_facts
 
-        count = count_params(config.model)
-        curve = [record for record in result.records if record["kind"] == "train"]
         found = {
-            "config": config.to_dict(),
-            "method": self.method(),
-            "machine": machine(),
-            "total_params": count.total,
-            "active_params": count.active,
-            "flops_per_token": forward_flops_per_token(config.model),
-            "tokens": result.step * config.recipe.batch_size * config.model.context_length,
-            "train_seconds": curve[-1]["seconds"],
+            **ran(self, config, result),
             **evaluate_facts(result.model, book_of(self.settings)).to_record(),
-            "curve": curve,
+            "curve": training_curve(result),
         }
         for score in self.scores:
             found |= score(work, result.model, self.settings)

@@ -160,16 +160,16 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
-def _outcome(run: Run, config: RunConfig, work: Workplace, result: TrainResult) -> dict[str, Any]:
-    """What the record says of every run: config, both protocols, time, routing and the whole curve."""
-    from minimoe.cost import count_params, forward_flops_per_token
-    from minimoe.data import evaluation_documents
-    from minimoe.training import evaluate
+def training_curve(result: TrainResult) -> list[dict[str, Any]]:
+    """What was logged of the steps of training."""
+    return [record for record in result.records if record["kind"] == "train"]
 
-    full = evaluate(result.model, evaluation_documents(work.validation, "full"), work.tokenizer)
+
+def ran(run: Run, config: RunConfig, result: TrainResult) -> dict[str, Any]:
+    """What the record of any run begins with: its config, its sizes and its time."""
+    from minimoe.cost import count_params, forward_flops_per_token
+
     count = count_params(config.model)
-    curve = [record for record in result.records if record["kind"] == "train"]
-    evaluations = [record for record in result.records if record["kind"] == "eval"]
     return {
         "config": config.to_dict(),
         "method": run.method(),
@@ -178,7 +178,20 @@ def _outcome(run: Run, config: RunConfig, work: Workplace, result: TrainResult) 
         "active_params": count.active,
         "flops_per_token": forward_flops_per_token(config.model),
         "tokens": result.step * config.recipe.batch_size * config.model.context_length,
-        "train_seconds": curve[-1]["seconds"],
+        "train_seconds": training_curve(result)[-1]["seconds"],
+    }
+
+
+def _outcome(run: Run, config: RunConfig, work: Workplace, result: TrainResult) -> dict[str, Any]:
+    """What the record says of every run: config, both protocols, time, routing and the whole curve."""
+    from minimoe.data import evaluation_documents
+    from minimoe.training import evaluate
+
+    full = evaluate(result.model, evaluation_documents(work.validation, "full"), work.tokenizer)
+    curve = training_curve(result)
+    evaluations = [record for record in result.records if record["kind"] == "eval"]
+    return {
+        **ran(run, config, result),
         "quick": result.evaluation.to_record() if result.evaluation else None,
         "full": full.to_record(),
         "quantized": None,
