@@ -165,6 +165,13 @@ EQUIVALENT: dict[str, tuple[tuple[str, str], ...]] = {
         ("^shards_oracle, line .*'1': 1 -> 0$", "after the first tensor no file is empty"),
         ("^numbers (absolute value|not below 0|sorted)$", "numbers begin at 0 and never fall"),
     ),
+    "hardware.roofline": (
+        ("^roofline_oracle, line .*zeros -> ones$", "every number is written over"),
+        ("^(seconds|rate|waits) (absolute value|not below 0)$", "times and rates are positive"),
+        ("as its absolute value$", "work, bytes and what a chip can do are positive"),
+    ),
+    "hardware.step_bytes": (SCALAR, POSITIVE, ("as its absolute value$", "sizes are positive")),
+    "hardware.rows_sent": (("^rows (absolute value|not below 0)$", "counts are never negative"),),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig
 from minimoe.attention.window import in_window, visible_entries
-from minimoe.cost import count_params, moe_layer_flops, published_model
+from minimoe.cost import chip, count_params, decode_step, expected_distinct_experts, moe_layer_flops, published_model
 from minimoe.distill import hinton_kd, masked_mean, reverse_kl, topk_kl
 from minimoe.exercises.grade import grade
 from minimoe.exercises.gradients import expected_gradients
@@ -88,6 +88,31 @@ def test_oracles_of_lesson_06():
             block = values[i * len(bias) : (i + 1) * len(bias)]
             assert (entry <= block.max(0) + 1e-9).all()
             assert (entry >= block.min(0) - 1e-9).all()
+
+
+def test_oracles_of_lesson_08():
+    h800 = chip("H800")
+    for (flops, num_bytes, peak, bandwidth), (seconds, rate, waits) in cases("hardware.roofline"):
+        assert (rate <= peak * (1 + 1e-12)).all()
+        np.testing.assert_array_equal(waits, flops / num_bytes < peak / bandwidth)
+        np.testing.assert_allclose(np.where(waits, num_bytes / bandwidth, flops / peak), seconds)
+    for (batch, layers, experts, top_k, *sizes), (read,) in cases("hardware.step_bytes"):
+        hit = expected_distinct_experts(experts, top_k, batch)
+        assert read == pytest.approx(sizes[1] + layers * hit * sizes[0] + batch * sizes[2], rel=1e-9)
+    flash, batch = published_model("deepseek-v4-flash"), 64
+    traffic = decode_step(flash, h800, batch, 4096).traffic
+    (published,) = (args for args, _ in cases("hardware.step_bytes") if args[0] == batch)
+    assert traffic.expert_bytes == pytest.approx(
+        published[1] * published[4] * expected_distinct_experts(256, 6, batch), rel=1e-9
+    )
+    for (chosen, num_experts, devices), (rows,) in cases("hardware.rows_sent"):
+        homes = np.repeat(np.arange(devices), len(chosen) // devices)
+        away = [
+            len(set((row // (num_experts // devices)).tolist()) - {home})
+            for row, home in zip(chosen, homes, strict=True)
+        ]
+        assert rows.sum() == sum(away)
+        assert not np.diag(rows).any()
 
 
 def test_oracles_of_lesson_04():
