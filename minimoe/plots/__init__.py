@@ -15,6 +15,7 @@ Nothing here draws on a screen or needs JAX.
 - `next_words`, `temperatures`, `two_modes`: what a teacher tells a student, and what a student can make of it;
 - `gap_closed`, `exact_match_by_level`: how far distillation takes a student;
 - `bytes_against_context`, `bytes_per_token`, `recall_by_distance`, `what_queries_see`: what attention keeps of the past;
+- `roofline`, `step_parts`, `rows_between`: what hardware allows, what a step waits for, what devices send each other;
 - `verdict`: the closing box of a lesson, for one claim;
 - `seeds`, `curves_with_spread`, `gaps_over_tokens`: runs that differ in their seed alone;
 - `numbers` and `quantization` (from `rounding` and `recipes`), modules to be imported by name: number formats, what
@@ -41,6 +42,7 @@ from minimoe.plots.dispatch import changed_outputs, damage_by_use, dispatch_cloc
 from minimoe.plots.distillation import next_words, temperatures, two_modes
 from minimoe.plots.finished_models import bits_per_byte_by_domain, ladder
 from minimoe.plots.model_bytes import bytes_by_part
+from minimoe.plots.roofs import roofline, rows_between, step_parts
 from minimoe.plots.routing import balance_over_time, experts_by_domain
 from minimoe.plots.seed_spread import curves_with_spread, gaps_over_tokens, seeds
 from minimoe.plots.sparse import (
@@ -88,9 +90,12 @@ __all__ = [
     "parameter_parts",
     "png_bytes",
     "recall_by_distance",
+    "roofline",
+    "rows_between",
     "save",
     "score_functions",
     "seeds",
+    "step_parts",
     "temperatures",
     "time_per_token",
     "token_experts",
