@@ -106,7 +106,7 @@ def step_parts(
 
 
 def rows_between(
-    tables: Mapping[str, Shaped[np.ndarray, "P P"]], unit: str = "rows", title: str = "From device to device"
+    tables: Mapping[str, Shaped[np.ndarray, "_ _"]], unit: str = "rows", title: str = "From device to device"
 ) -> Figure:
     """A table of P by P for each name: what device i (row) sends to device j (column), darker for more.
 
