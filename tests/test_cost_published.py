@@ -136,6 +136,7 @@ def test_command_on_chips(capsys):
     shown = capsys.readouterr().out
     assert "dollars_per_hour = 2" in shown
     assert "2.788 million H800 hours" in shown
+    assert "H800 against H100: link_gb_per_s at 0.44, all else kept" in " ".join(shown.split())
     assert "unverified" not in shown
 
 

@@ -3,13 +3,14 @@
 from minimoe.cost.account import Account, account
 from minimoe.cost.assumptions import Assumptions, published_run, weight_bits
 from minimoe.cost.cache import kv_bytes_per_token
+from minimoe.cost.export_cut import CutEffect, export_cut, export_effect
 from minimoe.cost.flops import (
     forward_flops_per_token,
     moe_layer_flops,
     mtp_flops_per_token,
     training_flops_per_token,
 )
-from minimoe.cost.hardware import Chip, Number, chip, chip_names, export_cut
+from minimoe.cost.hardware import Chip, Number, chip, chip_names
 from minimoe.cost.params import ParamCount, count_params
 from minimoe.cost.price import dollars_per_million, dollars_per_million_read, quote
 from minimoe.cost.published import (
@@ -36,6 +37,7 @@ __all__ = [
     "Account",
     "Assumptions",
     "Chip",
+    "CutEffect",
     "Number",
     "ParamCount",
     "PublishedModel",
@@ -55,6 +57,7 @@ __all__ = [
     "dollars_per_million_read",
     "expected_distinct_experts",
     "export_cut",
+    "export_effect",
     "flops_shares",
     "forward_flops_per_token",
     "gqa_bytes_per_token",

@@ -60,6 +60,7 @@ class Chip:
       numbers: those of `UNITS` that are known. ``link_gb_per_s`` counts both directions together, as makers do;
         ``network_gb_per_s`` counts one. ``link_chips`` is how many chips the link joins.
       unverified: whether unverified numbers may be used.
+      cut_from: name of the chip that this one is an export version of, or None.
 
     Example:
       >>> h800 = chip("H800")
@@ -71,6 +72,7 @@ class Chip:
     title: str
     numbers: Mapping[str, Number]
     unverified: bool = False
+    cut_from: str | None = None
 
     def value(self, name: str) -> int | float:
         """A number in plain units: FLOP/s, bytes, bytes a second, chips.
@@ -158,21 +160,9 @@ def chip(name: str, *, unverified: bool = False) -> Chip:
     for known, values in _file().items():
         if _plain(known) == _plain(name):
             numbers = {key: Number(**number) for key, number in values["numbers"].items()}
-            return Chip(known, values["title"], numbers, unverified)
+            return Chip(known, values["title"], numbers, unverified, values.get("cut_from"))
     raise UserError(f"hardware {name!r} is not known; choose one of {', '.join(chip_names())}")
 
 
 def _plain(name: str) -> str:
     return "".join(letter for letter in str(name).lower() if letter not in " -_")
-
-
-def export_cut(full: Chip, cut: Chip) -> dict[str, int | float]:
-    """What an export version kept of the full chip, number by number: 1.0 is everything.
-
-    Example:
-      >>> kept = export_cut(chip("H100"), chip("H800"))
-      >>> [(name, round(share, 2)) for name, share in kept.items() if share != 1]
-      [('link_gb_per_s', 0.44)]
-    """
-    both = [name for name in full.numbers if name in cut.numbers]
-    return {name: cut.numbers[name].value / full.numbers[name].value for name in both}

@@ -7,7 +7,9 @@ from typing import Any
 
 from minimoe.config import ModelConfig
 from minimoe.cost.assumptions import Assumptions
+from minimoe.cost.export_cut import CutEffect, export_effect
 from minimoe.cost.hardware import Chip
+from minimoe.cost.hardware import chip as chip_named
 from minimoe.cost.published import PublishedModel
 from minimoe.cost.roofline import Step, decode_step
 from minimoe.cost.training import mean_forward_flops
@@ -47,8 +49,8 @@ def quote(
     Example:
       >>> from minimoe.cost import chip, published_model
       >>> found = quote(published_model("deepseek-v4-pro"), chip("H800"), batch=64, context=4096)
-      >>> found["decode"]["bound_by"], sorted(found)
-      ('memory', ['assumptions', 'chip', 'decode', 'dollars_per_million_read', 'dollars_per_million_written', 'notes'])
+      >>> found["decode"]["bound_by"], found["export_cut"]["slower"]["step"]
+      ('memory', 1.0)
     """
     assumed = Assumptions() if assumptions is None else assumptions
     step = decode_step(model, chip, batch, context, assumed)
@@ -63,11 +65,24 @@ def quote(
         notes.insert(0, f"does not fit: a chip must hold {needs:.1f} GB and has {has:.1f} GB; use more chips")
     if step.unverified:
         notes.insert(0, f"UNVERIFIED numbers of {chip.name} were used: {', '.join(step.unverified)}")
+    effect = _effect(model, chip, batch, context, assumed)
+    if effect is not None:
+        notes.append(effect.in_words())
     return {
         "chip": chip.to_record(),
         "decode": step.to_record(),
         "dollars_per_million_written": dollars_per_million(step, assumed),
         "dollars_per_million_read": dollars_per_million_read(model, chip, context, assumed),
         "assumptions": dataclasses.asdict(assumed) | {"chips": step.chips, "compute": step.compute},
+        "export_cut": None if effect is None else effect.to_record(),
         "notes": notes,
     }
+
+
+def _effect(
+    model: ModelConfig | PublishedModel, chip: Chip, batch: int, context: int, assumed: Assumptions
+) -> CutEffect | None:
+    """What the export cut changes; None for a chip that is no export version."""
+    if chip.cut_from is None:
+        return None
+    return export_effect(model, chip_named(chip.cut_from, unverified=chip.unverified), chip, batch, context, assumed)
