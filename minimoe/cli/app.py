@@ -18,6 +18,7 @@ from minimoe.cli import (
     experiments,
     export,
     generate,
+    lab,
     microscope,
     quantize,
     tour,
@@ -46,6 +47,8 @@ app.command("microscope")(microscope.microscope)
 app.command("export")(export.export)
 app.command("import")(export.import_)
 app.command("cost")(cost.cost)
+app.command("notebooks")(lab.notebooks)
+app.command("lab")(lab.lab)
 app.add_typer(bench.app, name="bench")
 app.add_typer(experiments.app, name="experiments")
 app.add_typer(exercises.app, name="exercises")
