@@ -46,6 +46,7 @@ _ROOMS = (
     "layers",
     "model",
     "moe",
+    "parallel",
     "plots",
     "quant",
     "tour",

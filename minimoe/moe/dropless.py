@@ -52,7 +52,7 @@ class Plan:
 
     Attributes:
       order: assignments (``token * K + k``) sorted by expert, ``[A]``.
-      load: assignments per expert ``[E]``; ``start``: rank of each expert's first ``[E]``.
+      load: assignments per expert ``[E]``; ``start``: rank of each expert's first, and of the first to nobody, ``[E+1]``.
       held: the assignment in each slot ``[E, C]``; A where the slot is empty.
       seat: the slot of each assignment, as an index into the flattened ``[E*C]``, ``[T, K]``; E*C where it has none.
       block_end: overflow blocks of experts 0..e, ``[E]``; the last is the number of blocks.
@@ -60,7 +60,7 @@ class Plan:
 
     order: Int[Array, "A"]
     load: Int[Array, "E"]
-    start: Int[Array, "E"]
+    start: Int[Array, "_"]
     held: Int[Array, "E C"]
     seat: Int[Array, "T K"]
     block_end: Int[Array, "E"]
@@ -71,21 +71,23 @@ def slots_per_expert(assignments: int, num_experts: int) -> int:
     return min(assignments, 8 * math.ceil(assignments / num_experts / 8))
 
 
-def make_plan(experts: Int[Array, "T K"], num_experts: int) -> Plan:
+def make_plan(experts: Int[Array, "T K"], num_experts: int, expected: int | None = None) -> Plan:
     """Sorts assignments by expert (stably: by token within an expert) and lays out slots and overflow blocks.
+
+    Assignments to the id E get neither: nobody computes them. ``expected``, how many others there may be, then sizes C.
 
     Raises:
       UserError: for more assignments or slots than 32-bit indices can count.
     """
     count = experts.size
-    slots = slots_per_expert(count, num_experts)
+    slots = slots_per_expert(count if expected is None else expected, num_experts)
     check_countable("dropless", T__K_assignments=count, E__C_slots=num_experts * slots)
-    by_expert, order = sort_by_expert(experts.reshape(-1), num_experts)
-    ids = jnp.arange(num_experts, dtype=jnp.int32)
+    by_expert, order = sort_by_expert(experts.reshape(-1), num_experts + 1)
+    ids = jnp.arange(num_experts + 1, dtype=jnp.int32)
     start = jnp.searchsorted(by_expert, ids).astype(jnp.int32)
-    load = jnp.diff(start, append=jnp.int32(count))
+    load = jnp.diff(start)
     column = jnp.arange(slots, dtype=jnp.int32)
-    rank = jnp.where(column[None, :] < load[:, None], start[:, None] + column[None, :], count)  # [E, C]
+    rank = jnp.where(column[None, :] < load[:, None], start[:-1, None] + column[None, :], count)  # [E, C]
     held = order.at[rank].get(mode="fill", fill_value=count)
     column = jnp.arange(count, dtype=jnp.int32) - start[by_expert]  # of each assignment, in sorted order
     seat = jnp.where(column < slots, by_expert * slots + column, num_experts * slots)
@@ -108,7 +110,7 @@ def take(rows: Float[Array, "N ..."], index: Int[Array, "..."]) -> Float[Array, 
     return rows.at[index].get(mode="fill", fill_value=0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def dropless_experts(
     x: Float[Array, "T D"],
     experts: Int[Array, "T K"],
@@ -116,14 +118,15 @@ def dropless_experts(
     gate_up: Float[Array, "E D F2"],
     down: Float[Array, "E F D"],
     limit: float | None = None,
+    expected: int | None = None,
 ) -> Float[Array, "T D"]:
-    """The batched part plus the overflow loop; see the module's docstring."""
-    return _forward(x, experts, weights, gate_up, down, limit)[0]
+    """The batched part plus the overflow loop; see the module's docstring, and `make_plan` for ``expected``."""
+    return _forward(x, experts, weights, gate_up, down, limit, expected)[0]
 
 
-def _forward(x, experts, weights, gate_up, down, limit):
+def _forward(x, experts, weights, gate_up, down, limit, expected):
     top_k = experts.shape[1]
-    plan = make_plan(experts, gate_up.shape[0])
+    plan = make_plan(experts, gate_up.shape[0], expected)
     slots = plan.held.shape[1]
     rows = take(x, plan.held // top_k)  # [E, C, D]
     hidden = jnp.einsum("ecd,edf->ecf", rows, gate_up)  # [E, C, 2F]
@@ -168,7 +171,7 @@ def _middle_vjp(hidden, act, weight, d_act, limit):
     return weight * act, d_hidden, d_weight
 
 
-def _backward(limit, residuals, dy):
+def _backward(limit, expected, residuals, dy):
     x, experts, weights, gate_up, down, plan, rows, hidden, act = residuals
     top_k, width, slots = experts.shape[1], x.shape[1], plan.held.shape[1]
     sums = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)  # what overflow blocks are added to

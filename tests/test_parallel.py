@@ -1,0 +1,172 @@
+"""The parallel room: equal to one device, in value and gradient, on eight simulated ones; and what does not fit, named."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, UserError
+from minimoe.parallel import AXES, RULES, check_model, devices_per_token, make_mesh, parse_mesh, spec_for, zero_spec
+from minimoe.parallel.reach import rows_per_device
+
+HERE = Path(__file__).parent
+ROUNDING = 2e-5  # float32 sums in another order, over the largest entry of an array
+
+
+def run_on(devices: int, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # Little optimisation: these programs run once and are small.
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    known = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment = known | {"PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    command = [sys.executable, str(HERE / script), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def on_eight():
+    done = run_on(8, "parallel_on_eight.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+NAMES = ("balanced", "all to one device", "room for all", "three axes, dropping", "experts choose")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layer_is_what_it_is_on_one_device(on_eight, name):
+    """Outputs, counts, balance loss; gradients of every parameter and of the input, through both."""
+    found = on_eight["layers"][name]
+    assert found["values"] < ROUNDING
+    assert found["gradients"] < ROUNDING
+    assert found["kind"] == "Experts"
+
+
+def test_the_cases_are_what_they_say(on_eight):
+    """One of them needs several rounds, one drops, and each device holds its part of the experts."""
+    layers = on_eight["layers"]
+    assert on_eight["devices"] == 8
+    assert layers["all to one device"]["load"][0] == sum(layers["all to one device"]["load"])
+    assert layers["all to one device"]["rows"] < layers["all to one device"]["tokens"]
+    assert layers["room for all"]["rows"] == layers["room for all"]["tokens"]
+    assert 0.05 < layers["three axes, dropping"]["dropped"] < 0.9
+    assert [layers[name]["held"] for name in NAMES] == [2, 1, 2, 4, 4]
+
+
+def test_tokens_that_the_devices_do_not_divide(on_eight):
+    assert on_eight["odd"] < ROUNDING
+
+
+def mesh_of(**sizes: int) -> AbstractMesh:
+    """A mesh without devices, for what only reads its sizes."""
+    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data=2,model=4", "axis 'model' is not known; choose among data, expert, tensor"),
+        ("data:2", "'data:2' is not axis=size; write for example data=2,expert=4"),
+        ("data=2,data=2", "data=2 is there twice"),
+        ("expert=0", "expert=0 must be at least 1"),
+        ("data=64,expert=4", "data=64 * expert=4 needs 256 devices"),
+        ("data=64", "XLA_FLAGS=--xla_force_host_platform_device_count=64"),
+    ],
+)
+def test_a_mesh_that_cannot_be(text, said):
+    with pytest.raises(UserError) as caught:
+        make_mesh(text)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+ATTENTION = GroupedQueryConfig(num_heads=4, num_kv_heads=2, head_dim=4)
+MODEL = ModelConfig(
+    vocab_size=20,
+    d_model=8,
+    num_layers=1,
+    context_length=8,
+    attention=ATTENTION,
+    moe=MoEConfig(d_model=8, d_expert=6, num_experts=6, top_k=2, num_shared_experts=1),
+)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "said"),
+    [
+        ({"expert": 4}, 4, "axis expert=4 does not divide num_experts=6; use expert= one of 1, 2, 3, 6"),
+        ({"tensor": 4}, 4, "axis tensor=4 does not divide num_kv_heads=2; use tensor= one of 1, 2"),
+        ({"data": 2, "expert": 3}, 8, "data=2 * expert=3 split the sequences of a batch, but batch_size=8"),
+    ],
+)
+def test_a_model_that_does_not_fit_names_the_axis(sizes, batch, said):
+    with pytest.raises(UserError, match=said.replace("*", r"\*")):
+        check_model(MODEL, mesh_of(**sizes), batch)
+
+
+def test_a_model_that_fits():
+    check_model(MODEL, mesh_of(data=2, expert=3, tensor=2), 12)
+
+
+def test_a_dense_model_has_no_experts_to_deal_out():
+    with pytest.raises(UserError, match="expert=2: the model is dense"):
+        check_model(MODEL.dense_equivalent(), mesh_of(expert=2), 4)
+
+
+def test_unnamed_axes_have_size_one():
+    assert parse_mesh(" tensor = 2 ") == {"data": 1, "expert": 1, "tensor": 2}
+
+
+def test_every_rule_names_something():
+    """A rule that no parameter of our models meets is a rule with a typing error."""
+    from flax import nnx
+
+    from minimoe import MoETransformer
+    from minimoe.attention import MultiHeadLatentConfig
+    from minimoe.model.paths import named_leaves
+
+    latent = MultiHeadLatentConfig(num_heads=2, kv_rank=4, nope_dim=2, rope_dim=2, v_dim=2, q_rank=4)
+    biased = GroupedQueryConfig(num_heads=4, num_kv_heads=2, head_dim=4, bias=True)
+    names = set()
+    for config in (MODEL.replace(attention=biased, tie_embeddings=False), MODEL.replace(attention=latent)):
+        names |= set(named_leaves(nnx.eval_shape(lambda config=config: MoETransformer(config, rngs=nnx.Rngs(0)))))
+    met = {id(rule) for rule in RULES for name in names if spec_for(name, [rule]) != P()}
+    assert met == {id(rule) for rule in RULES}
+
+
+def test_moments_are_split_where_weights_are_not():
+    mesh = mesh_of(data=2, expert=4)
+    assert zero_spec(P("expert"), (8, 6, 4), mesh) == P("expert", "data", None)
+    assert zero_spec(P(), (16, 4), mesh) == P(("data", "expert"), None)
+    assert zero_spec(P(), (6, 3), mesh) == P("data", None)  # 8 divides nothing, 2 does
+    assert zero_spec(P(), (3,), mesh) == P()
+    assert zero_spec(P("tensor", None), (8, 8), mesh_of(data=2, tensor=2)) == P("tensor", ("data", "expert"))
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(1, 1), (4, 2), (8, 3), (2, 1)])
+def test_devices_per_token_is_the_mean_over_all_choices(groups, kept):
+    """Enumerated: every set of groups, every K experts of those; as if all were equally likely."""
+    experts, devices = 8, 4
+    top_k = min(3, kept * experts // groups)
+    config = MoEConfig(8, 8, experts, top_k, select="group_limited", num_groups=groups, top_k_groups=kept)
+    size = experts // groups
+    reached = []
+    for chosen in itertools.combinations(range(groups), kept):
+        inside = [group * size + i for group in chosen for i in range(size)]
+        reached += [len({e * devices // experts for e in pick}) for pick in itertools.combinations(inside, top_k)]
+    np.testing.assert_allclose(devices_per_token(config, devices), np.mean(reached), rtol=1e-12)
+
+
+def test_rows_of_a_round():
+    config = MoEConfig(8, 8, 16, 2)
+    assert rows_per_device(config, 4, 256) < 256
+    assert rows_per_device(config, 4, 3) == 3  # room for all
+    assert rows_per_device(config, 1, 256) == 256
