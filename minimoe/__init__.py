@@ -1,8 +1,8 @@
 """minimoe: efficient Mixture-of-Experts models in JAX and Flax NNX, small enough to read.
 
 Don't trust the headline, run it. The rooms, in reading order: layers, attention, config, moe, model, cost, data,
-inference, training, quant, distill, hub, plots, exercises, bench, experiments, tour, cli. Each imports only rooms before
-it.
+inference, training, quant, distill, hub, plots, exercises, doctor, bench, experiments, tour, cli. Each imports only
+rooms before it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _ROOMS = (
     "cost",
     "data",
     "distill",
+    "doctor",
     "exercises",
     "experiments",
     "hub",

@@ -17,9 +17,9 @@ ROOMS = [
     "errors", "files", "checks", "process", "layers", "attention", "config", "moe", "model", "cost", "data",
     "parallel", "inference", "training", "quant", "distill", "hub", "export", "microscope", "plots", "exercises",
     "claims", "console",
-    "progress", "bench", "experiments", "tour", "cli",
+    "progress", "doctor", "bench", "experiments", "tour", "cli",
 ]  # fmt: skip
-ONLY_FOR = {"process": {"process", "console", "bench", "experiments", "tour", "cli"}}
+ONLY_FOR = {"process": {"process", "console", "doctor", "bench", "experiments", "tour", "cli"}}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 

@@ -13,6 +13,7 @@ from minimoe.cli import (
     bench,
     cost,
     distill,
+    doctor,
     evaluate,
     exercises,
     experiments,
@@ -49,6 +50,7 @@ app.command("import")(export.import_)
 app.command("cost")(cost.cost)
 app.command("notebooks")(lab.notebooks)
 app.command("lab")(lab.lab)
+app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(experiments.app, name="experiments")
 app.add_typer(exercises.app, name="exercises")

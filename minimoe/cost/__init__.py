@@ -11,6 +11,8 @@ from minimoe.cost.flops import (
     training_flops_per_token,
 )
 from minimoe.cost.hardware import Chip, Number, chip, chip_names
+from minimoe.cost.machine import Machine
+from minimoe.cost.machine_clock import measure_machine
 from minimoe.cost.params import ParamCount, count_params
 from minimoe.cost.price import dollars_per_million, dollars_per_million_read, quote
 from minimoe.cost.published import (
@@ -38,6 +40,7 @@ __all__ = [
     "Assumptions",
     "Chip",
     "CutEffect",
+    "Machine",
     "Number",
     "ParamCount",
     "PublishedModel",
@@ -62,6 +65,7 @@ __all__ = [
     "forward_flops_per_token",
     "gqa_bytes_per_token",
     "kv_bytes_per_token",
+    "measure_machine",
     "moe_layer_flops",
     "mtp_flops_per_token",
     "published_model",

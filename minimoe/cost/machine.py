@@ -1,0 +1,131 @@
+"""The machine at hand, measured: how fast it multiplies matrices of many shapes, moves bytes, and starts an operation.
+
+A data sheet has one peak. A real machine has a rate for each shape: a matmul with few rows reads its weights and waits
+for memory, a tiny one waits for its own start. So `measure_machine` times a grid of shapes, and `Machine` answers for
+shapes between them. Every time is that of an operation inside a compiled program, the best of several rounds.
+
+Axes of a matmul: ``[m, k] x [k, n]``, which takes ``2 m k n`` FLOPs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from minimoe.cost.hardware import Chip, Number
+from minimoe.errors import UserError
+
+ROWS, INNER, COLUMNS = (1, 8, 64, 1024), (32, 128, 512), (32, 256, 2048)  # m, k, n of the grid
+LARGE = (1024, 1024, 1024)  # the peak
+WORKING_SETS = (2**20, 2**23, 2**25, 2**28)  # bytes
+MEASURED = "measured on this machine"
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Rates of one machine.
+
+    Attributes:
+      name: in words. cores: that the process may use. memory_bytes: of the machine.
+      matmul_seconds: float32, by ``(m, k, n)``: the whole grid ``ROWS x INNER x COLUMNS``.
+      peak_flops: FLOP/s of a matmul of `LARGE` shape, under "float32" and "bfloat16".
+      bandwidth: bytes a second, read and written, by the bytes that are worked on.
+      exp_per_second: exponentials. call_seconds: the smallest operation of a compiled program.
+    """
+
+    name: str
+    cores: int
+    memory_bytes: int
+    matmul_seconds: Mapping[tuple[int, int, int], float]
+    peak_flops: Mapping[str, float]
+    bandwidth: Mapping[int, float]
+    exp_per_second: float
+    call_seconds: float
+
+    def matmul(self, m: int, k: int, n: int) -> float:
+        """Seconds of a float32 matmul: FLOPs over a rate that is interpolated between the shapes of the grid.
+
+        The logarithm of the rate is linear in the logarithms of m, k and n. Beyond the grid it stays as at its edge.
+        """
+        corners = [_around(axis, size) for axis, size in zip((ROWS, INNER, COLUMNS), (m, k, n), strict=True)]
+        logs = 0.0
+        for a, share_m in corners[0]:
+            for b, share_k in corners[1]:
+                for c, share_n in corners[2]:
+                    logs += share_m * share_k * share_n * math.log(a * b * c / self.matmul_seconds[a, b, c])
+        return m * k * n / math.exp(logs)
+
+    def bytes_per_second(self, working_set: int | float) -> float:
+        """Bandwidth for data of this many bytes: large where they fit a cache, that of the memory where they do not."""
+        sizes = tuple(sorted(self.bandwidth))
+        return math.exp(sum(share * math.log(self.bandwidth[size]) for size, share in _around(sizes, working_set)))
+
+    def chip(self) -> Chip:
+        """As a chip for `minimoe.cost.decode_step`: peaks, memory and its bandwidth, nothing of links.
+
+        Example:
+          >>> machine = Machine("mine", 1, 2**33, {}, {"float32": 1e11, "bfloat16": 5e10}, {2**28: 1e10}, 1e9, 1e-6)
+          >>> machine.chip().peak("float32")
+          100000000000.0
+        """
+        values = {
+            "float32_tflops": self.peak_flops["float32"] / 1e12,
+            "bf16_tflops": self.peak_flops["bfloat16"] / 1e12,
+            "memory_gb": self.memory_bytes / 1e9,
+            "memory_tb_per_s": self.bandwidth[max(self.bandwidth)] / 1e12,
+        }
+        numbers = {name: Number(value, MEASURED, "measured") for name, value in values.items()}
+        return Chip("this machine", self.name, numbers)
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain values, with three digits: `from_record` reads them."""
+        grid = [[*shape, _short(seconds)] for shape, seconds in self.matmul_seconds.items()]
+        plain = {
+            "matmul_seconds": grid,
+            "bandwidth": [[size, _short(rate)] for size, rate in self.bandwidth.items()],
+            "peak_flops": {kind: _short(rate) for kind, rate in self.peak_flops.items()},
+            "exp_per_second": _short(self.exp_per_second),
+            "call_seconds": _short(self.call_seconds),
+        }
+        return {"name": self.name, "cores": self.cores, "memory_bytes": self.memory_bytes} | plain
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Machine:
+        """The inverse of `to_record`.
+
+        Raises:
+          UserError: for a record that lacks something, or a grid of other shapes.
+        """
+        try:
+            values = {field.name: record[field.name] for field in dataclasses.fields(cls)}
+            values["matmul_seconds"] = {(m, k, n): seconds for m, k, n, seconds in record["matmul_seconds"]}
+            values["bandwidth"] = dict(record["bandwidth"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the record of a machine is broken: {error!r}; measure again with minimoe doctor"
+            ) from None
+        if set(values["matmul_seconds"]) != set(grid_shapes()):
+            raise UserError("the record of a machine holds another grid of shapes; measure again with minimoe doctor")
+        return cls(**values)
+
+
+def grid_shapes() -> list[tuple[int, int, int]]:
+    """All ``(m, k, n)`` that are timed."""
+    return [(m, k, n) for m in ROWS for k in INNER for n in COLUMNS]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _around(axis: tuple[int, ...], size: int | float) -> list[tuple[int, float]]:
+    """The one or two places of ``axis`` around ``size``, with the share of each, in logarithms."""
+    size = min(max(size, axis[0]), axis[-1])
+    above = next(i for i, place in enumerate(axis) if place >= size)
+    if axis[above] == size:
+        return [(axis[above], 1.0)]
+    low, high = axis[above - 1], axis[above]
+    share = math.log(size / low) / math.log(high / low)
+    return [(low, 1 - share), (high, share)]
