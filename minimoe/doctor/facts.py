@@ -80,7 +80,12 @@ def devices() -> dict[str, Any]:
 
         found = jax.devices()
         names = [f"{device.platform}:{device.id} {device.device_kind}" for device in found]
-        return {"platform": found[0].platform, "names": names, "x64": bool(jax.config.jax_enable_x64), "error": None}
+        return {
+            "platform": found[0].platform,
+            "names": names,
+            "x64": bool(jax.config.values["jax_enable_x64"]),
+            "error": None,
+        }
     except Exception as error:  # whatever a broken installation raises
         words = " ".join(f"{type(error).__name__}: {error}".split())
         return {"platform": None, "names": [], "x64": False, "error": words[:300]}
