@@ -46,8 +46,9 @@ def spec_for(name: str, rules: Rules = RULES) -> P:
     """The axes that split an array, by its name.
 
     Example:
-      >>> spec_for("layers.0.ffn.experts.down_proj"), spec_for("layers.0.attention.o_proj.kernel"), spec_for("norm.scale")
-      (PartitionSpec('expert',), PartitionSpec('tensor', None), PartitionSpec())
+      >>> names = ("layers.0.ffn.experts.down_proj", "layers.0.attention.o_proj.kernel", "norm.scale")
+      >>> [tuple(spec_for(name)) for name in names]
+      [('expert',), ('tensor', None), ()]
     """
     return next((spec for pattern, spec in rules if re.search(pattern, name)), P())
 
@@ -60,8 +61,8 @@ def zero_spec(spec: P, shape: Sequence[int], mesh: AnyMesh) -> P:
     divisible axis stays as it is.
 
     Example:
-      >>> zero_spec(P("expert"), (8, 16, 32), make_mesh("data=1"))
-      PartitionSpec('expert', 'data', None)
+      >>> tuple(zero_spec(P("expert"), (8, 16, 32), make_mesh("data=1")))
+      ('expert', 'data', None)
 
     References:
       Rajbhandari et al., `ZeRO <https://arxiv.org/abs/1910.02054>`_, section 5.1: the first stage.
