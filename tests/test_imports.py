@@ -16,8 +16,8 @@ ROOT = Path(minimoe.__file__).parent
 ROOMS = [
     "errors", "files", "checks", "process", "layers", "attention", "config", "moe", "model", "cost", "data",
     "parallel", "inference", "training", "quant", "distill", "hub", "export", "microscope", "plots", "exercises",
-    "claims", "console",
-    "progress", "doctor", "bench", "experiments", "tour", "cli",
+    "console",
+    "progress", "doctor", "bench", "experiments", "claims", "tour", "cli",
 ]  # fmt: skip
 ONLY_FOR = {"process": {"process", "console", "doctor", "bench", "experiments", "tour", "cli"}}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -63,6 +63,14 @@ def test_without_jupyter_lab_one_line_says_what_to_install(tmp_path, capsys, mon
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("words", [["list"], ["run", "knowledge"], ["show", "nano"]], ids=" ".join)
+def test_the_old_name_of_experiments_points_to_the_new_one(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert app.run(["lab", *words]) == 2
+    assert f"minimoe experiments {' '.join(words)}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_lab_opens_the_first_lesson_in_the_copy(copied, monkeypatch):
     asked = []
 

@@ -11,6 +11,7 @@ import typer
 from minimoe import __version__
 from minimoe.cli import (
     bench,
+    claims,
     cost,
     distill,
     doctor,
@@ -48,6 +49,7 @@ app.command("microscope")(microscope.microscope)
 app.command("export")(export.export)
 app.command("import")(export.import_)
 app.command("cost")(cost.cost)
+app.command("claims")(claims.claims)
 app.command("notebooks")(lab.notebooks)
 app.command("lab")(lab.lab)
 app.command("doctor")(doctor.doctor)

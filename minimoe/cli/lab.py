@@ -20,6 +20,8 @@ PAGE = "microscope.html"
 FOLDER = Path("minimoe-lessons")
 KINDS = ("*.ipynb", "*.md", "figures/*")
 
+FORMERLY = ("list", "show", "run", "ship", "results")  # of experiments, which this name once stood for
+
 Target = Annotated[Path, typer.Argument(help="Folder for the lessons; it is made if it is missing.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace files of these names that are there; else they are kept.")
@@ -44,11 +46,15 @@ def lab(
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Only print the address, as Jupyter Lab does with this option.")
     ] = False,
+    rest: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
 ) -> int:
     """Copy the lessons into a folder, as `minimoe notebooks` does, and open Jupyter Lab on the first one.
 
     Example: minimoe lab my-lessons --no-browser
     """
+    if rest or str(folder) in FORMERLY:
+        words = " ".join([str(folder), *(rest or [])])
+        raise UserError(f"minimoe lab opens the lessons; for experiments: minimoe experiments {words}")
     if importlib.util.find_spec("jupyterlab") is None:
         raise UserError("Jupyter Lab is not installed; pip install 'minimoe[notebooks]'")
     tell(folder, *copy_lessons(folder, overwrite))

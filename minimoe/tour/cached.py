@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from minimoe.claims.caches import LONG, NEW, OLD, SHORT, published_ratio
 from minimoe.console import messages
 
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
 
 OURS = ("nano", "small", "v4-nano")
-PUBLISHED, BASELINE = "deepseek-v4-pro", "deepseek-v3.2"
 CONTEXTS = (64, 256, 1024)
-SHORT, LONG = 4096, 2**20
 DRAWN = tuple(2**power for power in range(6, 21))
 
 
@@ -29,21 +28,21 @@ def cache_rung() -> dict[str, Any]:
       keeps less) with its ``crossing_bytes``, and the bytes of both at the contexts of the figure.
     """
     from minimoe.config import ModelConfig
-    from minimoe.cost import account, kv_bytes_per_token, published_model
+    from minimoe.cost import kv_bytes_per_token, published_model
 
     ours = []
     for name in OURS:
         config = ModelConfig.preset(name)
         weighed = [held_bytes(config, context) for context in CONTEXTS]
         ours.append({"name": name, "bytes_per_token": kv_bytes_per_token(config), "bytes": weighed})
-    new, old = (published_model(name) for name in (PUBLISHED, BASELINE))
+    new, old = (published_model(name) for name in (NEW, OLD))
     drawn = {model.name: [sum(model.cache_bytes(context).values()) for context in DRAWN] for model in (old, new)}
-    ratios = {context: _ratio(old, new, context) for context in (SHORT, LONG)}
-    crossing = next(context for context in range(1, LONG) if _ratio(old, new, context) > 1)
+    shared = published_ratio()
+    ratios, crossing = shared["everything"], shared["crossing"]
     published = {
         "names": [old.name, new.name],
         "ratios": {str(context): ratio for context, ratio in ratios.items()},
-        "reported": account(old, LONG).kv_bytes / account(new, LONG).kv_bytes,
+        "reported": shared["reported"],
         "crossing": crossing,
         "crossing_bytes": sum(new.cache_bytes(crossing).values()),
         "contexts": list(DRAWN),
@@ -73,8 +72,3 @@ def held_bytes(config: ModelConfig, context: int) -> int:
     kinds = [layer.attention for layer in config.layers if layer.attention is not None]
     states = [kind.init_cache(1, context, KVCache.zeros, config.dtype) for kind in kinds]
     return sum(array.nbytes for array in jax.tree.leaves(states) if array.ndim)
-
-
-def _ratio(old: Any, new: Any, context: int) -> float:
-    """Everything that a sequence keeps: entries, keys, window and tails."""
-    return sum(old.cache_bytes(context).values()) / sum(new.cache_bytes(context).values())

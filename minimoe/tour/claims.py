@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from minimoe.claims.evidence import signed
 
 HOLDS, FAILS = "holds", "does not show here"
 
@@ -55,12 +57,10 @@ def _facts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _text() -> dict[str, str]:
-    from minimoe.experiments import read_record
+    from minimoe.claims.sparse import text_gains
 
-    runs = read_record("longer-text")["runs"]
-    sparse, tokens, clock = (_bits_of(runs, name) for name in ("experts-8", "dense", "dense-as-long-as-8"))
-    by_tokens = [d - s for s, d in zip(sparse, tokens, strict=True)]
-    by_time = [d - s for s, d in zip(sparse, clock, strict=True)]
+    gains = text_gains()
+    by_tokens, by_time = gains["8 experts, equal tokens"], gains["8 experts, equal time"]
     return _row(
         "Sparse beats dense on text",
         HOLDS
@@ -68,7 +68,7 @@ def _text() -> dict[str, str]:
         else "holds at equal tokens, not at equal time"
         if statistics.mean(by_tokens) > 0
         else FAILS,
-        f"bits per byte gained at 6.1M tokens: {_signed(by_tokens)} at equal tokens, {_signed(by_time)} at equal time",
+        f"bits per byte gained at 6.1M tokens: {signed(by_tokens)} at equal tokens, {signed(by_time)} at equal time",
         "record longer-text",
     )
 
@@ -81,7 +81,7 @@ def _balance(values: Mapping[str, Any]) -> dict[str, str]:
         "A bias keeps all experts in work, at no cost in quality",
         HOLDS if min(gain) > 0 and best < worst else FAILS,
         f"MaxVio {worst:.1f} without, {best:.1f} with the bias; facts recalled {statistics.mean(none['recalled']):.0%} "
-        f"and {statistics.mean(bias['recalled']):.0%} (by seed {_signed(gain, 0)} points)",
+        f"and {statistics.mean(bias['recalled']):.0%} (by seed {signed(gain, 0)} points)",
         "this run",
     )
 
@@ -99,32 +99,24 @@ def _bits(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _problems() -> dict[str, str]:
-    from minimoe.experiments import read_record
+    from minimoe.claims.bits import problems_asked, problems_lost
 
-    record = read_record("reasoning-formats")
-    exact = {name: [one["mean_exact_match"] for one in sets] for name, sets in record["solved"].items()}
-    lost = {
-        name: [100 * (before - after) for before, after in zip(exact["float32"], exact[name], strict=True)]
-        for name in ("int8-w8a8", "fp8", "v4")
-    }
-    asked = 5 * record["problems"] * len(record["sets"])
-    numbers = "; ".join(f"{name} {statistics.mean(points):+.1f}" for name, points in lost.items())
+    found = problems_lost()
+    lost = {name: statistics.mean(found[name]) for name in ("int8-w8a8", "fp8", "v4")}
+    numbers = "; ".join(f"{name} {points:+.1f}" for name, points in lost.items())
     return _row(
         "The same, for problems that are solved in steps",
-        HOLDS if max(statistics.mean(points) for points in lost.values()) < 2 else FAILS,
-        f"points of {asked} problems lost: {numbers}",
+        HOLDS if max(lost.values()) < 2 else FAILS,
+        f"points of {problems_asked()} problems lost: {numbers}",
         "record reasoning-formats",
     )
 
 
 def _filled() -> dict[str, str]:
-    from minimoe.experiments import read_record
+    from minimoe.claims.bits import facts_lost
 
-    runs = [run for name, run in read_record("knowledge-formats")["runs"].items() if name.startswith("plain-")]
-    lost = {
-        name: statistics.mean(100 * (run["recalled"] - run["formats"][name]) for run in runs)
-        for name in ("int8", "fp8", "v4")
-    }
+    found = facts_lost()
+    lost = {name: statistics.mean(found[name]) for name in ("int8", "fp8", "v4")}
     numbers = ", ".join(f"{name} {value:.0f}" for name, value in lost.items())
     return _row(
         "The same, for a model that is full of facts",
@@ -158,15 +150,3 @@ def _cached(values: Mapping[str, Any]) -> dict[str, str]:
         f"{first['bytes_per_token']:,.0f} bytes, {last['name']} {last['bytes_per_token']:,.0f}",
         "published sizes; arrays of this run",
     )
-
-
-def _scores(runs: Mapping[str, Any], name: str, score: str) -> list[float]:
-    return [runs[f"{name}-{seed}"][score] for seed in range(3)]
-
-
-def _bits_of(runs: Mapping[str, Any], name: str) -> list[float]:
-    return [runs[f"{name}-{seed}"]["full"]["bits_per_byte"] for seed in range(3)]
-
-
-def _signed(values: Sequence[float], digits: int = 3) -> str:
-    return ", ".join(f"{value:+.{digits}f}" for value in values)

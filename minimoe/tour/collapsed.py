@@ -10,8 +10,9 @@ import statistics
 import time
 from typing import Any
 
+from minimoe.claims.book import learn
 from minimoe.console import messages
-from minimoe.tour.known import BOOK, FAST_BOOK, SEEDS, learn
+from minimoe.tour.known import BOOK, FAST_BOOK, SEEDS
 
 EXPERTS, COMMON = 32, 2.0
 WAYS = {"no balancing": 0.0, "the bias": 0.02}
