@@ -1,0 +1,329 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 08 · Hardware: what a step waits for, and what a slower link changes
+#
+# The press told the story of DeepSeek as a story of chips: trained on what the export rules left, and cheap nevertheless. A
+# chip can do three things: **compute, read its memory, and talk to other chips**. A rule that cuts one of them hurts only
+# programs that wait for that one. So the question is what a sparse model waits for. This lesson measures it here, then computes
+# it for chips that we do not have.
+#
+# | | |
+# | --- | --- |
+# | **You should know** | lessons 00 and 01; lesson 06 helps (what a cache is) |
+# | **You will be able to** | draw a roofline and place a layer on it; say why writing text waits for memory and training does not; count the experts that a batch wakes; say what an H800 lacks and whom that hurts; divide experts over devices and count what they send |
+# | **Time to study** | 45 minutes |
+# | **Time to run** | about a minute and a half on two CPU cores |
+
+# %%
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # before JAX: one processor plays eight devices
+
+import dataclasses
+import functools
+import platform
+import time
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from IPython.display import Markdown, display
+from jax.sharding import PartitionSpec as P
+
+import minimoe
+from minimoe import MoEConfig, cost, data, hub, plots
+from minimoe.moe import MoELayer
+from minimoe.process import keep_compiled_programs, keep_memory
+
+# %%
+FAST = os.environ.get("MINIMOE_FAST") == "1"
+began = time.monotonic()
+keep_memory()  # freed memory stays with this process: a step need not ask for it again
+keep_compiled_programs()  # a second run of this notebook need not compile again
+print(f"minimoe {minimoe.__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}")
+print(f"{os.cpu_count()} cores that play {jax.device_count()} devices;", "fast profile" if FAST else "full profile")
+
+# %% [markdown]
+# ## The question
+#
+# **Predict before you run.** Replace each `None` by a number. The notebook compares later.
+
+# %%
+my_guesses = {
+    "writing one text with V4-Flash on eight H800: percent of the chips' arithmetic that is used": None,
+    "64 texts at once: how many of 256 experts a layer reads": None,
+    "an H800 in place of an H100, 64 texts at once: percent that a step gets longer": None,
+}
+questions = list(my_guesses)
+
+
+def compare(question, measured):
+    """Sets a prediction beside the measurement; without a prediction it waits for one."""
+    if my_guesses[question] is None:
+        print(f"fill in your prediction at the top and run both cells again: {question}")
+    else:
+        print(f"{question}: you predicted {my_guesses[question]:g}, measured {measured:,.4g}")
+
+
+# %% [markdown]
+# ## A roofline by hand
+#
+# Take a matrix `W` of 4096 x 4096 numbers in float32 and T rows `x`. The product costs $2 \cdot T \cdot 4096^2$ operations: a
+# multiplication and an addition for each number of `W` and each row. It must read `W` once, $4 \cdot 4096^2$ bytes, and the rows
+# are small beside it. So it does about **T / 2 operations for each byte**. That ratio is the *intensity* of a program.
+#
+# For one row, intensity is 0.5. For 64 rows it is 32. Whether that is much depends on the machine. We measure ours: how many
+# operations a second at best (a large product), and how many bytes a second (doubling a large array: each number is read once
+# and written once).
+
+# %%
+def seconds_of(run, *inputs, rounds=3 if FAST else 7):
+    """The best of some rounds, after one that compiles."""
+    jax.block_until_ready(run(*inputs))
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(run(*inputs))
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+side = 2048
+square = jnp.ones((side, side))
+peak = 2 * side**3 / seconds_of(jax.jit(jnp.matmul), square, square)
+long = jnp.ones(2**25)  # 128 MiB: larger than any cache nearby
+bandwidth = 2 * long.nbytes / seconds_of(jax.jit(lambda x: 2 * x), long)
+print(f"this machine: {peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s, so {peak / bandwidth:.1f} operations in the time of a byte")
+
+# %% [markdown]
+# The last number is the machine's **ridge point**. A program of less intensity waits for memory, whatever the processor can do. A
+# program of more intensity waits for arithmetic.
+#
+# ### Exercise: the roofline
+
+# %%
+from minimoe.exercises import check, exercises, hint
+
+exercises()["hardware.roofline"]
+
+# %%
+def roofline(flops, num_bytes, peak, bandwidth):
+    raise NotImplementedError("not written yet: hardware.roofline")
+
+
+check("hardware.roofline", roofline);
+
+# %% [markdown]
+# ## Our layers under the roof
+#
+# Now three layers, from one token to many: a product with a 4096 x 4096 matrix as above, and two feed-forward layers that do
+# **equally much arithmetic for a token**, one dense, one sparse. The sparse one has 32 experts, of which a token chooses two.
+#
+# Before you look: the sparse layer reads the experts that its tokens chose. For one token that is as much as the dense layer
+# reads. For many tokens it is 16 times as much, for the same arithmetic. So where will its points lie?
+
+# %%
+sparse_config = MoEConfig(d_model=512, d_expert=1024, num_experts=32, top_k=2)
+dense_config = dataclasses.replace(sparse_config, num_experts=1, top_k=1, d_expert=2048)
+layers = {name: MoELayer(c, rngs=nnx.Rngs(0)) for name, c in {"dense layer": dense_config, "sparse layer": sparse_config}.items()}
+big = jnp.ones((4096, 4096))
+counts = (1, 4, 16, 64, 256, 1024)
+series = {"matrix product": [], "dense layer": [], "sparse layer": []}
+for tokens in counts:
+    seconds = seconds_of(jax.jit(jnp.matmul), jnp.ones((tokens, 4096)), big)
+    flops, moved = 2 * tokens * 4096**2, big.nbytes + 2 * 4 * tokens * 4096
+    series["matrix product"].append((flops / moved, flops / seconds))
+for name, layer in layers.items():
+    graph, state = nnx.split(layer)
+    run = jax.jit(lambda state, x, graph=graph: nnx.merge(graph, state)(x)[0])
+    config, one = layer.config, 3 * layer.config.d_model * layer.config.d_expert
+    for tokens in counts:
+        seconds = seconds_of(run, state, jax.random.normal(jax.random.key(tokens), (tokens, 512)))
+        read = 4 * one * cost.expected_distinct_experts(config.num_experts, config.top_k, tokens)
+        flops = 2 * one * config.top_k * tokens
+        series[name].append((flops / (read + 2 * 4 * tokens * 512), flops / seconds))
+plots.roofline(peak, bandwidth, series, {"matrix product": [f"T={t}" for t in counts]}, "Figure 1: three layers, from 1 to 1,024 tokens")
+
+# %% [markdown]
+# What to see: every curve begins at the left, under the slanted roof. With one token a layer reads each number once and uses it
+# once. The dense layer reaches the ridge point after a few dozen tokens. The sparse layer is at the same arithmetic for a token,
+# and its curve hardly moves to the right at first: **each further token wakes further experts**, so bytes grow as fast as
+# operations. It needs many times more tokens to leave the slanted roof.
+#
+# Points can lie above the slanted roof when the weights fit into the processor's own cache: then memory is not asked. Points far
+# below it are the price of what is not a product: choosing, sorting, gathering.
+#
+# ## How many experts a batch wakes
+#
+# A token misses an expert with probability $1 - K/E$. B tokens miss it with $(1 - K/E)^B$ if they choose independently. So a layer
+# reads $E\,(1 - (1 - K/E)^B)$ experts on average.
+#
+# ### Exercise: the bytes of a decoding step
+
+# %%
+exercises()["hardware.step_bytes"]
+
+# %%
+def step_bytes(batch, layers, experts, top_k, expert, dense, cache):
+    raise NotImplementedError("not written yet: hardware.step_bytes")
+
+
+check("hardware.step_bytes", step_bytes);
+
+# %%
+flash, h800 = cost.published_model("deepseek-v4-flash"), cost.chip("H800")
+assumed = cost.Assumptions(chips=8)
+lines = ["| texts at once | experts read, of 256 | reading, ms | computing, ms | of the arithmetic used |", "| ---: | ---: | ---: | ---: | ---: |"]
+for batch in (1, 16, 64, 256, 1024, 4096):
+    step = cost.decode_step(flash, h800, batch, 4096, assumed)
+    used = step.calculate / step.seconds
+    hit = cost.expected_distinct_experts(256, 6, batch)
+    lines.append(f"| {batch:,} | {hit:.0f} | {1e3 * step.read:.2f} | {1e3 * step.calculate:.3f} | {used:.1%} |")
+    if batch == 1:
+        compare(questions[0], 100 * used)
+    if batch == 64:
+        compare(questions[1], hit)
+display(Markdown("DeepSeek-V4-Flash on eight H800, 4,096 tokens read, by data sheets:\n\n" + "\n".join(lines)))
+
+# %% [markdown]
+# Writing text waits for memory at every batch that people use. That is why the three ideas of this course matter for it: sparse
+# layers, few bits, and a small cache all **reduce what is read**. Here is each of them alone, on the same eight chips.
+
+# %%
+contexts = (4_096, 131_072, 1_048_576)
+wide = {"expert_bits": 16, "head_bits": 16, "other_bits": 16, "cache_dtype": "bfloat16"}
+ways = {
+    "bfloat16": wide,
+    "FP8 weights": wide | {"expert_bits": 8, "other_bits": 8},
+    "FP4 experts": wide | {"expert_bits": 4.25, "other_bits": 8},
+    "FP4 experts, small cache": {},
+}
+lines = ["| 64 texts at once, 16 H800 | " + " | ".join(f"{c:,} tokens" for c in contexts) + " |", "| --- " + "| ---: " * len(contexts) + "|"]
+for name, settings in ways.items():
+    settings = cost.Assumptions(chips=16, **settings)
+    steps = [cost.decode_step(flash, h800, 64, context, settings) for context in contexts]
+    lines.append(f"| {name} | " + " | ".join(f"{1e3 * step.seconds:.2f} ms" for step in steps) + " |")
+dense_read = flash.params_total * 2 / 16 / h800.memory_bandwidth
+all_read = cost.decode_step(flash, h800, 1, 4096, cost.Assumptions(chips=16, **wide)).seconds
+print(f"all {flash.params_total / 1e9:.0f}G parameters in bfloat16, were they dense: {1e3 * dense_read:.1f} ms for one text; sparse: {1e3 * all_read:.2f} ms")
+display(Markdown("\n".join(lines)))
+
+# %% [markdown]
+# What to see: sparsity divides the step of a *single* text by about twenty. At 64 texts most experts are awake, and that gain is
+# nearly gone. Fewer bits then help in proportion. The cache hardly counts at 4,096 tokens; at a million it does.
+#
+# ## What the export rules cut
+#
+# The A800 is an A100 and the H800 an H100, with one number changed: the link between chips.
+
+# %%
+def cut(full, less):
+    kept = cost.export_cut(cost.chip(full), cost.chip(less))
+    changed = {name: share for name, share in kept.items() if share != 1}
+    return f"{less} has of a {full}: " + ", ".join(f"{share:.0%} of {name}" for name, share in changed.items()) + f"; {len(kept) - len(changed)} numbers are equal"
+
+
+print(cut("A100", "A800"))
+print(cut("H100", "H800"))
+rows, steps = {}, {}
+for name in ("A100", "A800", "H100", "H800", "H20"):
+    steps[name] = cost.decode_step(flash, cost.chip(name), 64, 4096, assumed)
+    rows[name] = {"reading": 1e3 * steps[name].read, "computing": 1e3 * steps[name].calculate, "sending": 1e3 * steps[name].send}
+longer = 100 * (steps["H800"].seconds / steps["H100"].seconds - 1)
+compare(questions[2], longer)
+plots.step_parts(rows, title="Figure 2: V4-Flash writes 64 texts on eight chips, 4,096 tokens read")
+
+# %% [markdown]
+# What to see: sending takes longer on the A800 and the H800, and it is still the shortest part. **The cut link does not change this
+# step at all**, as long as sending goes on beside reading. The H20, whose *arithmetic* was cut, is the fastest of the five here,
+# since its memory is.
+#
+# Training is another matter. There every expert gets thousands of tokens, so arithmetic decides, and what must be sent must hide
+# behind it. A row that travels to an expert costs `3 * D` bytes (FP8 there, bfloat16 back) and buys `6 * D * F` operations. The
+# report on V4 states the condition: at most 6,144 operations for a byte of link, for F = 3,072.
+
+# %%
+pro = cost.published_model("deepseek-v4-pro")
+lines = ["| chip | operations in the time of a link byte | offered by an expert of V4-Pro | hidden? |", "| --- | ---: | ---: | --- |"]
+for name, kind in (("A100", "bf16"), ("A800", "bf16"), ("H100", "fp8"), ("H800", "fp8"), ("H20", "fp8")):
+    found = cost.communication_bound(pro, cost.chip(name), kind)
+    hidden = "yes" if found["chip"] <= found["experts"] else "no: the link decides"
+    lines.append(f"| {name}, {kind} | {found['chip']:,.0f} | {found['experts']:,.0f} | {hidden} |")
+display(Markdown("\n".join(lines)))
+
+# %% [markdown]
+# What to see: on an H100 the experts' arithmetic covers the traffic, on an H800 it does not: there the cut link *would* decide. What
+# DeepSeek did about it is the next section: send less.
+#
+# ## Experts on eight devices
+#
+# Each device owns two of 16 experts, and an eighth of the tokens. A token must travel to its experts and its result back. Here it
+# is by hand: every device fills a box for each expert, `all_to_all` exchanges the boxes, experts work, boxes go back.
+
+# %%
+config = MoEConfig(d_model=64, d_expert=96, num_experts=16, top_k=2, score="sigmoid")
+layer = MoELayer(config, rngs=nnx.Rngs(0))
+x = jax.random.normal(jax.random.key(1), (512, 64))
+mesh = jax.make_mesh((8,), ("expert",), axis_types=(jax.sharding.AxisType.Auto,))
+gate_up, down = layer.experts.gate_up_proj[...], layer.experts.down_proj[...]
+expected, routing = layer(x)
+
+
+@functools.partial(jax.shard_map, mesh=mesh, in_specs=P("expert"), out_specs=P("expert"))
+def on_eight_devices(x, experts, weights, gate_up, down):
+    box = jax.nn.one_hot(experts, 16) * weights[..., None]  # [T/8, K, E]: how much each expert counts
+    chosen = (jax.nn.one_hot(experts, 16).sum(1) > 0).astype(x.dtype)  # [T/8, E]
+    boxes = jnp.einsum("te,td->etd", chosen, x)  # a row for every expert and token, zeros where not chosen
+    there = jax.lax.all_to_all(boxes, "expert", split_axis=0, concat_axis=1, tiled=True)  # [E/8, T, D]
+    gate, up = jnp.split(jnp.einsum("etd,edf->etf", there, gate_up), 2, axis=-1)
+    made = jnp.einsum("etf,efd->etd", jax.nn.silu(gate) * up, down)
+    back = jax.lax.all_to_all(made, "expert", split_axis=1, concat_axis=0, tiled=True)  # [E, T/8, D]
+    return jnp.einsum("tke,etd->td", box, back)
+
+
+inputs = (x, routing.experts, routing.weights, gate_up, down)
+y = jax.jit(on_eight_devices)(*inputs)
+print("largest difference from one device:", float(jnp.abs(y - expected).max()), "of", float(jnp.abs(expected).max()))
+
+# %% [markdown]
+# Equal, and wasteful: a box is sent for **every** expert and token, also for the 14 experts that the token did not choose. How many
+# rows had to travel?
+#
+# ### Exercise: rows between devices
+
+# %%
+exercises()["hardware.rows_sent"]
+
+# %%
+def rows_sent(experts, num_experts, devices):
+    raise NotImplementedError("not written yet: hardware.rows_sent")
+
+
+check("hardware.rows_sent", rows_sent);
+
+# %% [markdown]
+# The compiled program says what it really exchanges. We count the operands of its collectives.
+
+# %%
+def rows_that_travel(experts, num_experts, devices):
+    """`[P, P]`: rows that device i sends to device j, one for each token and device that needs it."""
+    tokens = len(experts)
+    needs = np.zeros((tokens, devices), bool)
+    needs[np.arange(tokens)[:, None], np.asarray(experts) // (num_experts // devices)] = True
+    rows = needs.reshape(devices, tokens // devices, devices).sum(1)
+    return rows * (1 - np.eye(devices, dtype=int))
+
+
