@@ -56,7 +56,7 @@ def expected_devices(num_experts: int, top_k: int, devices: int) -> float:
 
     Example:
       >>> expected_devices(16, 2, 16), round(expected_devices(256, 8, 8), 3)
-      (2.0, 5.309)
+      (2.0, 5.295)
     """
     whole("devices", devices)
     whole("num_experts", num_experts)

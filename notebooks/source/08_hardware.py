@@ -32,7 +32,9 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # before J
 
 import dataclasses
 import functools
+import math
 import platform
+import re
 import time
 
 import flax
@@ -86,8 +88,8 @@ def compare(question, measured):
 # are small beside it. So it does about **T / 2 operations for each byte**. That ratio is the *intensity* of a program.
 #
 # For one row, intensity is 0.5. For 64 rows it is 32. Whether that is much depends on the machine. We measure ours: how many
-# operations a second at best (a large product), and how many bytes a second (doubling a large array: each number is read once
-# and written once).
+# operations a second at best (a product that fits into its caches), and how many bytes a second it reads (the sum of an array
+# that fits into none).
 
 # %%
 def seconds_of(run, *inputs, rounds=3 if FAST else 7):
@@ -101,11 +103,9 @@ def seconds_of(run, *inputs, rounds=3 if FAST else 7):
     return min(times)
 
 
-side = 2048
-square = jnp.ones((side, side))
-peak = 2 * side**3 / seconds_of(jax.jit(jnp.matmul), square, square)
-long = jnp.ones(2**25)  # 128 MiB: larger than any cache nearby
-bandwidth = 2 * long.nbytes / seconds_of(jax.jit(lambda x: 2 * x), long)
+square, long = jnp.ones((1024, 1024)), jnp.ones(2**26)  # 4 MiB, and 256 MiB: larger than any cache nearby
+peak = max(2 * 1024**3 / seconds_of(jax.jit(jnp.matmul), square, square) for _ in range(3))
+bandwidth = max(long.nbytes / seconds_of(jax.jit(jnp.sum), long) for _ in range(3))
 print(f"this machine: {peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s, so {peak / bandwidth:.1f} operations in the time of a byte")
 
 # %% [markdown]
@@ -209,21 +209,22 @@ ways = {
     "bfloat16": wide,
     "FP8 weights": wide | {"expert_bits": 8, "other_bits": 8},
     "FP4 experts": wide | {"expert_bits": 4.25, "other_bits": 8},
-    "FP4 experts, small cache": {},
+    "FP4 experts, FP8 and FP4 cache": {},
 }
-lines = ["| 64 texts at once, 16 H800 | " + " | ".join(f"{c:,} tokens" for c in contexts) + " |", "| --- " + "| ---: " * len(contexts) + "|"]
-for name, settings in ways.items():
-    settings = cost.Assumptions(chips=16, **settings)
-    steps = [cost.decode_step(flash, h800, 64, context, settings) for context in contexts]
-    lines.append(f"| {name} | " + " | ".join(f"{1e3 * step.seconds:.2f} ms" for step in steps) + " |")
-dense_read = flash.params_total * 2 / 16 / h800.memory_bandwidth
-all_read = cost.decode_step(flash, h800, 1, 4096, cost.Assumptions(chips=16, **wide)).seconds
-print(f"all {flash.params_total / 1e9:.0f}G parameters in bfloat16, were they dense: {1e3 * dense_read:.1f} ms for one text; sparse: {1e3 * all_read:.2f} ms")
-display(Markdown("\n".join(lines)))
+lines = ["| texts | weights and cache | " + " | ".join(f"{c:,} tokens" for c in contexts) + " |", "| ---: | --- " + "| ---: " * len(contexts) + "|"]
+for batch in (1, 64):
+    dense = 2 * flash.params_total / h800.memory_bandwidth
+    lines.append(f"| {batch} | bfloat16, were it dense: the weights alone | " + " | ".join([f"{1e3 * dense:.1f} ms"] * len(contexts)) + " |")
+    for name, settings in ways.items():
+        steps = [cost.decode_step(flash, h800, batch, context, cost.Assumptions(chips=1, **settings)) for context in contexts]
+        lines.append(f"| {batch} | {name} | " + " | ".join(f"{1e3 * step.read:.1f} ms" for step in steps) + " |")
+display(Markdown("One H800, were its memory large enough: reading in one step\n\n" + "\n".join(lines)))
 
 # %% [markdown]
-# What to see: sparsity divides the step of a *single* text by about twenty. At 64 texts most experts are awake, and that gain is
-# nearly gone. Fewer bits then help in proportion. The cache hardly counts at 4,096 tokens; at a million it does.
+# What to see: for a **single** text sparsity divides the reading by about twenty. For 64 texts most experts are awake, and little
+# of that is left. Fewer bits help at every batch, in proportion. The cache hardly counts at 4,096 tokens. At a million tokens and
+# 64 texts it is a fifth of everything in bfloat16, and the small formats divide it by three. (That is beside the 9.5 times of lesson
+# 06, which compares V4 with V3.2.)
 #
 # ## What the export rules cut
 #
@@ -315,15 +316,52 @@ def rows_sent(experts, num_experts, devices):
 check("hardware.rows_sent", rows_sent);
 
 # %% [markdown]
-# The compiled program says what it really exchanges. We count the operands of its collectives.
+# The compiled program says what it really exchanges: we add up the operands of its `all-to-all`. A box of zeros costs as much as a
+# box with a row.
 
 # %%
-def rows_that_travel(experts, num_experts, devices):
-    """`[P, P]`: rows that device i sends to device j, one for each token and device that needs it."""
-    tokens = len(experts)
-    needs = np.zeros((tokens, devices), bool)
-    needs[np.arange(tokens)[:, None], np.asarray(experts) // (num_experts // devices)] = True
-    rows = needs.reshape(devices, tokens // devices, devices).sum(1)
-    return rows * (1 - np.eye(devices, dtype=int))
+ITEM = {"f32": 4, "bf16": 2, "s32": 4}
 
 
+def exchanged_bytes(compiled, devices):
+    """Bytes that all devices together send to *other* devices in the all-to-alls of a compiled program."""
+    total = 0
+    for line in compiled.as_text().splitlines():
+        if " all-to-all(" in line or " all-to-all-start(" in line:
+            kinds = re.findall(r"(f32|bf16|s32)\[([\d,]*)\]", line.split(" all-to-all")[0])
+            total += sum(ITEM[kind] * math.prod(int(n) for n in sizes.split(",")) for kind, sizes in kinds)
+    return total * (devices - 1)  # what one device sends, less its own share, times all of them
+
+
+compiled = jax.jit(on_eight_devices).lower(*inputs).compile()
+found = exchanged_bytes(compiled, 8)
+formula = 2 * 16 * 512 * 64 * 4 * 7 / 8  # there and back: E boxes of T rows of D numbers, 7 of 8 to somebody else
+needed = cost.rows_between(routing.experts, 16, 8).sum() * 64 * 4 * 2
+print(f"counted in the compiled program: {found:,} bytes; by the formula: {formula:,.0f}")
+print(f"needed: {needed:,} bytes, so {found / needed:.1f} times as much is sent")
+
+# %% [markdown]
+# The library's version sends fuller boxes, and training with it is one option: `minimoe train --mesh data=2,expert=4`.
+#
+# ## Sending less: the group limit
+#
+# DeepSeek-V3 chooses experts in two steps. First a token chooses a few *groups*, one group being the experts of a few machines.
+# Then it chooses experts inside them. So its row travels to few machines. Here are real tokens in the trained `small`, over eight
+# devices with two experts each: free choice, and a choice within the best group of four experts, which is two devices. Nobody
+# trained `small` for the second way.
+
+# %%
+small, tokenizer, model_config = hub.load_pretrained("small")
+texts = data.evaluation_documents(data.documents("val"), "quick")
+held = data.windows(texts, tokenizer, model_config.context_length)
+tokens = jnp.asarray(held.tokens[: 8 if FAST else 32])
+_, free = small(tokens)
+tables = {}
+for name, groups in (("free choice", (1, 1)), ("one group of four", (4, 1))):
+    rows = 0
+    for record in free:
+        affinities, bias = record.probs, jnp.zeros(16)
+        chosen = moe.select_group_limited(affinities, bias, 2, num_groups=groups[0], top_k_groups=groups[1])
+        rows = rows + cost.rows_between(chosen[: len(chosen) // 8 * 8], 16, 8)
+    tables[name] = rows
+plots.rows_between(tables, title="Figure 3: rows that travel between eight devices, all layers")
