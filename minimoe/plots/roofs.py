@@ -84,7 +84,7 @@ def step_parts(
     parts = list(next(iter(rows.values()), {}))
     if not parts or any(list(row) != parts for row in rows.values()):
         raise UserError(f"rows={list(rows)} must each have the same parts; give at least one row")
-    figure = style.blank(title, height_in=1.1 + 0.22 * len(rows) * (len(parts) + 1))
+    figure = style.blank(title, height_in=1.1 + 0.15 * len(rows) * (len(parts) + 1))
     axes = figure.subplots()
     style.dress(axes, x=unit, grid="x")
     thickness = 0.8 / len(parts)
@@ -130,7 +130,7 @@ def rows_between(
         if table.size <= CELLS_WITH_NUMBERS:
             for (i, j), value in np.ndenumerate(table):
                 shade = "white" if value > 0.6 * largest else style.INK
-                axes.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=style.SMALL_PT, color=shade)
+                axes.text(j, i, f"{value:.0f}" if value >= 100 else f"{value:.3g}", ha="center", va="center", fontsize=style.SMALL_PT, color=shade)
         axes.annotate(
             f"sum {table.sum():,.6g} {unit}", (1, 0), xycoords="axes fraction", xytext=(0, -26), fontsize=style.TICK_PT,
             textcoords="offset points", ha="right", color=style.INK,

@@ -47,8 +47,9 @@ from jax.sharding import PartitionSpec as P
 
 import minimoe
 from minimoe import MoEConfig, cost, data, hub, plots
-from minimoe.moe import MoELayer
+from minimoe.moe import MoELayer, sparse_layers
 from minimoe.process import keep_compiled_programs, keep_memory
+from minimoe.training import evaluate
 
 # %%
 FAST = os.environ.get("MINIMOE_FAST") == "1"
@@ -352,16 +353,87 @@ print(f"needed: {needed:,} bytes, so {found / needed:.1f} times as much is sent"
 
 # %%
 small, tokenizer, model_config = hub.load_pretrained("small")
-texts = data.evaluation_documents(data.documents("val"), "quick")
-held = data.windows(texts, tokenizer, model_config.context_length)
-tokens = jnp.asarray(held.tokens[: 8 if FAST else 32])
-_, free = small(tokens)
-tables = {}
-for name, groups in (("free choice", (1, 1)), ("one group of four", (4, 1))):
-    rows = 0
-    for record in free:
-        affinities, bias = record.probs, jnp.zeros(16)
-        chosen = moe.select_group_limited(affinities, bias, 2, num_groups=groups[0], top_k_groups=groups[1])
-        rows = rows + cost.rows_between(chosen[: len(chosen) // 8 * 8], 16, 8)
-    tables[name] = rows
+limited = nnx.merge(*nnx.split(small))
+for sparse in sparse_layers(limited):
+    sparse.router.config = dataclasses.replace(sparse.router.config, select="group_limited", num_groups=4, top_k_groups=1)
+held_out = data.evaluation_documents(data.documents(split="val"), "quick")
+tokens = jnp.asarray(data.windows(held_out, tokenizer, 256).tokens[:32])
+tables, quality = {}, {}
+for name, model in {"free choice": small, "one group of four": limited}.items():
+    routings = model(tokens)[1]
+    tables[name] = sum(cost.rows_between(routing.experts, 16, 8) for routing in routings)
+    quality[name] = evaluate(model, held_out if not FAST else held_out[:6], tokenizer).bits_per_byte
+pairs = len(routings) * tokens.size
+for name, table in tables.items():
+    print(f"{name}: {table.sum() / pairs:.2f} rows sent for a token and layer, {quality[name]:.3f} bits per byte")
+print(f"if all pairs of experts were equally likely: {cost.expected_devices(16, 2, 8) * 7 / 8:.2f} rows sent")
 plots.rows_between(tables, title="Figure 3: rows that travel between eight devices, all layers")
+
+# %% [markdown]
+# What to see: the limit sends fewer rows, and the diagonal stays empty: what is at home is not sent. Columns that are darker than
+# others are **popular experts**: their device receives more, computes longer, and everybody waits for it. That is what balance
+# (lesson 03) is for.
+#
+# The limit has a price in quality here, since `small` was trained without it. DeepSeek-V3 was trained with it. V4 chooses freely
+# again: its report hides the sending behind the experts' arithmetic, by the condition of the table above.
+#
+# ## What a million tokens cost
+#
+# Time is money, so a roofline is also a price. Every number that was assumed is printed with it.
+
+# %%
+lines = ["| model | chip | chips | texts at once | tokens a second and chip | dollars for a million tokens written |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+for name in ("deepseek-v3.2", "deepseek-v4-flash", "deepseek-v4-pro"):
+    for batch in (1, 256):
+        assumed = cost.Assumptions(chips=32)
+        step = cost.decode_step(cost.published_model(name), h800, batch, 4096, assumed)
+        price = cost.dollars_per_million(step, assumed)
+        lines.append(f"| {name} | {step.chip} | {step.chips} | {batch} | {step.tokens_per_second / step.chips:,.1f} | {price:,.2f} |")
+display(Markdown("\n".join(lines)))
+print(f"assumed: {assumed.dollars_per_hour} dollars for an hour of a chip, all of it busy, every peak reached, 4,096 tokens read")
+v3 = cost.reported_training()
+print(f"training of V3 by its report: {v3.total / 1e6:.3f} million hours, {v3.dollars / 1e6:.3f} million dollars; of V4 nothing is published")
+
+# %% [markdown]
+# What to see: one text alone costs a hundred times as much as one of many. The price is a lower bound, not a quotation: no kernel
+# reaches every peak.
+#
+# ## Verdicts
+
+# %%
+effect = {full: cost.export_effect(flash, cost.chip(full), cost.chip(less), 64, 4096, cost.Assumptions(chips=8)) for full, less in (("A100", "A800"), ("H100", "H800"))}
+slower = ", ".join(f"{e.cut} {e.slower['step']:.2f} times" for e in effect.values())
+sends = ", ".join(f"{e.cut} {e.slower['send']:.2f} times" for e in effect.values())
+plots.verdict(
+    claim='"Viable on restricted A800 and H800 chips."',
+    means="The cut leaves decoding and training about as fast as on the chips that were not cut.",
+    measured=f"By data sheets, V4-Flash, 64 texts on eight chips: the step takes {slower} as long as on the full chip; its "
+    f"sending alone {sends}. In training the link of an H800 needs {cost.communication_bound(pro, h800, 'fp8')['chip']:,.0f} "
+    "operations a byte to hide, and an expert of V4-Pro offers 6,144.",
+    says="holds for decoding; holds for training when less is sent or slower matmuls are used",
+    would_change="A step measured on both chips. No such chip was at hand: all times here are by formula.",
+)
+
+# %%
+plots.verdict(
+    claim='"Cheaper to operate."',
+    means="A million tokens cost less than with a dense model of the same size.",
+    measured=f"One text: a dense model of V4-Flash's size would read {2 * flash.params_total / 1e9:,.0f} GB in bfloat16 for each token, V4-Flash as "
+    f"published reads {cost.decode_traffic(flash, 1, 4096).dense_bytes / 1e9 + cost.decode_traffic(flash, 1, 4096).expert_bytes / 1e9:,.1f} GB; for 64 texts together "
+    f"{(cost.decode_traffic(flash, 64, 4096).dense_bytes + cost.decode_traffic(flash, 64, 4096).expert_bytes) / 1e9:,.0f} GB.",
+    says="holds: few bits at every batch, sparsity above all for few texts at once",
+    would_change="Measured throughput at equal quality: a dense model of the same quality would be smaller.",
+)
+
+# %% [markdown]
+# ## What to distrust
+#
+# - **Data sheets.** Every time of a chip here is a quotient of two numbers from a data sheet. Real kernels reach half of it, and
+#   not equally for all parts.
+# - **Eight devices that are one processor.** They show that the program is right and what it sends. They show nothing about speed.
+# - **Even routing.** The formula for experts that are read assumes that all are equally likely. Lesson 01 sets it beside real
+#   routing.
+# - **One layout.** Attention on every chip and experts divided is one way of many to serve a model.
+
+# %%
+print(f"this notebook took {time.monotonic() - began:.0f} seconds")
