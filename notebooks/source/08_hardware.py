@@ -81,6 +81,12 @@ def compare(question, measured):
         print(f"{question}: you predicted {my_guesses[question]:g}, measured {measured:,.4g}")
 
 
+def table(head, rows, above=""):
+    """Shows rows of text as a table."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    display(Markdown(above + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)))
+
+
 # %% [markdown]
 # ## A roofline by hand
 #
@@ -107,7 +113,7 @@ def seconds_of(run, *inputs, rounds=3 if FAST else 7):
 square, long = jnp.ones((1024, 1024)), jnp.ones(2**26)  # 4 MiB, and 256 MiB: larger than any cache nearby
 peak = max(2 * 1024**3 / seconds_of(jax.jit(jnp.matmul), square, square) for _ in range(3))
 bandwidth = max(long.nbytes / seconds_of(jax.jit(jnp.sum), long) for _ in range(3))
-print(f"this machine: {peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s, so {peak / bandwidth:.1f} operations in the time of a byte")
+print(f"this machine: {peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s; {peak / bandwidth:.1f} operations in the time of a byte")
 
 # %% [markdown]
 # The last number is the machine's **ridge point**. A program of less intensity waits for memory, whatever the processor can do. A
@@ -139,7 +145,8 @@ check("hardware.roofline", roofline);
 # %%
 sparse_config = MoEConfig(d_model=512, d_expert=1024, num_experts=32, top_k=2)
 dense_config = dataclasses.replace(sparse_config, num_experts=1, top_k=1, d_expert=2048)
-layers = {name: MoELayer(c, rngs=nnx.Rngs(0)) for name, c in {"dense layer": dense_config, "sparse layer": sparse_config}.items()}
+configs = {"dense layer": dense_config, "sparse layer": sparse_config}
+layers = {name: MoELayer(config, rngs=nnx.Rngs(0)) for name, config in configs.items()}
 big = jnp.ones((4096, 4096))
 counts = (1, 4, 16, 64, 256, 1024)
 series = {"matrix product": [], "dense layer": [], "sparse layer": []}
@@ -156,7 +163,8 @@ for name, layer in layers.items():
         read = 4 * one * cost.expected_distinct_experts(config.num_experts, config.top_k, tokens)
         flops = 2 * one * config.top_k * tokens
         series[name].append((flops / (read + 2 * 4 * tokens * 512), flops / seconds))
-plots.roofline(peak, bandwidth, series, {"matrix product": [f"T={t}" for t in counts]}, "Figure 1: three layers, from 1 to 1,024 tokens")
+labels = {"matrix product": [f"T={t}" for t in counts]}
+plots.roofline(peak, bandwidth, series, labels, "Figure 1: three layers, from 1 to 1,024 tokens")
 
 # %% [markdown]
 # What to see: every curve begins at the left, under the slanted roof. With one token a layer reads each number once and uses it
@@ -187,17 +195,18 @@ check("hardware.step_bytes", step_bytes);
 # %%
 flash, h800 = cost.published_model("deepseek-v4-flash"), cost.chip("H800")
 assumed = cost.Assumptions(chips=8)
-lines = ["| texts at once | experts read, of 256 | reading, ms | computing, ms | of the arithmetic used |", "| ---: | ---: | ---: | ---: | ---: |"]
+lines = []
 for batch in (1, 16, 64, 256, 1024, 4096):
     step = cost.decode_step(flash, h800, batch, 4096, assumed)
     used = step.calculate / step.seconds
     hit = cost.expected_distinct_experts(256, 6, batch)
-    lines.append(f"| {batch:,} | {hit:.0f} | {1e3 * step.read:.2f} | {1e3 * step.calculate:.3f} | {used:.1%} |")
+    lines.append([f"{batch:,}", f"{hit:.0f}", f"{1e3 * step.read:.2f}", f"{1e3 * step.calculate:.3f}", f"{used:.1%}"])
     if batch == 1:
         compare(questions[0], 100 * used)
     if batch == 64:
         compare(questions[1], hit)
-display(Markdown("DeepSeek-V4-Flash on eight H800, 4,096 tokens read, by data sheets:\n\n" + "\n".join(lines)))
+head = ["texts at once", "experts read, of 256", "reading, ms", "computing, ms", "of the arithmetic used"]
+table(head, lines, "DeepSeek-V4-Flash on eight H800, 4,096 tokens read, by data sheets:")
 
 # %% [markdown]
 # Writing text waits for memory at every batch that people use. That is why the three ideas of this course matter for it: sparse
@@ -212,14 +221,16 @@ ways = {
     "FP4 experts": wide | {"expert_bits": 4.25, "other_bits": 8},
     "FP4 experts, FP8 and FP4 cache": {},
 }
-lines = ["| texts | weights and cache | " + " | ".join(f"{c:,} tokens" for c in contexts) + " |", "| ---: | --- " + "| ---: " * len(contexts) + "|"]
+lines = []
 for batch in (1, 64):
     dense = 2 * flash.params_total / h800.memory_bandwidth
-    lines.append(f"| {batch} | bfloat16, were it dense: the weights alone | " + " | ".join([f"{1e3 * dense:.1f} ms"] * len(contexts)) + " |")
+    lines.append([f"{batch}: bfloat16, were it dense, the weights alone", *[f"{1e3 * dense:.1f} ms"] * len(contexts)])
     for name, settings in ways.items():
-        steps = [cost.decode_step(flash, h800, batch, context, cost.Assumptions(chips=1, **settings)) for context in contexts]
-        lines.append(f"| {batch} | {name} | " + " | ".join(f"{1e3 * step.read:.1f} ms" for step in steps) + " |")
-display(Markdown("One H800, were its memory large enough: reading in one step\n\n" + "\n".join(lines)))
+        one = cost.Assumptions(chips=1, **settings)
+        steps = [cost.decode_step(flash, h800, batch, context, one) for context in contexts]
+        lines.append([f"{batch}: {name}", *(f"{1e3 * step.read:.1f} ms" for step in steps)])
+head = ["texts at once, weights and cache", *(f"{context:,} tokens" for context in contexts)]
+table(head, lines, "One H800, were its memory large enough: reading in one step")
 
 # %% [markdown]
 # What to see: for a **single** text sparsity divides the reading by about twenty. For 64 texts most experts are awake, and little
@@ -235,15 +246,16 @@ display(Markdown("One H800, were its memory large enough: reading in one step\n\
 def cut(full, less):
     kept = cost.export_cut(cost.chip(full), cost.chip(less))
     changed = {name: share for name, share in kept.items() if share != 1}
-    return f"{less} has of a {full}: " + ", ".join(f"{share:.0%} of {name}" for name, share in changed.items()) + f"; {len(kept) - len(changed)} numbers are equal"
+    lost = ", ".join(f"{share:.0%} of {name}" for name, share in changed.items())
+    return f"{less} has of a {full}: {lost}; {len(kept) - len(changed)} numbers are equal"
 
 
 print(cut("A100", "A800"))
 print(cut("H100", "H800"))
 rows, steps = {}, {}
 for name in ("A100", "A800", "H100", "H800", "H20"):
-    steps[name] = cost.decode_step(flash, cost.chip(name), 64, 4096, assumed)
-    rows[name] = {"reading": 1e3 * steps[name].read, "computing": 1e3 * steps[name].calculate, "sending": 1e3 * steps[name].send}
+    step = steps[name] = cost.decode_step(flash, cost.chip(name), 64, 4096, assumed)
+    rows[name] = {"reading": 1e3 * step.read, "computing": 1e3 * step.calculate, "sending": 1e3 * step.send}
 longer = 100 * (steps["H800"].seconds / steps["H100"].seconds - 1)
 compare(questions[2], longer)
 plots.step_parts(rows, title="Figure 2: V4-Flash writes 64 texts on eight chips, 4,096 tokens read")
@@ -259,12 +271,12 @@ plots.step_parts(rows, title="Figure 2: V4-Flash writes 64 texts on eight chips,
 
 # %%
 pro = cost.published_model("deepseek-v4-pro")
-lines = ["| chip | operations in the time of a link byte | offered by an expert of V4-Pro | hidden? |", "| --- | ---: | ---: | --- |"]
+lines = []
 for name, kind in (("A100", "bf16"), ("A800", "bf16"), ("H100", "fp8"), ("H800", "fp8"), ("H20", "fp8")):
     found = cost.communication_bound(pro, cost.chip(name), kind)
     hidden = "yes" if found["chip"] <= found["experts"] else "no: the link decides"
-    lines.append(f"| {name}, {kind} | {found['chip']:,.0f} | {found['experts']:,.0f} | {hidden} |")
-display(Markdown("\n".join(lines)))
+    lines.append([f"{name}, {kind}", f"{found['chip']:,.0f}", f"{found['experts']:,.0f}", hidden])
+table(["chip", "operations in the time of a link byte", "offered by an expert of V4-Pro", "hidden?"], lines)
 
 # %% [markdown]
 # What to see: on an H100 the experts' arithmetic covers the traffic, on an H800 it does not: there the cut link *would* decide. What
@@ -382,14 +394,14 @@ plots.rows_between(tables, title="Figure 3: rows that travel between eight devic
 # Time is money, so a roofline is also a price. Every number that was assumed is printed with it.
 
 # %%
-lines = ["| model | chip | chips | texts at once | tokens a second and chip | dollars for a million tokens written |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+lines = []
 for name in ("deepseek-v3.2", "deepseek-v4-flash", "deepseek-v4-pro"):
     for batch in (1, 256):
         assumed = cost.Assumptions(chips=32)
         step = cost.decode_step(cost.published_model(name), h800, batch, 4096, assumed)
         price = cost.dollars_per_million(step, assumed)
-        lines.append(f"| {name} | {step.chip} | {step.chips} | {batch} | {step.tokens_per_second / step.chips:,.1f} | {price:,.2f} |")
-display(Markdown("\n".join(lines)))
+        lines.append([f"{name}, {batch} at once", f"{step.tokens_per_second / step.chips:,.1f}", f"{price:,.2f}"])
+table(["32 H800", "tokens a second and chip", "dollars for a million tokens written"], lines)
 print(f"assumed: {assumed.dollars_per_hour} dollars for an hour of a chip, all of it busy, every peak reached, 4,096 tokens read")
 v3 = cost.reported_training()
 print(f"training of V3 by its report: {v3.total / 1e6:.3f} million hours, {v3.dollars / 1e6:.3f} million dollars; of V4 nothing is published")
@@ -401,26 +413,35 @@ print(f"training of V3 by its report: {v3.total / 1e6:.3f} million hours, {v3.do
 # ## Verdicts
 
 # %%
-effect = {full: cost.export_effect(flash, cost.chip(full), cost.chip(less), 64, 4096, cost.Assumptions(chips=8)) for full, less in (("A100", "A800"), ("H100", "H800"))}
-slower = ", ".join(f"{e.cut} {e.slower['step']:.2f} times" for e in effect.values())
-sends = ", ".join(f"{e.cut} {e.slower['send']:.2f} times" for e in effect.values())
+def effect(full, less):
+    return cost.export_effect(flash, cost.chip(full), cost.chip(less), 64, 4096, cost.Assumptions(chips=8))
+
+
+effects = [effect("A100", "A800"), effect("H100", "H800")]
+slower = ", ".join(f"{e.cut} {e.slower['step']:.2f} times" for e in effects)
+sends = ", ".join(f"{e.cut} {e.slower['send']:.2f} times" for e in effects)
+needs = cost.communication_bound(pro, h800, "fp8")["chip"]
 plots.verdict(
     claim='"Viable on restricted A800 and H800 chips."',
     means="The cut leaves decoding and training about as fast as on the chips that were not cut.",
     measured=f"By data sheets, V4-Flash, 64 texts on eight chips: the step takes {slower} as long as on the full chip; its "
-    f"sending alone {sends}. In training the link of an H800 needs {cost.communication_bound(pro, h800, 'fp8')['chip']:,.0f} "
-    "operations a byte to hide, and an expert of V4-Pro offers 6,144.",
+    f"sending alone {sends}. In training an H800 needs {needs:,.0f} operations a byte to hide its link, and an expert of V4-Pro "
+    f"offers {cost.communication_bound(pro, h800, 'fp8')['experts']:,.0f}.",
     says="holds for decoding; holds for training when less is sent or slower matmuls are used",
     would_change="A step measured on both chips. No such chip was at hand: all times here are by formula.",
 )
 
 # %%
+def read_gb(texts):
+    traffic = cost.decode_traffic(flash, texts, 4096)
+    return (traffic.dense_bytes + traffic.expert_bytes) / 1e9
+
+
 plots.verdict(
     claim='"Cheaper to operate."',
     means="A million tokens cost less than with a dense model of the same size.",
-    measured=f"One text: a dense model of V4-Flash's size would read {2 * flash.params_total / 1e9:,.0f} GB in bfloat16 for each token, V4-Flash as "
-    f"published reads {cost.decode_traffic(flash, 1, 4096).dense_bytes / 1e9 + cost.decode_traffic(flash, 1, 4096).expert_bytes / 1e9:,.1f} GB; for 64 texts together "
-    f"{(cost.decode_traffic(flash, 64, 4096).dense_bytes + cost.decode_traffic(flash, 64, 4096).expert_bytes) / 1e9:,.0f} GB.",
+    measured=f"A dense model of V4-Flash's size would read {2 * flash.params_total / 1e9:,.0f} GB of weights in bfloat16 for each "
+    f"step. V4-Flash as published reads {read_gb(1):,.1f} GB for one text and {read_gb(64):,.0f} GB for 64 together.",
     says="holds: few bits at every batch, sparsity above all for few texts at once",
     would_change="Measured throughput at equal quality: a dense model of the same quality would be smaller.",
 )
