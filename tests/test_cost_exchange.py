@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minimoe.cost import expected_devices, rows_between
+from minimoe import MoEConfig
+from minimoe.cost import rows_between
 from minimoe.errors import UserError
+from minimoe.parallel import devices_per_token
 
 
 @pytest.mark.parametrize(
@@ -28,10 +30,8 @@ def test_random_routing_needs_the_devices_that_are_expected():
     num_experts, top_k, devices, tokens = 32, 6, 8, 4096
     experts = np.argsort(rng.random((tokens, num_experts)), axis=1)[:, :top_k]
     sent = rows_between(experts, num_experts, devices).sum() / tokens
-    # Of the devices that a token needs, its own is one in P.
-    assert sent == pytest.approx(expected_devices(num_experts, top_k, devices) * (1 - 1 / devices), rel=0.01)
-    assert expected_devices(4, 4, 2) == 2
-    assert expected_devices(4, 1, 2) == 1
+    reached = devices_per_token(MoEConfig(8, 8, num_experts, top_k), devices)
+    assert sent == pytest.approx(reached * (1 - 1 / devices), rel=0.01)  # of those, its own device is one in P
 
 
 @pytest.mark.parametrize(

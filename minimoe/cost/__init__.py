@@ -3,7 +3,7 @@
 from minimoe.cost.account import Account, account
 from minimoe.cost.assumptions import Assumptions, published_run, weight_bits
 from minimoe.cost.cache import kv_bytes_per_token
-from minimoe.cost.exchange import expected_devices, rows_between
+from minimoe.cost.exchange import rows_between
 from minimoe.cost.export_cut import CutEffect, export_cut, export_effect
 from minimoe.cost.flops import (
     forward_flops_per_token,
@@ -59,7 +59,6 @@ __all__ = [
     "decode_traffic",
     "dollars_per_million",
     "dollars_per_million_read",
-    "expected_devices",
     "expected_distinct_experts",
     "export_cut",
     "export_effect",

@@ -1,4 +1,4 @@
-"""Rows that travel when experts are divided over devices: counted from routing, and expected from sizes.
+"""Rows that travel when experts are divided over devices, counted from a routing. `minimoe.parallel.devices_per_token` expects.
 
 Axes: T tokens, K experts a token, E experts, P devices. Device p has experts ``p*E/P .. (p+1)*E/P - 1`` and tokens
 ``p*T/P .. (p+1)*T/P - 1``. A device that has several experts of a token gets its row once.
@@ -6,7 +6,6 @@ Axes: T tokens, K experts a token, E experts, P devices. Device p has experts ``
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -47,22 +46,3 @@ def rows_between(experts: Any, num_experts: int, devices: int) -> Int[np.ndarray
     rows = needs.reshape(devices, -1, devices).sum(1, dtype=np.int64)
     np.fill_diagonal(rows, 0)
     return rows
-
-
-def expected_devices(num_experts: int, top_k: int, devices: int) -> float:
-    """Devices that have at least one of a token's experts, on average: ``P * (1 - C(E - E/P, K) / C(E, K))``.
-
-    All sets of K experts are equally likely. At most K, less where two experts share a device.
-
-    Example:
-      >>> expected_devices(16, 2, 16), round(expected_devices(256, 8, 8), 3)
-      (2.0, 5.295)
-    """
-    whole("devices", devices)
-    whole("num_experts", num_experts)
-    whole("top_k", top_k, 1, num_experts, hint="lower top_k or raise num_experts")
-    require(
-        num_experts % devices == 0, "", f"{num_experts} experts cannot be divided over {devices} devices; use a divisor"
-    )
-    missed = math.comb(num_experts - num_experts // devices, top_k) / math.comb(num_experts, top_k)
-    return devices * (1 - missed)

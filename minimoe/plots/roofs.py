@@ -130,7 +130,15 @@ def rows_between(
         if table.size <= CELLS_WITH_NUMBERS:
             for (i, j), value in np.ndenumerate(table):
                 shade = "white" if value > 0.6 * largest else style.INK
-                axes.text(j, i, f"{value:.0f}" if value >= 100 else f"{value:.3g}", ha="center", va="center", fontsize=style.SMALL_PT, color=shade)
+                axes.text(
+                    j,
+                    i,
+                    f"{value:.0f}" if value >= 100 else f"{value:.3g}",
+                    ha="center",
+                    va="center",
+                    fontsize=style.SMALL_PT,
+                    color=shade,
+                )
         axes.annotate(
             f"sum {table.sum():,.6g} {unit}", (1, 0), xycoords="axes fraction", xytext=(0, -26), fontsize=style.TICK_PT,
             textcoords="offset points", ha="right", color=style.INK,
