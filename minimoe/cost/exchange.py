@@ -1,4 +1,4 @@
-"""Rows that travel when experts are divided over devices, counted from a routing. `minimoe.parallel.devices_per_token` expects.
+"""Rows that travel when experts are divided over devices, counted from a routing.
 
 Axes: T tokens, K experts a token, E experts, P devices. Device p has experts ``p*E/P .. (p+1)*E/P - 1`` and tokens
 ``p*T/P .. (p+1)*T/P - 1``. A device that has several experts of a token gets its row once.
