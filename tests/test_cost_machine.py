@@ -21,7 +21,16 @@ def law(m: int, k: int, n: int) -> float:
 def made(seconds=law) -> Machine:
     grid = {shape: seconds(*shape) for shape in machine.grid_shapes()}
     peaks = {"float32": 2e11, "bfloat16": 1e11}
-    return Machine("made up", 2, 8 * 10**9, grid, peaks, {2**20: 8e10, 2**30: 2e10}, 2e9, 1e-7)
+    return Machine(
+        "made up",
+        2,
+        8 * 10**9,
+        grid,
+        peaks,
+        {2**20: 8e10, 2**30: 2e10},
+        {"exponentials": 2e9, "summed": 1e9, "gathered": 1e9, "sorted": 1e8},
+        1e-7,
+    )
 
 
 def test_shapes_between_the_measured_ones_follow_the_law():
@@ -64,13 +73,18 @@ def test_a_record_reads_back():
 
 
 def test_the_clock_fills_everything(monkeypatch):
-    for name, value in {"LARGE": (16, 16, 16), "WORKING_SETS": (4096,), "ROUND_SECONDS": 1e-4, "NUMBERS": 64}.items():
+    for name, value in {"LARGE": (16, 16, 16), "WORKING_SETS": (4096,), "ROUND_SECONDS": 1e-4, "NUMBERS": 1024}.items():
         monkeypatch.setattr(machine_clock, name, value)
     monkeypatch.setattr(machine_clock, "grid_shapes", lambda: [(1, 8, 8), (8, 8, 8)])
     seen = []
     found = machine_clock.measure_machine(lambda done, total, what: seen.append((done, total)))
-    assert seen == [(done, 7) for done in range(8)]
-    rates = [*found.matmul_seconds.values(), *found.bandwidth.values(), *found.peak_flops.values()]
-    assert min(*rates, found.exp_per_second, found.call_seconds) > 0
+    assert seen == [(done, 10) for done in range(11)]
+    rates = [
+        *found.matmul_seconds.values(),
+        *found.bandwidth.values(),
+        *found.peak_flops.values(),
+        *found.per_second.values(),
+    ]
+    assert min(*rates, found.call_seconds) > 0
     assert found.cores >= 1
     assert set(found.bandwidth) == {4096}

@@ -20,6 +20,7 @@ from minimoe.errors import UserError
 ROWS, INNER, COLUMNS = (1, 8, 64, 1024), (32, 128, 512), (32, 256, 2048)  # m, k, n of the grid
 LARGE = (1024, 1024, 1024)  # the peak
 WORKING_SETS = (2**20, 2**23, 2**25, 2**28)  # bytes
+KINDS = ("exponentials", "summed", "gathered", "sorted")
 MEASURED = "measured on this machine"
 
 
@@ -32,7 +33,8 @@ class Machine:
       matmul_seconds: float32, by ``(m, k, n)``: the whole grid ``ROWS x INNER x COLUMNS``.
       peak_flops: FLOP/s of a matmul of `LARGE` shape, under "float32" and "bfloat16".
       bandwidth: bytes a second, read and written, by the bytes that are worked on.
-      exp_per_second: exponentials. call_seconds: the smallest operation of a compiled program.
+      per_second: of numbers that are exponentiated, summed in rows, gathered in rows and sorted: under `KINDS`.
+      call_seconds: the smallest operation of a compiled program that waits for the one before.
     """
 
     name: str
@@ -41,7 +43,7 @@ class Machine:
     matmul_seconds: Mapping[tuple[int, int, int], float]
     peak_flops: Mapping[str, float]
     bandwidth: Mapping[int, float]
-    exp_per_second: float
+    per_second: Mapping[str, float]
     call_seconds: float
 
     def matmul(self, m: int, k: int, n: int) -> float:
@@ -66,7 +68,7 @@ class Machine:
         """As a chip for `minimoe.cost.decode_step`: peaks, memory and its bandwidth, nothing of links.
 
         Example:
-          >>> machine = Machine("mine", 1, 2**33, {}, {"float32": 1e11, "bfloat16": 5e10}, {2**28: 1e10}, 1e9, 1e-6)
+          >>> machine = Machine("mine", 1, 2**33, {}, {"float32": 1e11, "bfloat16": 5e10}, {2**28: 1e10}, {}, 1e-6)
           >>> machine.chip().peak("float32")
           100000000000.0
         """
@@ -86,7 +88,7 @@ class Machine:
             "matmul_seconds": grid,
             "bandwidth": [[size, _short(rate)] for size, rate in self.bandwidth.items()],
             "peak_flops": {kind: _short(rate) for kind, rate in self.peak_flops.items()},
-            "exp_per_second": _short(self.exp_per_second),
+            "per_second": {kind: _short(rate) for kind, rate in self.per_second.items()},
             "call_seconds": _short(self.call_seconds),
         }
         return {"name": self.name, "cores": self.cores, "memory_bytes": self.memory_bytes} | plain

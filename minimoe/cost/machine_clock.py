@@ -16,11 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from minimoe.cost.machine import LARGE, WORKING_SETS, Machine, grid_shapes
+from minimoe.cost.machine import KINDS, LARGE, WORKING_SETS, Machine, grid_shapes
 
 ROUND_SECONDS, ROUNDS = 0.004, 3
 CHAIN = 32  # smallest operations in a row
-NUMBERS = 2**20  # exponentials at a time
+NUMBERS = 2**20  # handled at a time, in rows of 128; a 128th of them are sorted
 
 
 def measure_machine(progress: Callable[[int, int, str], None] | None = None) -> Machine:
@@ -30,7 +30,7 @@ def measure_machine(progress: Callable[[int, int, str], None] | None = None) -> 
       progress: called with (steps done, steps in all, what comes next).
     """
     shapes = grid_shapes()
-    total, done = len(shapes) + len(WORKING_SETS) + 4, 0
+    total, done = len(shapes) + len(WORKING_SETS) + len(KINDS) + 3, 0
 
     def tell(what: str) -> None:
         nonlocal done
@@ -39,7 +39,7 @@ def measure_machine(progress: Callable[[int, int, str], None] | None = None) -> 
         done += 1
 
     tell("the smallest operation")
-    call = _seconds(_chain, jnp.ones((1, 8)), jnp.eye(8)) / CHAIN
+    call = _seconds(_chain, jnp.ones(8)) / CHAIN
     matmuls = {}
     for m, k, n in shapes:
         tell(f"matmul {m} x {k} x {n}")
@@ -49,8 +49,11 @@ def measure_machine(progress: Callable[[int, int, str], None] | None = None) -> 
         tell(f"moving {size / 2**20:.0f} MB")
         arrays = jnp.ones(size // 8), jnp.ones(size // 8)  # two of them, in float32
         bandwidth[size] = 1.5 * size / _seconds(_triad, *arrays)  # both read, one written
-    tell("exponentials")
-    exps = NUMBERS / _seconds(_exponentials, jnp.ones(NUMBERS))
+    rates = {}
+    for kind, program in zip(KINDS, (_exponentials, _sums, _gathers, _sorts), strict=True):
+        tell(kind)
+        numbers = NUMBERS // 128 if kind == "sorted" else NUMBERS
+        rates[kind] = numbers / _seconds(program, jnp.linspace(0.0, 1.0, numbers).reshape(-1, min(numbers, 128)))
     peaks = {}
     for kind in ("float32", "bfloat16"):
         tell(f"large matmul in {kind}")
@@ -58,7 +61,7 @@ def measure_machine(progress: Callable[[int, int, str], None] | None = None) -> 
         peaks[kind] = 2 * m * k * n / _matmul(m, k, n, jnp.dtype(kind))
     if progress is not None:
         progress(total, total, "done")
-    return Machine(machine_name(), usable_cores(), memory_bytes(), matmuls, peaks, bandwidth, exps, call)
+    return Machine(machine_name(), usable_cores(), memory_bytes(), matmuls, peaks, bandwidth, rates, call)
 
 
 def usable_cores() -> int:
@@ -118,9 +121,11 @@ def _products(turns, x, w):
 
 
 @jax.jit
-def _chain(turns, x, w):
+def _chain(turns, x):
+    """Each number needs the sum of all before it, so that no two operations can become one."""
+
     def turn(_, x):
-        return functools.reduce(lambda x, _: x @ w, range(CHAIN), x)
+        return functools.reduce(lambda x, _: 0.5 * x + 1e-3 * x.sum(), range(CHAIN), x)
 
     return jax.lax.fori_loop(0, turns, turn, x)
 
@@ -133,3 +138,28 @@ def _triad(turns, x, y):
 @jax.jit
 def _exponentials(turns, x):
     return jax.lax.fori_loop(0, turns, lambda _, x: jnp.exp(-x), x)
+
+
+@jax.jit
+def _sums(turns, x):
+    return jax.lax.fori_loop(0, turns, lambda _, x: x + 1e-9 * x.sum(axis=1, keepdims=True), x)
+
+
+@jax.jit
+def _gathers(turns, x):
+    """Rows in an order that depends on the turn."""
+    rows = jnp.arange(x.shape[0], dtype=jnp.int32)
+    return jax.lax.fori_loop(0, turns, lambda i, x: x[(rows * 7 + i) % x.shape[0]], x)
+
+
+@jax.jit
+def _sorts(turns, x):
+    """Numbers and their places, as routing sorts assignments; flipped, or the next turn would find them sorted."""
+    places = jnp.arange(x.size, dtype=jnp.int32)
+
+    def turn(_, carry):
+        x, places = carry
+        mixed = (x.reshape(-1, 2).T.reshape(-1) * 12.9898) % 1.0
+        return tuple(jax.lax.sort((mixed, places), num_keys=1))
+
+    return jax.lax.fori_loop(0, turns, turn, (x.reshape(-1), places))
