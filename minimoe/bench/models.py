@@ -11,7 +11,7 @@ from minimoe.attention import (
     HeavilyCompressedConfig,
     SlidingWindowConfig,
 )
-from minimoe.config import LayerConfig, ModelConfig, MoEConfig
+from minimoe.config import PRESETS, LayerConfig, ModelConfig, MoEConfig
 from minimoe.layers import HyperConnectionConfig
 
 # The model of the training and decoding benchmarks, which Transformers has too: 21.1M parameters, 4.1M of them active.
@@ -63,3 +63,7 @@ def _v4_22m() -> ModelConfig:
 
 
 V4_22M = _v4_22m()
+
+# As many active parameters a token as the presets of their names, in one feed-forward instead of experts.
+DENSE_NANO = PRESETS["nano"].replace(moe=None, d_ff=3 * 128)
+DENSE_SMALL = PRESETS["small"].replace(moe=None, d_ff=3 * 192)

@@ -15,7 +15,9 @@ from minimoe.cost.hardware import Chip, Number, chip, chip_names
 from minimoe.cost.machine import Machine
 from minimoe.cost.machine_clock import measure_machine
 from minimoe.cost.params import ParamCount, count_params
+from minimoe.cost.predicted import predicted_seconds
 from minimoe.cost.price import dollars_per_million, dollars_per_million_read, quote
+from minimoe.cost.program import Work, work_of
 from minimoe.cost.published import (
     WEIGHTINGS,
     PublishedModel,
@@ -49,6 +51,7 @@ __all__ = [
     "Step",
     "Traffic",
     "Weighting",
+    "Work",
     "account",
     "cache_read_bytes",
     "chip",
@@ -69,6 +72,7 @@ __all__ = [
     "measure_machine",
     "moe_layer_flops",
     "mtp_flops_per_token",
+    "predicted_seconds",
     "published_model",
     "published_names",
     "published_run",
@@ -80,4 +84,5 @@ __all__ = [
     "training_hours",
     "training_range",
     "weight_bits",
+    "work_of",
 ]

@@ -1,0 +1,42 @@
+"""Seconds that a program should take on a measured machine: a roofline whose roof depends on the shape.
+
+    matmuls      FLOPs over the machine's rate for their shape, or their weights over the bandwidth if that takes longer
+    moving       bytes over the bandwidth for as many bytes
+    numbers      exponentials, sums, gathered and sorted numbers, each over its own rate
+    operations   the cost of an operation, times their number
+
+The parts are added: one processor does one after the other. No constant is fitted to a model; all are measured once, on
+operations that belong to no model.
+"""
+
+from __future__ import annotations
+
+from minimoe.cost.machine import Machine
+from minimoe.cost.program import Work
+
+PARTS = ("matmuls", "moving", "numbers", "operations")
+
+
+def predicted_seconds(work: Work, machine: Machine, weights: int | float) -> dict[str, float]:
+    """Seconds by part, see `PARTS`; their sum is the prediction.
+
+    Args:
+      work: of one step or one token, from `minimoe.cost.work_of`.
+      weights: bytes of all weights that steps read in turn: they decide from which memory a matmul reads its own.
+
+    Example:
+      >>> rates = dict.fromkeys(("exponentials", "summed", "gathered", "sorted"), 1e9)
+      >>> grid = {shape: 1e-6 for shape in minimoe.cost.machine.grid_shapes()}
+      >>> mine = Machine("mine", 1, 2**33, grid, {}, {2**20: 1e10}, rates, 1e-6)
+      >>> work = Work({(8, 128, 256): 3.0}, {1000: 2.0}, {"summed": 5000.0})
+      >>> {part: round(1e6 * seconds, 1) for part, seconds in predicted_seconds(work, mine, 1e6).items()}
+      {'matmuls': 39.3, 'moving': 0.2, 'numbers': 5.0, 'operations': 2.0}
+    """
+    weight_rate = machine.bytes_per_second(weights)
+    matmuls = sum(
+        count * max(machine.matmul(m, k, n), 4 * k * n / weight_rate) for (m, k, n), count in work.matmuls.items()
+    )
+    moving = sum(count * size / machine.bytes_per_second(size) for size, count in work.moved.items())
+    numbers = sum(count / machine.per_second[kind] for kind, count in work.numbers.items())
+    operations = machine.call_seconds * sum(work.moved.values())
+    return dict(zip(PARTS, (matmuls, moving, numbers, operations), strict=True))
