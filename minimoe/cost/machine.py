@@ -40,13 +40,13 @@ class Machine:
     name: str
     cores: int
     memory_bytes: int
-    matmul_seconds: Mapping[tuple[int, int, int], float]
-    peak_flops: Mapping[str, float]
-    bandwidth: Mapping[int, float]
-    per_second: Mapping[str, float]
-    call_seconds: float
+    matmul_seconds: Mapping[tuple[int, int, int], int | float]
+    peak_flops: Mapping[str, int | float]
+    bandwidth: Mapping[int, int | float]
+    per_second: Mapping[str, int | float]
+    call_seconds: int | float
 
-    def matmul(self, m: int, k: int, n: int) -> float:
+    def matmul(self, m: int, k: int, n: int) -> int | float:
         """Seconds of a float32 matmul: FLOPs over a rate that is interpolated between the shapes of the grid.
 
         The logarithm of the rate is linear in the logarithms of m, k and n. Beyond the grid it stays as at its edge.
@@ -59,7 +59,7 @@ class Machine:
                     logs += share_m * share_k * share_n * math.log(a * b * c / self.matmul_seconds[a, b, c])
         return m * k * n / math.exp(logs)
 
-    def bytes_per_second(self, working_set: int | float) -> float:
+    def bytes_per_second(self, working_set: int | float) -> int | float:
         """Bandwidth for data of this many bytes: large where they fit a cache, that of the memory where they do not."""
         sizes = tuple(sorted(self.bandwidth))
         return math.exp(sum(share * math.log(self.bandwidth[size]) for size, share in _around(sizes, working_set)))
@@ -118,7 +118,7 @@ def grid_shapes() -> list[tuple[int, int, int]]:
     return [(m, k, n) for m in ROWS for k in INNER for n in COLUMNS]
 
 
-def _short(value: float) -> float:
+def _short(value: int | float) -> int | float:
     return float(f"{value:.3g}")
 
 

@@ -17,7 +17,7 @@ from minimoe.cost.program import Work
 PARTS = ("matmuls", "moving", "numbers", "operations")
 
 
-def predicted_seconds(work: Work, machine: Machine, weights: int | float) -> dict[str, float]:
+def predicted_seconds(work: Work, machine: Machine, weights: int | float) -> dict[str, int | float]:
     """Seconds by part, see `PARTS`; their sum is the prediction.
 
     Args:

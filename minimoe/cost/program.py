@@ -26,8 +26,11 @@ EXPONENTIALS = {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf
 SUMS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin", "reduce_and", "reduce_or"}
 GATHERS = {"gather", "scatter", "scatter-add", "scatter_add", "scatter_mul"}
 SORTS = {"sort", "top_k", "cumsum", "cummax", "cumprod", "cumlogsumexp"}
-COPIES = {"concatenate", "dynamic_update_slice", "dynamic_slice", "transpose", "pad", "rev", "random_bits"}
-WHOLE = SUMS | GATHERS | SORTS | COPIES | {"dot_general"}  # operations on whole arrays: what they take is written first
+COPIES = {"concatenate", "transpose", "pad", "rev", "random_bits"}
+LOOPS = {"scan", "while", "cond"}
+# What these take is written before they begin; sums and copies compute it on the way.
+NEED_WRITTEN = GATHERS | SORTS | LOOPS | {"dot_general", "dynamic_slice", "dynamic_update_slice"}
+WHOLE = NEED_WRITTEN | SUMS | COPIES  # what these give is written
 
 
 @dataclasses.dataclass
@@ -40,16 +43,16 @@ class Work:
       numbers: "exponentials", and the numbers that are "summed", "gathered" and "sorted".
     """
 
-    matmuls: dict[tuple[int, int, int], float] = dataclasses.field(default_factory=lambda: defaultdict(float))
-    moved: dict[int, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
-    numbers: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    matmuls: dict[tuple[int, int, int], int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    moved: dict[int, int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    numbers: dict[str, int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
 
     @property
-    def flops(self) -> float:
+    def flops(self) -> int | float:
         """Of the matmuls; a multiply-add counts as 2."""
-        return sum(2.0 * math.prod(shape) * count for shape, count in self.matmuls.items())
+        return sum(2 * math.prod(shape) * count for shape, count in self.matmuls.items())
 
-    def add(self, other: Work, times: float = 1.0) -> None:
+    def add(self, other: Work, times: int | float = 1) -> None:
         """Adds what another program does, ``times`` times."""
         for shape, count in other.matmuls.items():
             self.matmuls[shape] += times * count
@@ -59,7 +62,7 @@ class Work:
             self.numbers[name] += times * count
 
 
-def work_of(function: Callable[..., Any], *arguments: Any, turns: float = 0.0) -> Work:
+def work_of(function: Callable[..., Any], *arguments: Any, turns: int | float = 0) -> Work:
     """What ``function(*arguments)`` does, from tracing it; nothing is computed.
 
     Args:
@@ -71,14 +74,20 @@ def work_of(function: Callable[..., Any], *arguments: Any, turns: float = 0.0) -
       >>> dict(work.matmuls), work.flops, work.numbers["exponentials"]
       ({(4, 8, 2): 1.0}, 128.0, 8.0)
     """
-    closed = jax.make_jaxpr(function)(*arguments)
-    return _count(closed.jaxpr, turns)
+    return work_of_jaxpr(jax.make_jaxpr(function)(*arguments), turns)
 
 
-def _count(jaxpr: Any, turns: float) -> Work:
+def work_of_jaxpr(traced: Any, turns: int | float = 0) -> Work:
+    """The same of a program that is traced already, as by `jax.make_jaxpr`."""
+    return _count(traced.jaxpr, turns)
+
+
+def _count(jaxpr: Any, turns: int | float) -> Work:
     """Of one jaxpr, whose inputs lie in memory and whose outputs go there."""
     steps = list(_flat(jaxpr, {}))
-    written = {name for step in steps if step.whole for name in step.takes} | {_name(v, {}) for v in jaxpr.outvars}
+    written = {name for step in steps if step.primitive in NEED_WRITTEN for name in step.takes} | {
+        _name(v, {}) for v in jaxpr.outvars
+    }
     work, sources = Work(), {}  # of each array that is not written: the written ones that it is made from
     for step in steps:
         read = {
@@ -92,7 +101,7 @@ def _count(jaxpr: Any, turns: float) -> Work:
             _add_matmul(work, step.eqn)
             continue
         _add_kinds(work, step)
-        if step.whole or written & set(step.gives):
+        if step.primitive in WHOLE or written & set(step.gives):
             work.moved[_moved(step, read)] += 1
         else:
             sources |= dict.fromkeys(step.gives, read)
@@ -120,10 +129,6 @@ class _Step:
     gives: dict[int, int]
     sizes: dict[int, int]
     eqn: Any
-
-    @property
-    def whole(self) -> bool:
-        return self.primitive in WHOLE or _has_inside(self.eqn)
 
 
 def _name(var: Any, renamed: dict[int, int]) -> int:
@@ -158,11 +163,7 @@ def _called(eqn: Any) -> Any:
     return getattr(inner, "jaxpr", inner)
 
 
-def _has_inside(eqn: Any) -> bool:
-    return eqn.primitive.name in ("scan", "while", "cond")
-
-
-def _inside(step: _Step, turns: float) -> Work | None:
+def _inside(step: _Step, turns: int | float) -> Work | None:
     """What loops and branches do in all."""
     params, work = step.eqn.params, Work()
     if step.primitive == "scan":
