@@ -53,6 +53,10 @@ def test_bandwidth_by_the_bytes_that_are_worked_on():
     assert made().bytes_per_second(2**25) == pytest.approx(4e10)  # half-way in both logarithms
 
 
+def test_an_operation_costs_more_in_a_large_program():
+    assert [made().call(size) for size in (1, 20, 80, 320, 5000)] == pytest.approx([1e-7, 1e-7, 2e-7, 4e-7, 4e-7])
+
+
 def test_as_a_chip_it_has_a_roofline():
     step = decode_step(NANO, made().chip(), 4, 100)
     traffic = decode_traffic(NANO, 4, 100)
@@ -73,12 +77,18 @@ def test_a_record_reads_back():
 
 
 def test_the_clock_fills_everything(monkeypatch):
-    for name, value in {"LARGE": (16, 16, 16), "WORKING_SETS": (4096,), "ROUND_SECONDS": 1e-4, "NUMBERS": 1024}.items():
+    for name, value in {
+        "LARGE": (16, 16, 16),
+        "WORKING_SETS": (4096,),
+        "ROUND_SECONDS": 1e-4,
+        "NUMBERS": 1024,
+        "LEVELS": (1, 2),
+    }.items():
         monkeypatch.setattr(machine_clock, name, value)
     monkeypatch.setattr(machine_clock, "grid_shapes", lambda: [(1, 8, 8), (8, 8, 8)])
     seen = []
     found = machine_clock.measure_machine(lambda done, total, what: seen.append((done, total)))
-    assert seen == [(done, 10) for done in range(11)]
+    assert seen == [(done, 11) for done in range(12)]
     rates = [
         *found.matmul_seconds.values(),
         *found.bandwidth.values(),

@@ -110,6 +110,8 @@ def test_a_chain_is_moved_once_and_what_it_ends_in_too():
     x = jnp.ones((10, 10))
     assert work_of(lambda x, y: jnp.tanh(2 * x + y) * 3, x, x).moved == {3 * 400: 1}
     assert work_of(lambda x: (2 * x).sum(), x).moved == {400 + 4: 1}
+    looped = work_of(lambda x: jax.lax.fori_loop(0, 9, lambda _, x: x - x.sum(), x), x)
+    assert looped.calls == {0: 0, 2: 18}  # nothing outside; a sum and what is left, nine times
     sliced = work_of(lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, 2), x, 0)
     assert max(sliced.moved) == 2 * 2 * 10 * 4  # not the whole array
 
@@ -119,8 +121,8 @@ def test_prediction_by_hand():
     from minimoe.cost.machine import KINDS, grid_shapes
 
     grid = dict.fromkeys(grid_shapes(), 2e-6)
-    mine = Machine("made up", 1, 2**33, grid, {}, {2**20: 1e10, 2**30: 1e9}, dict.fromkeys(KINDS, 1e9), 1e-7)
-    work = Work({(8, 128, 256): 3.0}, {2**20: 2.0}, {"sorted": 500.0})
+    mine = Machine("made up", 1, 2**33, grid, {}, {2**20: 1e10, 2**30: 1e9}, dict.fromkeys(KINDS, 1e9), {1: 1e-7})
+    work = Work({(8, 128, 256): 3.0}, {2**20: 2.0}, {7: 2.0}, {"sorted": 500.0})
     parts = predicted_seconds(work, mine, 2**20)
     weights = 3 * 4 * 128 * 256 / 1e10  # takes longer than the 2 microseconds of the grid
     assert parts == pytest.approx({"matmuls": weights, "moving": 2**21 / 1e10, "numbers": 5e-7, "operations": 2e-7})

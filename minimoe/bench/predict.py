@@ -52,13 +52,13 @@ def measure(
       models: names in `MODELS`. batches: sequences that are decoded at once.
       progress: called with (rows done, rows in all, what comes next).
     """
-    cases = [(name, kind) for name in models for kind in ("train", *batches)]
+    cases = [(name, batch) for name in models for batch in (0, *batches)]  # 0: training
     rows = []
-    for done, (name, kind) in enumerate(cases):
-        what = f"{name}, training" if kind == "train" else f"{name}, decoding {kind}"
+    for done, (name, batch) in enumerate(cases):
+        what = f"{name}, decoding {batch}" if batch else f"{name}, training"
         if progress is not None:
             progress(done, len(cases), what)
-        timed = _train(MODELS[name], rounds) if kind == "train" else _decode(MODELS[name], int(kind), rounds)
+        timed = _decode(MODELS[name], batch, rounds) if batch else _train(MODELS[name], rounds)
         rows.append({"model": name} | _row(machine, MODELS[name], timed))
     if progress is not None:
         progress(len(cases), len(cases), "done")

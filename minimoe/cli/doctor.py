@@ -75,7 +75,8 @@ def _rows(facts: Mapping[str, Any]) -> dict[str, str]:
             rows[f"moving {size / 2**20:,.0f} MB"] = f"{rate / GB:,.1f} GB/s"
         for kind, rate in machine["per_second"].items():
             rows[f"numbers {kind.replace('exponentials', 'exponentiated')}"] = f"{rate / 1e9:.2f} billion a second"
-        rows["smallest operation"] = f"{1e9 * machine['call_seconds']:.0f} ns"
+        for size, seconds in machine["call_seconds"]:
+            rows[f"an operation of {size}"] = f"{1e9 * seconds:.0f} ns"
     return rows
 
 

@@ -34,7 +34,8 @@ class Machine:
       peak_flops: FLOP/s of a matmul of `LARGE` shape, under "float32" and "bfloat16".
       bandwidth: bytes a second, read and written, by the bytes that are worked on.
       per_second: of numbers that are exponentiated, summed in rows, gathered in rows and sorted: under `KINDS`.
-      call_seconds: the smallest operation of a compiled program that waits for the one before.
+      call_seconds: a small operation, by the number of operations of its program: XLA runs the few of a short loop in
+        order, and plans which of many can run side by side, which costs more than they do.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Machine:
     peak_flops: Mapping[str, int | float]
     bandwidth: Mapping[int, int | float]
     per_second: Mapping[str, int | float]
-    call_seconds: int | float
+    call_seconds: Mapping[int, int | float]
 
     def matmul(self, m: int, k: int, n: int) -> int | float:
         """Seconds of a float32 matmul: FLOPs over a rate that is interpolated between the shapes of the grid.
@@ -64,11 +65,16 @@ class Machine:
         sizes = tuple(sorted(self.bandwidth))
         return math.exp(sum(share * math.log(self.bandwidth[size]) for size, share in _around(sizes, working_set)))
 
+    def call(self, operations: int | float) -> int | float:
+        """Seconds that an operation costs beside what it computes, in a program of so many."""
+        sizes = tuple(sorted(self.call_seconds))
+        return math.exp(sum(share * math.log(self.call_seconds[size]) for size, share in _around(sizes, operations)))
+
     def chip(self) -> Chip:
         """As a chip for `minimoe.cost.decode_step`: peaks, memory and its bandwidth, nothing of links.
 
         Example:
-          >>> machine = Machine("mine", 1, 2**33, {}, {"float32": 1e11, "bfloat16": 5e10}, {2**28: 1e10}, {}, 1e-6)
+          >>> machine = Machine("mine", 1, 2**33, {}, {"float32": 1e11, "bfloat16": 5e10}, {2**28: 1e10}, {}, {})
           >>> machine.chip().peak("float32")
           100000000000.0
         """
@@ -89,7 +95,7 @@ class Machine:
             "bandwidth": [[size, _short(rate)] for size, rate in self.bandwidth.items()],
             "peak_flops": {kind: _short(rate) for kind, rate in self.peak_flops.items()},
             "per_second": {kind: _short(rate) for kind, rate in self.per_second.items()},
-            "call_seconds": _short(self.call_seconds),
+            "call_seconds": [[size, _short(seconds)] for size, seconds in self.call_seconds.items()],
         }
         return {"name": self.name, "cores": self.cores, "memory_bytes": self.memory_bytes} | plain
 
@@ -103,7 +109,7 @@ class Machine:
         try:
             values = {field.name: record[field.name] for field in dataclasses.fields(cls)}
             values["matmul_seconds"] = {(m, k, n): seconds for m, k, n, seconds in record["matmul_seconds"]}
-            values["bandwidth"] = dict(record["bandwidth"])
+            values |= {name: dict(record[name]) for name in ("bandwidth", "call_seconds")}
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"the record of a machine is broken: {error!r}; measure again with minimoe doctor"

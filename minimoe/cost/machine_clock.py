@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from minimoe.cost.machine import KINDS, LARGE, WORKING_SETS, Machine, grid_shapes
 
 ROUND_SECONDS, ROUNDS = 0.004, 3
-CHAIN = 32  # smallest operations in a row
+LEVELS = (4, 16, 64)  # of `_small_operations`
 NUMBERS = 2**20  # handled at a time, in rows of 128; a 128th of them are sorted
 
 
@@ -30,7 +30,7 @@ def measure_machine(progress: Callable[[int, int, str], None] | None = None) -> 
       progress: called with (steps done, steps in all, what comes next).
     """
     shapes = grid_shapes()
-    total, done = len(shapes) + len(WORKING_SETS) + len(KINDS) + 3, 0
+    total, done = len(shapes) + len(LEVELS) + len(WORKING_SETS) + len(KINDS) + 2, 0
 
     def tell(what: str) -> None:
         nonlocal done
@@ -38,8 +38,12 @@ def measure_machine(progress: Callable[[int, int, str], None] | None = None) -> 
             progress(done, total, what)
         done += 1
 
-    tell("the smallest operation")
-    call = _seconds(_chain, jnp.ones(8)) / CHAIN
+    calls = {}
+    for levels in LEVELS:
+        tell(f"a program of {levels * PER_LEVEL} small operations")
+        program = jax.jit(functools.partial(_small_operations, levels))
+        calls[levels * PER_LEVEL] = _seconds(program, jnp.linspace(0.0, 1.0, 128)) / (levels * PER_LEVEL)
+    call = min(calls.values())
     matmuls = {}
     for m, k, n in shapes:
         tell(f"matmul {m} x {k} x {n}")
@@ -61,7 +65,7 @@ def measure_machine(progress: Callable[[int, int, str], None] | None = None) -> 
         peaks[kind] = 2 * m * k * n / _matmul(m, k, n, jnp.dtype(kind))
     if progress is not None:
         progress(total, total, "done")
-    return Machine(machine_name(), usable_cores(), memory_bytes(), matmuls, peaks, bandwidth, rates, call)
+    return Machine(machine_name(), usable_cores(), memory_bytes(), matmuls, peaks, bandwidth, rates, calls)
 
 
 def usable_cores() -> int:
@@ -120,14 +124,18 @@ def _products(turns, x, w):
     return jax.lax.fori_loop(0, turns, turn, (x, jnp.zeros((x.shape[0], w.shape[1]), x.dtype)))
 
 
-@jax.jit
-def _chain(turns, x):
-    """Each number needs the sum of all before it, so that no two operations can become one."""
+PER_LEVEL = 5  # operations: four sums, one of which the others need, and what joins them
 
-    def turn(_, x):
-        return functools.reduce(lambda x, _: 0.5 * x + 1e-3 * x.sum(), range(CHAIN), x)
 
-    return jax.lax.fori_loop(0, turns, turn, x)
+def _small_operations(levels, turns, x):
+    """As small as those of a norm or a router, and like theirs some could run side by side."""
+
+    def level(x, _):
+        x = x * jax.lax.rsqrt((x * x).sum() + 1)
+        a, b, c = x[:43], x[43:86], x[86:]
+        return jnp.concatenate([c * (a * a).sum(), a + jnp.exp(-b).sum(), b - c.max()])
+
+    return jax.lax.fori_loop(0, turns, lambda _, x: functools.reduce(level, range(levels), x), x)
 
 
 @jax.jit

@@ -3,7 +3,7 @@
     matmuls      FLOPs over the machine's rate for their shape, or their weights over the bandwidth if that takes longer
     moving       bytes over the bandwidth for as many bytes
     numbers      exponentials, sums, gathered and sorted numbers, each over its own rate
-    operations   the cost of an operation, times their number
+    operations   what an operation of so large a program costs, times their number
 
 The parts are added: one processor does one after the other. No constant is fitted to a model; all are measured once, on
 operations that belong to no model.
@@ -27,10 +27,10 @@ def predicted_seconds(work: Work, machine: Machine, weights: int | float) -> dic
     Example:
       >>> rates = dict.fromkeys(("exponentials", "summed", "gathered", "sorted"), 1e9)
       >>> grid = {shape: 1e-6 for shape in minimoe.cost.machine.grid_shapes()}
-      >>> mine = Machine("mine", 1, 2**33, grid, {}, {2**20: 1e10}, rates, 1e-6)
-      >>> work = Work({(8, 128, 256): 3.0}, {1000: 2.0}, {"summed": 5000.0})
+      >>> mine = Machine("mine", 1, 2**33, grid, {}, {2**20: 1e10}, rates, {20: 1e-7, 320: 1e-6})
+      >>> work = Work({(8, 128, 256): 3.0}, {1000: 2.0}, {20: 5.0}, {"summed": 5000.0})
       >>> {part: round(1e6 * seconds, 1) for part, seconds in predicted_seconds(work, mine, 1e6).items()}
-      {'matmuls': 39.3, 'moving': 0.2, 'numbers': 5.0, 'operations': 2.0}
+      {'matmuls': 39.3, 'moving': 0.2, 'numbers': 5.0, 'operations': 0.5}
     """
     weight_rate = machine.bytes_per_second(weights)
     matmuls = sum(
@@ -38,5 +38,5 @@ def predicted_seconds(work: Work, machine: Machine, weights: int | float) -> dic
     )
     moving = sum(count * size / machine.bytes_per_second(size) for size, count in work.moved.items())
     numbers = sum(count / machine.per_second[kind] for kind, count in work.numbers.items())
-    operations = machine.call_seconds * sum(work.moved.values())
+    operations = sum(count * machine.call(size) for size, count in work.calls.items())
     return dict(zip(PARTS, (matmuls, moving, numbers, operations), strict=True))

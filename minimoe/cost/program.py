@@ -40,11 +40,13 @@ class Work:
     Attributes:
       matmuls: how often each ``(m, k, n)`` is done.
       moved: how often an operation reads and writes so many bytes; matmuls are not among them.
+      calls: how many operations are done, by the size of their program: a loop's body is one of its own.
       numbers: "exponentials", and the numbers that are "summed", "gathered" and "sorted".
     """
 
     matmuls: dict[tuple[int, int, int], int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     moved: dict[int, int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    calls: dict[int, int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     numbers: dict[str, int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
 
     @property
@@ -54,12 +56,10 @@ class Work:
 
     def add(self, other: Work, times: int | float = 1) -> None:
         """Adds what another program does, ``times`` times."""
-        for shape, count in other.matmuls.items():
-            self.matmuls[shape] += times * count
-        for size, count in other.moved.items():
-            self.moved[size] += times * count
-        for name, count in other.numbers.items():
-            self.numbers[name] += times * count
+        for field in dataclasses.fields(self):
+            mine = getattr(self, field.name)
+            for key, count in getattr(other, field.name).items():
+                mine[key] += times * count
 
 
 def work_of(function: Callable[..., Any], *arguments: Any, turns: int | float = 0) -> Work:
@@ -88,7 +88,8 @@ def _count(jaxpr: Any, turns: int | float) -> Work:
     written = {name for step in steps if step.primitive in NEED_WRITTEN for name in step.takes} | {
         _name(v, {}) for v in jaxpr.outvars
     }
-    work, sources = Work(), {}  # of each array that is not written: the written ones that it is made from
+    work, done = Work(), 0
+    sources: dict[int, dict[int, int]] = {}  # of each array that is not written: the written ones that it is made from
     for step in steps:
         read = {
             name: size for taken in step.takes for name, size in sources.get(taken, {taken: step.sizes[taken]}).items()
@@ -99,12 +100,15 @@ def _count(jaxpr: Any, turns: int | float) -> Work:
             continue
         if step.primitive == "dot_general":
             _add_matmul(work, step.eqn)
+            done += 1
             continue
         _add_kinds(work, step)
         if step.primitive in WHOLE or written & set(step.gives):
             work.moved[_moved(step, read)] += 1
+            done += 1
         else:
             sources |= dict.fromkeys(step.gives, read)
+    work.calls[done] += done
     return work
 
 
