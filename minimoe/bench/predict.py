@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from minimoe.bench.models import DENSE_NANO, DENSE_SMALL
+from minimoe.bench.predict_models import BATCHES, LENGTH, MODEL_NAMES, NEW_TOKENS, SEQUENCES
 from minimoe.config import PRESETS, ModelConfig
 from minimoe.cost import Machine, count_params, decode_step, predicted_seconds, training_flops_per_token, work_of
 from minimoe.inference import generate
@@ -26,20 +27,14 @@ from minimoe.model import MoETransformer
 from minimoe.moe.dropless import BLOCK_ROWS, FEW_ASSIGNMENTS, slots_per_expert
 from minimoe.training import Recipe, optimizer_for, train_step
 
-MODELS: dict[str, ModelConfig] = {
-    "nano": PRESETS["nano"],
-    "dense-nano": DENSE_NANO,
-    "v4-nano": PRESETS["v4-nano"],
-    "small": PRESETS["small"],
-    "dense-small": DENSE_SMALL,
-}
-SEQUENCES, LENGTH = 8, 256  # of a training step
-BATCHES, NEW_TOKENS = (1, 8, 32), 96  # decoded after one token
+MODELS = dict(
+    zip(MODEL_NAMES, (PRESETS["nano"], DENSE_NANO, PRESETS["v4-nano"], PRESETS["small"], DENSE_SMALL), strict=True)
+)
 
 
 def measure(
     machine: Machine,
-    models: Sequence[str] = tuple(MODELS),
+    models: Sequence[str] = MODEL_NAMES,
     batches: Sequence[int] = BATCHES,
     *,
     rounds: int = 5,
@@ -167,8 +162,7 @@ def _decode(config: ModelConfig, batch: int, rounds: int) -> dict[str, Any]:
         logits, _, cache = nnx.merge(graphdef, state).extend(tokens, cache)
         return jnp.argmax(logits[:, 0], axis=-1), cache
 
-    arguments = jax.eval_shape(lambda: (state, ids, model.init_cache(batch, NEW_TOKENS + 1)))
-    work = work_of(turn, *arguments, turns=turns)
+    work = work_of(turn, state, ids, model.init_cache(batch, NEW_TOKENS + 1), turns=turns)
     sizes = {"kind": "decode", "batch": batch, "length": NEW_TOKENS, "overflow_blocks": turns}
     return sizes | {"measured_ms": _ms(seconds), "work": work}
 

@@ -22,6 +22,7 @@ from minimoe.bench.sizes import (
     named_config,
     parse_shape,
 )
+from minimoe.cli.bench_predict import predict
 from minimoe.cli.bench_table import in_words, print_reports
 from minimoe.console import messages, start
 from minimoe.errors import UserError
@@ -29,6 +30,8 @@ from minimoe.errors import UserError
 app = typer.Typer(
     help="Measure speed on this machine, as ratios within one run.", no_args_is_help=True, rich_markup_mode=None
 )
+
+app.command()(predict)
 
 Rounds = Annotated[int, typer.Option(min=1, help="Timed rounds; each runs every contestant once.")]
 Warmup = Annotated[int, typer.Option(min=0, help="Rounds before them that are not timed.")]

@@ -16,6 +16,7 @@ Nothing here draws on a screen or needs JAX.
 - `gap_closed`, `exact_match_by_level`: how far distillation takes a student;
 - `bytes_against_context`, `bytes_per_token`, `recall_by_distance`, `what_queries_see`: what attention keeps of the past;
 - `roofline`, `step_parts`, `rows_between`: what hardware allows, what a step waits for, what devices send each other;
+- `predicted_times`: what a roofline says of our models, against the clock;
 - `verdict`: the closing box of a lesson, for one claim;
 - `seeds`, `curves_with_spread`, `gaps_over_tokens`: runs that differ in their seed alone;
 - `numbers` and `quantization` (from `rounding` and `recipes`), modules to be imported by name: number formats, what
@@ -42,6 +43,7 @@ from minimoe.plots.dispatch import changed_outputs, damage_by_use, dispatch_cloc
 from minimoe.plots.distillation import next_words, temperatures, two_modes
 from minimoe.plots.finished_models import bits_per_byte_by_domain, ladder
 from minimoe.plots.model_bytes import bytes_by_part
+from minimoe.plots.predicted import predicted_times
 from minimoe.plots.roofs import roofline, rows_between, step_parts
 from minimoe.plots.routing import balance_over_time, experts_by_domain
 from minimoe.plots.seed_spread import curves_with_spread, gaps_over_tokens, seeds
@@ -89,6 +91,7 @@ __all__ = [
     "paired_gaps",
     "parameter_parts",
     "png_bytes",
+    "predicted_times",
     "recall_by_distance",
     "roofline",
     "rows_between",
