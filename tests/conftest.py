@@ -63,6 +63,7 @@ LONG_FILES = (
     "test_hub_pretrained.py",
     "test_bench.py",
     "test_disk.py",
+    "test_parallel.py",
     "test_training.py",
     "test_speculative.py",
     "test_docs.py",

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from parallel_run import tiny_run
 
 from minimoe import MoEConfig, MoELayer
+from minimoe.model.paths import named_leaves
 from minimoe.moe import load_balance_loss
-from minimoe.parallel import batch_sharding, gathered, make_mesh, off_mesh, on_mesh, shard_model
+from minimoe.parallel import OnMesh, batch_sharding, gathered, make_mesh, off_mesh, on_mesh, shard_model
+from minimoe.training import init_training, load_checkpoint, train, train_step
 
 SIZES = {"d_model": 8, "d_expert": 6, "num_experts": 8, "score": "sigmoid"}
 TOKENS = 256
 # Name: the layer, the mesh, rows, and how much the router is tilted towards its first experts.
 LAYERS = {
-    "balanced": ({"top_k": 2, "num_shared_experts": 1}, "data=2,expert=4", "mean", 0.0),
     "all to one device": ({"top_k": 1, "swiglu_limit": 0.5}, "expert=8", "mean", 9.0),
-    "room for all": ({"top_k": 2}, "expert=4", "all", 9.0),
     "three axes, dropping": (
         {"top_k": 2, "dispatch": "capacity", "capacity_factor": 0.7},
         "data=2,expert=2,tensor=2",
         "mean",
         0.1,
     ),
-    "experts choose": ({"top_k": 2, "select": "expert_choice"}, "data=4,expert=2", "mean", 0.0),
+    "experts choose": ({"top_k": 2, "select": "expert_choice"}, "data=4,expert=2", "all", 0.0),
 }
 
 
@@ -98,7 +103,54 @@ def check_odd_tokens() -> float:
     return difference(run(one, x), jax.device_get(run(many, x)))
 
 
+def check_training(folder: Path) -> dict:
+    """The same run on one device and on eight; and what eight saved in the middle, gone on with on one."""
+    losses, specs = {}, {}
+    run, data, tokenizer = tiny_run()
+    for name, mesh in (("one", None), ("eight", "data=2,expert=4")):
+        result = train(run, data, [], tokenizer, out=folder / name, mesh=mesh)
+        losses[name] = [[record["loss"], record["grad_norm"], *record["max_violation"]] for record in result.records]
+        specs[name] = sorted({str(leaf.sharding) for leaf in jax.tree.leaves(nnx.state(result.model))})
+    for name in ("again", "two"):
+        shutil.copytree(folder / "eight", folder / name)
+        shutil.rmtree(folder / name / "checkpoints" / str(run.recipe.steps))
+    result = train(run, data, [], tokenizer, out=folder / "again", resume=True)
+    losses["again"] = [[record["loss"], record["grad_norm"], *record["max_violation"]] for record in result.records]
+    said = {name: described(folder / name, run.recipe.steps) for name in ("one", "eight")}
+    weights = [nnx.state(load_checkpoint(folder / name)[0]) for name in ("one", "eight")]
+    return {"losses": losses, "specs": specs, "files": said, "weights": difference(*weights)}
+
+
+def described(folder: Path, step: int) -> list[str]:
+    """What a run's folder says of itself: its config, and the names, shapes and places of the arrays that it holds."""
+    inside = folder / "checkpoints" / str(step) / "default"
+    files = (folder / "config.json", inside / "_METADATA", inside / "_sharding", inside / "array_metadatas/process_0")
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+def check_state() -> dict:
+    """The part of a model and of its moments that one device holds, before and after a step."""
+    run, _, _ = tiny_run()
+    mesh = make_mesh("data=2,expert=4")
+    model, optimizer = init_training(run)
+    OnMesh(mesh).lay_out(model, optimizer, 0)
+    names = ("model layers.0.ffn.experts.down_proj", "model norm.scale")
+    moments = ("layers.0.ffn.experts.down_proj", "layers.0.attention.q_proj.kernel", "norm.scale")
+    names += tuple(f"optimizer opt_state.1.0.mu.{name}" for name in moments)
+
+    def places() -> dict:
+        both = {"model": named_leaves(model), "optimizer": named_leaves(optimizer)}
+        arrays = {name: both[name.split()[0]][name.split()[1]][...] for name in names}
+        return {name: array.sharding.shard_shape(array.shape) for name, array in arrays.items()}
+
+    before = places()
+    batch = [jax.device_put(jnp.ones((8, 16), kind), batch_sharding(mesh)) for kind in (jnp.int32, jnp.int32, bool)]
+    train_step(model, optimizer, *batch, jax.random.key(0), recipe=run.recipe)
+    return {"before": before, "after": places()}
+
+
 if __name__ == "__main__":
     started = time.monotonic()
     found = {"layers": check_layers(), "odd": check_odd_tokens(), "devices": jax.device_count()}
+    found |= {"training": check_training(Path(sys.argv[1])), "state": check_state()}
     print(json.dumps(found | {"seconds": time.monotonic() - started}))

@@ -40,6 +40,10 @@ def train(
     text: Annotated[Path | None, typer.Option(help="Your own text: a file or a folder. Default: the corpus.")] = None,
     tasks: Annotated[float, typer.Option(help="Share of training tokens from reasoning problems.")] = 0.0,
     tokenizer: Annotated[str, typer.Option(help="bpe2048, byte, or a tokenizer.json.")] = "bpe2048",
+    mesh: Annotated[
+        str | None,
+        typer.Option(help="Devices by axis, such as data=2,expert=4 (also tensor); one device if not given."),
+    ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; 0: at the end.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations; 0: at the end.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
@@ -49,7 +53,8 @@ def train(
 
     Ctrl-C saves and stops; --resume continues and gives the same model as an unbroken run. --balance says how experts
     are kept in work: by the balance loss over the batch (switch) or within each sequence, or by the selection bias. With
-    --tasks the model answers reasoning problems in the end and is graded.
+    --tasks the model answers reasoning problems in the end and is graded. With --mesh the losses are the same to
+    rounding; devices can be simulated: XLA_FLAGS=--xla_force_host_platform_device_count=8.
 
     Example: minimoe train --config nano --steps 500 --out runs/nano
     """
@@ -57,6 +62,7 @@ def train(
     from minimoe.cli.reasoning import check_length, check_share
     from minimoe.config import MTPConfig
     from minimoe.data import choose_documents, describe_data, load_tokenizer
+    from minimoe.parallel import placement
     from minimoe.progress import check_resume, draw_curve, grade, train_with_bar
     from minimoe.training import BALANCE_METHODS
     from minimoe.training.mixing import mixed_data
@@ -76,11 +82,12 @@ def train(
     run = dataclasses.replace(run, model=run.model.replace(mtp=MTPConfig())) if mtp else run
     if tasks:
         check_length(run, tokens)
+    placement(mesh, run.model, run.recipe.batch_size)  # refused before anything is read
     first = check_resume(out, run, resume, method=True)
     data, validation = mixed_data(documents, tokens, run, tasks)
     start(f"{config}{' (dense)' if dense else ''}: {describe_run(run)}; {data.num_tokens:,} training tokens")
     tell_copies(text, documents)
-    result = train_with_bar("train", run, data, validation, tokens, first=first, out=out, resume=resume)
+    result = train_with_bar("train", run, data, validation, tokens, first=first, out=out, resume=resume, mesh=mesh)
     draw_curve(out, result)
     answers = grade(result.model, tokens) if tasks and not result.interrupted else None
     return report(out, run, result, json, answers)

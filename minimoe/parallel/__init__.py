@@ -16,6 +16,7 @@ In your own code:
 
 from minimoe.parallel.experts import MeshExperts, off_mesh, on_mesh
 from minimoe.parallel.mesh import AXES, check_model, check_moe, make_mesh, parse_mesh
+from minimoe.parallel.placement import OnMesh, Placement, placement
 from minimoe.parallel.reach import devices_per_token, rows_per_device
 from minimoe.parallel.rules import (
     RULES,
@@ -34,6 +35,8 @@ __all__ = [
     "AXES",
     "RULES",
     "MeshExperts",
+    "OnMesh",
+    "Placement",
     "batch_sharding",
     "check_model",
     "check_moe",
@@ -44,6 +47,7 @@ __all__ = [
     "on_mesh",
     "parse_mesh",
     "pinned",
+    "placement",
     "put",
     "rows_per_device",
     "shard_model",

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
@@ -47,7 +47,7 @@ from minimoe.errors import UserError
 from minimoe.moe import Experts, sparse_layers
 from minimoe.moe.dropless import dropless_experts
 from minimoe.moe.pairs import one_hot_experts
-from minimoe.parallel.mesh import AXES, axis_size, check_moe
+from minimoe.parallel.mesh import AXES, BATCH_AXES, axis_size, check_moe
 from minimoe.parallel.reach import rows_per_device
 
 Node = TypeVar("Node")
@@ -206,13 +206,17 @@ class MeshExperts(Experts):
         used = jnp.ones(experts.shape, bool) if used is None else used
         more = -tokens % axis_size(self.mesh, *AXES)  # a few tokens that nobody computes, so that all get equally many
         by_token = (x.astype(dtype), experts, weights.astype(dtype), used)
-        each = [jnp.pad(array, ((0, more), (0, 0))) for array in by_token]
+        each = [self._by_sequence(jnp.pad(array, ((0, more), (0, 0)))) for array in by_token]
         limit = capacity if dispatch == "capacity" else None
         on_one = functools.partial(self._on_one, self._exchange(tokens + more), limit)
         specs = (everywhere,) * 4 + (P("expert"),) * 2
         run = jax.shard_map(on_one, mesh=self.mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
         each += [self.gate_up_proj[...].astype(dtype), self.down_proj[...].astype(dtype)]
-        return run(*each)[:tokens]
+        return self._by_sequence(run(*each))[:tokens]
+
+    def _by_sequence(self, x: Array) -> Array:
+        """``[T, ...]`` split as the batch is: the axis tensor splits tokens in here, and nowhere else."""
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(BATCH_AXES)))
 
     def _exchange(self, tokens: int) -> Exchange:
         devices, here = self.mesh.shape["expert"], tokens // axis_size(self.mesh, *AXES)

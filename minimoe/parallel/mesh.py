@@ -115,7 +115,7 @@ def check_model(config: ModelConfig, mesh: AnyMesh, batch_size: int | None = Non
     Raises:
       UserError: naming the axis and what it does not divide.
     """
-    for layer in config.layer_counts:
+    for layer in (*config.layer_counts, *(() if config.mtp_layer is None else (config.mtp_layer,))):
         if layer.moe is not None:
             check_moe(layer.moe, mesh)
         heads = {name: getattr(layer.attention, name, None) for name in ("num_heads", "num_kv_heads")}

@@ -9,6 +9,7 @@ Only `RULES` says where things are. The compiler derives from it what must be se
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -58,7 +59,8 @@ def zero_spec(spec: P, shape: Sequence[int], mesh: AnyMesh) -> P:
 
     Devices along ``data`` hold equal weights, and those along ``expert`` too where no expert is concerned. Each needs
     the moments only of the part that it updates; the updates, not the moments, are then gathered. An array without a
-    divisible axis stays as it is.
+    divisible axis stays as it is, and so do vectors: they are small, and a split gradient of a norm's scale makes the
+    compiler split the activations that it comes from.
 
     Example:
       >>> tuple(zero_spec(P("expert"), (8, 16, 32), make_mesh("data=1")))
@@ -67,6 +69,8 @@ def zero_spec(spec: P, shape: Sequence[int], mesh: AnyMesh) -> P:
     References:
       Rajbhandari et al., `ZeRO <https://arxiv.org/abs/1910.02054>`_, section 5.1: the first stage.
     """
+    if len(shape) < 2:
+        return spec
     entries = [*spec, *(None,) * (len(shape) - len(spec))]
     free = tuple(axis for axis in BATCH_AXES if axis not in entries)
     for axes in (free, ("data",)):
@@ -128,7 +132,7 @@ def shard_state(optimizer: nnx.Optimizer, mesh: Mesh, *, zero: bool = True, rule
 
     Its updates keep moments and parameters where they are (see `pinned`). Changed in place and returned.
     """
-    optimizer.tx = pinned(optimizer.tx, mesh, zero=zero, rules=rules)
+    optimizer.tx = pinned(optimizer.tx, mesh, zero=zero, rules=tuple(rules))
     return _lay_out(optimizer, mesh, zero, rules)
 
 
@@ -138,6 +142,7 @@ def _lay_out(node: Node, mesh: Mesh, zero: bool, rules: Rules) -> Node:
     return node
 
 
+@functools.cache  # equal ones share one object, so that a step compiled for one serves the other
 def pinned(
     inner: optax.GradientTransformation, mesh: Mesh, *, zero: bool = True, rules: Rules = RULES
 ) -> optax.GradientTransformation:

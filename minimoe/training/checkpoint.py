@@ -37,8 +37,15 @@ class CheckpointFolder:
         self._ocp = ocp
         check_path(folder)
         self.path = (folder / STEPS_FOLDER).resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, enable_async_checkpointing=False, create=False)
-        self._options = options
+        settings: dict[str, Any] = {"max_to_keep": KEEP, "enable_async_checkpointing": False, "create": False}
+        self._alone: dict[str, Any] = {}
+        if jax.process_count() > 1:  # one process reads and writes: Orbax must not wait for the others
+            here = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
+            )
+            self._alone = {"multiprocessing_options": alone}
+        self._options = ocp.CheckpointManagerOptions(**settings, **self._alone)
         self._manager: Any = None
 
     def _open(self, create: bool) -> Any:
@@ -118,7 +125,7 @@ class CheckpointFolder:
 
     def _shapes(self, folder: Path, step: int) -> Mapping[str, Shapes]:
         """Names and shapes of each part of a checkpoint, as they are on disk."""
-        with self._ocp.StandardCheckpointer() as reader:
+        with self._ocp.StandardCheckpointer(**self._alone) as reader:
             found = reader.metadata(folder / str(step) / "default").item_metadata
         return {part: {name: tuple(one.shape) for name, one in dict(ones).items()} for part, ones in found.tree.items()}
 
@@ -167,7 +174,9 @@ def _is_pattern(path: Path) -> bool:
 
 def _pure(node: Any) -> dict[str, Any]:
     """Flat ``path -> array`` of a module's variables: the names on disk."""
-    return {name: variable[...] for name, variable in named_leaves(node, "/").items()}
+    arrays = {name: variable[...] for name, variable in named_leaves(node, "/").items()}
+    # Among several processes Orbax takes a JAX array for a part of one, but a NumPy array for a whole one.
+    return arrays if jax.process_count() == 1 else jax.device_get(arrays)
 
 
 def _fill(node: Any, saved: Mapping[str, Any], folder: Path) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from minimoe import files
 from minimoe.config import ModelConfig
@@ -33,6 +34,7 @@ from minimoe.errors import UserError
 from minimoe.files import write_atomically, writing
 from minimoe.model import MoETransformer, copy_model, model_fingerprint
 from minimoe.moe import dead_experts, load_cv, load_entropy, max_violation
+from minimoe.parallel.placement import Placement, placement
 from minimoe.training.checkpoint import CheckpointFolder
 from minimoe.training.evaluate import Evaluation, evaluate
 from minimoe.training.method import Method, StepChanges
@@ -147,6 +149,7 @@ def train(
     resume: bool = False,
     model: MoETransformer | None = None,
     method: Method | None = None,
+    mesh: Mesh | str | None = None,
     on_record: Callback = lambda record: None,
     on_step: Callable[[int, StepMetrics], None] = lambda step, metrics: None,
 ) -> TrainResult:
@@ -162,6 +165,9 @@ def train(
       model: to train on from, of the config ``run.model``; it is left as it is. None: fresh weights from the seed.
       method: what the steps do differently from plain language-model training, see `minimoe.training.Method`.
         Evaluations stay the same.
+      mesh: devices to train on, such as ``"data=2,expert=4"``, see `minimoe.parallel`; None is one. Losses are the same
+        to rounding, and a run may be resumed on another mesh. With several processes all call `train` alike, and the
+        first writes. Evaluations run on one device.
       on_record: called with each metrics line. on_step: called after every step, with what it measured.
 
     Raises:
@@ -183,7 +189,8 @@ def train(
             f"raise vocab_size to {tokenizer.vocab_size}"
         )
     method = method or Method()
-    out = None if out is None else Path(out)
+    place = placement(mesh, run.model, run.recipe.batch_size)
+    out = None if out is None or not place.writes else Path(out)
     if out is not None:
         check_folder(out, run, resume=resume)
     run = _described(run, method, data, tokenizer, model)
@@ -192,9 +199,13 @@ def train(
         run = dataclasses.replace(run, fingerprints=_started_from(out) | dict(run.fingerprints))
     trained, optimizer = init_training(run, model, method)
     changes = method.changes(run, trained, data, tokenizer)
+    if mesh is not None and (changes.batch_for or changes.extra_for):
+        raise UserError(
+            f"the method {method.name!r} needs a teacher at each step, which a mesh does not have; train without"
+        )
     with _open_session(run, tokenizer, out, resume, on_record) as session, _stop_flag() as stop:
-        first = session.restore(trained, optimizer) if resume else 0
-        return _run(session, trained, optimizer, data, validation, first, stop, on_step, changes)
+        first = place.lay_out(trained, optimizer, session.restore(trained, optimizer) if resume else 0)
+        return _run(session, place, trained, optimizer, data, validation, first, stop, on_step, changes)
 
 
 def _described(
@@ -211,7 +222,9 @@ def _started_from(out: Path) -> dict[str, str]:
     return {"start": known["start"]} if "start" in known else {}
 
 
-def _run(session, model, optimizer, data, validation, first, stop, on_step, changes: StepChanges) -> TrainResult:
+def _run(
+    session, place: Placement, model, optimizer, data, validation, first, stop, on_step, changes: StepChanges
+) -> TrainResult:
     run, recipe = session.run, session.run.recipe
     length = run.model.context_length
     per_step = recipe.batch_size * length
@@ -220,15 +233,16 @@ def _run(session, model, optimizer, data, validation, first, stop, on_step, chan
     static = {"recipe": recipe, "objective": changes.objective, "transform_params": changes.transform_params}
     evaluation = None
     step, window_start, window_step = first, time.monotonic(), first
-    while step < recipe.steps and not stop.is_set():
+    while step < recipe.steps and not place.any(stop.is_set()):
         batch = data.batch(recipe.seed, step, recipe.batch_size, length)
         batch = batch if changes.batch_for is None else changes.batch_for(step, batch, model)
-        tokens, targets, where = (jnp.asarray(array) for array in (batch.tokens, batch.targets, batch.where))
+        tokens, targets, where = (place.batch(array) for array in (batch.tokens, batch.targets, batch.where))
         extra = None if changes.extra_for is None else changes.extra_for(step, batch)
         dropout_key = jax.random.fold_in(key, step)
         metrics = train_step(model, optimizer, tokens, targets, where, dropout_key, **static, extra=extra)
+        metrics = place.whole(metrics)
         if not bool(metrics.ok):
-            session.save(step, model, optimizer)
+            session.save(step, place.whole(model), place.whole(optimizer))
             raise UserError(_not_finite(step, metrics, session.out))
         step += 1
         on_step(step, metrics)
@@ -238,17 +252,17 @@ def _run(session, model, optimizer, data, validation, first, stop, on_step, chan
             session.log(step_record(metrics, recipe, step, step * per_step, session.seconds(), speed))
             window_start, window_step = now, step
         if _due(step, recipe.eval_every, recipe.steps):
-            evaluation = session.evaluate(step, per_step, model, documents)
+            evaluation = session.evaluate(step, per_step, place.whole(model), documents)
             window_start, window_step = time.monotonic(), step
         if _due(step, recipe.checkpoint_every, recipe.steps):
-            session.save(step, model, optimizer)
+            session.save(step, place.whole(model), place.whole(optimizer))
             window_start, window_step = time.monotonic(), step
     if first >= recipe.steps:  # a finished run, resumed: its result again, but no second line for it
-        evaluation = session.evaluate(step, per_step, model, documents, known=True)
+        evaluation = session.evaluate(step, per_step, place.whole(model), documents, known=True)
     interrupted = step < recipe.steps
     if interrupted:
-        session.save(step, model, optimizer)
-    return TrainResult(model, session.records, step, evaluation, interrupted, run)
+        session.save(step, place.whole(model), place.whole(optimizer))
+    return TrainResult(place.whole(model), session.records, step, evaluation, interrupted, run)
 
 
 def _due(step: int, every: int, last: int) -> bool:
