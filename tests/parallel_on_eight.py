@@ -18,7 +18,17 @@ from parallel_run import tiny_run
 from minimoe import MoEConfig, MoELayer
 from minimoe.model.paths import named_leaves
 from minimoe.moe import load_balance_loss
-from minimoe.parallel import OnMesh, batch_sharding, gathered, make_mesh, off_mesh, on_mesh, shard_model
+from minimoe.parallel import (
+    OnMesh,
+    batch_sharding,
+    collective_bytes,
+    exchange_bytes,
+    gathered,
+    make_mesh,
+    off_mesh,
+    on_mesh,
+    shard_model,
+)
 from minimoe.training import init_training, load_checkpoint, train, train_step
 
 SIZES = {"d_model": 8, "d_expert": 6, "num_experts": 8, "score": "sigmoid"}
@@ -93,6 +103,25 @@ def check_layers() -> dict:
     return report
 
 
+def check_traffic() -> dict:
+    """All-to-all of a layer with its gradient, counted and by formula, with a group limit and without."""
+    mesh, report = make_mesh("expert=8"), {}
+    for kept in (0, 2):
+        limit = {"select": "group_limited", "num_groups": 8, "top_k_groups": kept} if kept else {}
+        config = MoEConfig(d_model=64, d_expert=8, num_experts=32, top_k=4, **limit)
+        layer = shard_model(on_mesh(MoELayer(config, rngs=nnx.Rngs(0)), mesh), mesh)
+        graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
+
+        def loss(params, x, graphdef=graphdef, rest=rest):
+            return (nnx.merge(graphdef, params, rest)(x)[0] ** 2).sum()
+
+        x = jax.device_put(jnp.ones((2048, 64)), batch_sharding(mesh))
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile()
+        sent, again = collective_bytes(compiled), collective_bytes(compiled, loops=True)
+        report[kept] = {"sent": sent, "again": again, "formula": exchange_bytes(config, 8, 256)}
+    return report
+
+
 def check_odd_tokens() -> float:
     """A number of tokens that the devices do not divide."""
     mesh = make_mesh("expert=8")
@@ -152,5 +181,6 @@ def check_state() -> dict:
 if __name__ == "__main__":
     started = time.monotonic()
     found = {"layers": check_layers(), "odd": check_odd_tokens(), "devices": jax.device_count()}
+    found["traffic"] = check_traffic()
     found |= {"training": check_training(Path(sys.argv[1])), "state": check_state()}
     print(json.dumps(found | {"seconds": time.monotonic() - started}))

@@ -77,6 +77,15 @@ def test_the_cases_are_what_they_say(on_eight):
     assert [layers[name]["held"] for name in NAMES] == [1, 4, 4]
 
 
+def test_bytes_of_the_compiled_program_are_those_of_the_formula(on_eight):
+    """All-to-all of the first round, forwards and backwards; a group limit halves it. Further rounds are in a loop."""
+    free, limited = (on_eight["traffic"][kept] for kept in ("0", "2"))
+    for found in (free, limited):
+        assert found["sent"]["all-to-all"] == found["formula"]
+        assert found["again"]["all-to-all"] > found["formula"]  # these compute their activations again
+    assert limited["formula"] < 0.6 * free["formula"]
+
+
 def test_tokens_that_the_devices_do_not_divide(on_eight):
     assert on_eight["odd"] < ROUNDING
 

@@ -30,9 +30,11 @@ from minimoe.parallel.rules import (
     spec_for,
     zero_spec,
 )
+from minimoe.parallel.traffic import KINDS, collective_bytes, exchange_bytes
 
 __all__ = [
     "AXES",
+    "KINDS",
     "RULES",
     "MeshExperts",
     "OnMesh",
@@ -40,7 +42,9 @@ __all__ = [
     "batch_sharding",
     "check_model",
     "check_moe",
+    "collective_bytes",
     "devices_per_token",
+    "exchange_bytes",
     "gathered",
     "make_mesh",
     "off_mesh",

@@ -16,6 +16,7 @@ Nothing here draws on a screen or needs JAX.
 - `gap_closed`, `exact_match_by_level`: how far distillation takes a student;
 - `bytes_against_context`, `bytes_per_token`, `recall_by_distance`, `what_queries_see`: what attention keeps of the past;
 - `roofline`, `step_parts`, `rows_between`: what hardware allows, what a step waits for, what devices send each other;
+- `collectives`: what devices send in a step, counted and by formula;
 - `predicted_times`: what a roofline says of our models, against the clock;
 - `verdict`: the closing box of a lesson, for one claim;
 - `seeds`, `curves_with_spread`, `gaps_over_tokens`: runs that differ in their seed alone;
@@ -36,6 +37,7 @@ from minimoe.plots.balancing import (
     paired_gaps,
 )
 from minimoe.plots.caches import bytes_against_context, bytes_per_token, recall_by_distance, what_queries_see
+from minimoe.plots.collectives import collectives
 from minimoe.plots.coloured_text import token_experts
 from minimoe.plots.curves import compare_runs, training_curve
 from minimoe.plots.diagram import moe_layer
@@ -71,6 +73,7 @@ __all__ = [
     "changed_outputs",
     "choices",
     "choices_under_bias",
+    "collectives",
     "compare_runs",
     "costs_side_by_side",
     "curves_with_spread",
