@@ -13,6 +13,7 @@ from minimoe.bench import predict
 from minimoe.cli import app
 from minimoe.cost import Machine
 from minimoe.cost.machine import KINDS, grid_shapes
+from minimoe.experiments import read_record
 
 ROW = {"model": "a", "kind": "train", "batch": 8, "measured_ms": 10.0, "predicted_ms": 9.0, "peak_roofline_ms": 1.0}
 
@@ -20,7 +21,9 @@ ROW = {"model": "a", "kind": "train", "batch": 8, "measured_ms": 10.0, "predicte
 def made() -> Machine:
     grid = {(m, k, n): m * k * n / 5e10 for m, k, n in grid_shapes()}
     rates = dict.fromkeys(KINDS, 1e9)
-    return Machine("made up", 1, 2**33, grid, {"float32": 1e11, "bfloat16": 1e11}, {2**20: 1e10}, rates, {20: 1e-7})
+    return Machine(
+        "made up", 1, 2**33, grid, {"float32": 1e11, "bfloat16": 1e11}, {2**20: 1e10}, {2**20: 1e10}, rates, {20: 1e-7}
+    )
 
 
 def test_rows_of_a_tiny_model(monkeypatch, tmp_path, capsys, tiny_config):
@@ -70,3 +73,13 @@ def test_figure():
 def test_unknown_model(capsys):
     assert app.run(["bench", "predict", "--model", "gpt"]) == 2
     assert "choose one of nano, dense-nano" in capsys.readouterr().err
+
+
+def test_the_record_says_what_its_rows_say():
+    """Of the machine on which it was recorded: the median is within a quarter, and peaks alone are not."""
+    record = read_record("predicted-times")
+    assert predict.errors(record["rows"])["errors"] == record["errors"]
+    assert record["errors"]["predicted"]["median_error"] <= 0.25 < record["errors"]["peak_roofline"]["median_error"]
+    assert [row["model"] for row in record["rows"]] == [name for name in predict.MODELS for _ in range(4)]
+    assert all(sum(row["parts_ms"].values()) == pytest.approx(row["predicted_ms"], rel=1e-3) for row in record["rows"])
+    assert Machine.from_record(record["machine"]).cores == 2

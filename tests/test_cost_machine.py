@@ -28,6 +28,7 @@ def made(seconds=law) -> Machine:
         grid,
         peaks,
         {2**20: 8e10, 2**30: 2e10},
+        {(rows, size): rate / rows for rows in machine.FEW_ROWS for size, rate in ((2**20, 4e10), (2**30, 1e10))},
         {"exponentials": 2e9, "summed": 1e9, "gathered": 1e9, "sorted": 1e8},
         {20: 1e-7, 320: 4e-7},
     )
@@ -50,6 +51,7 @@ def test_bandwidth_by_the_bytes_that_are_worked_on():
     assert [made().bytes_per_second(size) for size in (1, 2**20, 2**30, 2**40)] == pytest.approx(
         [8e10, 8e10, 2e10, 2e10]
     )
+    assert made().reads_per_second(4, 2**25) == pytest.approx(2e10 / 4)
     assert made().bytes_per_second(2**25) == pytest.approx(4e10)  # half-way in both logarithms
 
 
@@ -83,13 +85,21 @@ def test_the_clock_fills_everything(monkeypatch):
         "ROUND_SECONDS": 1e-4,
         "NUMBERS": 1024,
         "LEVELS": (1, 2),
+        "SIDE": 8,
     }.items():
         monkeypatch.setattr(machine_clock, name, value)
     monkeypatch.setattr(machine_clock, "grid_shapes", lambda: [(1, 8, 8), (8, 8, 8)])
     seen = []
     found = machine_clock.measure_machine(lambda done, total, what: seen.append((done, total)))
-    assert seen == [(done, 11) for done in range(12)]
-    tables = (found.matmul_seconds, found.bandwidth, found.peak_flops, found.per_second, found.call_seconds)
+    assert seen == [(done, 14) for done in range(15)]
+    tables = (
+        found.matmul_seconds,
+        found.bandwidth,
+        found.reading,
+        found.peak_flops,
+        found.per_second,
+        found.call_seconds,
+    )
     assert min(value for table in tables for value in table.values()) > 0
     assert found.cores >= 1
     assert set(found.bandwidth) == {4096}

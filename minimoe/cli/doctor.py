@@ -73,6 +73,8 @@ def _rows(facts: Mapping[str, Any]) -> dict[str, str]:
             rows[f"large matmul, {kind}"] = f"{rate / 1e9:,.0f} GFLOP/s"
         for size, rate in machine["bandwidth"]:
             rows[f"moving {size / 2**20:,.0f} MB"] = f"{rate / GB:,.1f} GB/s"
+        for few, size, rate in machine["reading"]:
+            rows[f"reading {size / 2**20:,.0f} MB of weights, {few} rows"] = f"{rate / GB:,.1f} GB/s"
         for kind, rate in machine["per_second"].items():
             rows[f"numbers {kind.replace('exponentials', 'exponentiated')}"] = f"{rate / 1e9:.2f} billion a second"
         for size, seconds in machine["call_seconds"]:

@@ -18,6 +18,7 @@ from minimoe.cost.hardware import Chip, Number
 from minimoe.errors import UserError
 
 ROWS, INNER, COLUMNS = (1, 8, 64, 1024), (32, 128, 512), (32, 256, 2048)  # m, k, n of the grid
+FEW_ROWS = (1, 8, 64)  # of those that read weights in turn
 LARGE = (1024, 1024, 1024)  # the peak
 WORKING_SETS = (2**20, 2**23, 2**25, 2**28)  # bytes
 KINDS = ("exponentials", "summed", "gathered", "sorted")
@@ -33,6 +34,8 @@ class Machine:
       matmul_seconds: float32, by ``(m, k, n)``: the whole grid ``ROWS x INNER x COLUMNS``.
       peak_flops: FLOP/s of a matmul of `LARGE` shape, under "float32" and "bfloat16".
       bandwidth: bytes a second, read and written, by the bytes that are worked on.
+      reading: bytes a second of weights that few rows meet in turn, by ``(rows, bytes of all weights)``, the whole grid
+        ``FEW_ROWS x WORKING_SETS``: what decoding waits for, since no matrix is still in a near cache when it comes again.
       per_second: of numbers that are exponentiated, summed in rows, gathered in rows and sorted: under `KINDS`.
       call_seconds: a small operation, by the number of operations of its program: XLA runs the few of a short loop in
         order, and plans which of many can run side by side, which costs more than they do.
@@ -44,6 +47,7 @@ class Machine:
     matmul_seconds: Mapping[tuple[int, int, int], int | float]
     peak_flops: Mapping[str, int | float]
     bandwidth: Mapping[int, int | float]
+    reading: Mapping[tuple[int, int], int | float]
     per_second: Mapping[str, int | float]
     call_seconds: Mapping[int, int | float]
 
@@ -62,19 +66,26 @@ class Machine:
 
     def bytes_per_second(self, working_set: int | float) -> int | float:
         """Bandwidth for data of this many bytes: large where they fit a cache, that of the memory where they do not."""
-        sizes = tuple(sorted(self.bandwidth))
-        return math.exp(sum(share * math.log(self.bandwidth[size]) for size, share in _around(sizes, working_set)))
+        return _between(self.bandwidth, working_set)
+
+    def reads_per_second(self, rows: int, weights: int | float) -> int | float:
+        """Bytes a second at which matmuls of so many rows get through weights that are so many bytes in all."""
+        sizes = {size: _between({r: self.reading[r, size] for r in FEW_ROWS}, rows) for size in self._sizes_read}
+        return _between(sizes, weights)
+
+    @property
+    def _sizes_read(self) -> set[int]:
+        return {size for _, size in self.reading}
 
     def call(self, operations: int | float) -> int | float:
         """Seconds that an operation costs beside what it computes, in a program of so many."""
-        sizes = tuple(sorted(self.call_seconds))
-        return math.exp(sum(share * math.log(self.call_seconds[size]) for size, share in _around(sizes, operations)))
+        return _between(self.call_seconds, operations)
 
     def chip(self) -> Chip:
         """As a chip for `minimoe.cost.decode_step`: peaks, memory and its bandwidth, nothing of links.
 
         Example:
-          >>> machine = Machine("mine", 1, 2**33, {}, {"float32": 1e11, "bfloat16": 5e10}, {2**28: 1e10}, {}, {})
+          >>> machine = Machine("mine", 1, 2**33, {}, {"float32": 1e11, "bfloat16": 5e10}, {2**28: 1e10}, {}, {}, {})
           >>> machine.chip().peak("float32")
           100000000000.0
         """
@@ -93,6 +104,7 @@ class Machine:
         plain = {
             "matmul_seconds": grid,
             "bandwidth": [[size, _short(rate)] for size, rate in self.bandwidth.items()],
+            "reading": [[*place, _short(rate)] for place, rate in self.reading.items()],
             "peak_flops": {kind: _short(rate) for kind, rate in self.peak_flops.items()},
             "per_second": {kind: _short(rate) for kind, rate in self.per_second.items()},
             "call_seconds": [[size, _short(seconds)] for size, seconds in self.call_seconds.items()],
@@ -110,6 +122,7 @@ class Machine:
             values = {field.name: record[field.name] for field in dataclasses.fields(cls)}
             values["matmul_seconds"] = {(m, k, n): seconds for m, k, n, seconds in record["matmul_seconds"]}
             values |= {name: dict(record[name]) for name in ("bandwidth", "call_seconds")}
+            values["reading"] = {(rows, size): rate for rows, size, rate in record["reading"]}
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"the record of a machine is broken: {error!r}; measure again with minimoe doctor"
@@ -126,6 +139,11 @@ def grid_shapes() -> list[tuple[int, int, int]]:
 
 def _short(value: int | float) -> int | float:
     return float(f"{value:.3g}")
+
+
+def _between(table: Mapping[int, int | float], size: int | float) -> int | float:
+    """The value for ``size``, linear in logarithms between the entries of ``table``, and as at its ends beyond them."""
+    return math.exp(sum(share * math.log(table[place]) for place, share in _around(tuple(sorted(table)), size)))
 
 
 def _around(axis: tuple[int, ...], size: int | float) -> list[tuple[int, float]]:

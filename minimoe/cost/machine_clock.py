@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from minimoe.cost.machine import KINDS, LARGE, WORKING_SETS, Machine, grid_shapes
+from minimoe.cost.machine import FEW_ROWS, KINDS, LARGE, WORKING_SETS, Machine, grid_shapes
 
 ROUND_SECONDS, ROUNDS = 0.004, 3
+SIDE = 512  # of matrices that are read in turn
 LEVELS = (4, 16, 64)  # of `_small_operations`
 NUMBERS = 2**20  # handled at a time, in rows of 128; a 128th of them are sorted
 
@@ -30,7 +31,7 @@ def measure_machine(progress: Callable[[int, int, str], None] | None = None) -> 
       progress: called with (steps done, steps in all, what comes next).
     """
     shapes = grid_shapes()
-    total, done = len(shapes) + len(LEVELS) + len(WORKING_SETS) + len(KINDS) + 2, 0
+    total, done = len(shapes) + len(LEVELS) + len(WORKING_SETS) * (1 + len(FEW_ROWS)) + len(KINDS) + 2, 0
 
     def tell(what: str) -> None:
         nonlocal done
@@ -53,6 +54,14 @@ def measure_machine(progress: Callable[[int, int, str], None] | None = None) -> 
         tell(f"moving {size / 2**20:.0f} MB")
         arrays = jnp.ones(size // 8), jnp.ones(size // 8)  # two of them, in float32
         bandwidth[size] = 1.5 * size / _seconds(_triad, *arrays)  # both read, one written
+    reading = {}
+    for size in WORKING_SETS:
+        side = SIDE if size < 64 * SIDE**2 * 4 else 4 * SIDE
+        matrices = max(1, size // (4 * side**2))
+        weights = [jnp.full((side, side), 1 / side) for _ in range(matrices)]
+        for rows in FEW_ROWS:
+            tell(f"reading {size / 2**20:.0f} MB of weights for {rows} rows")
+            reading[rows, size] = 4 * side**2 * matrices / _seconds(_reads, jnp.ones((rows, side)), *weights)
     rates = {}
     for kind, program in zip(KINDS, (_exponentials, _sums, _gathers, _sorts), strict=True):
         tell(kind)
@@ -65,7 +74,7 @@ def measure_machine(progress: Callable[[int, int, str], None] | None = None) -> 
         peaks[kind] = 2 * m * k * n / _matmul(m, k, n, jnp.dtype(kind))
     if progress is not None:
         progress(total, total, "done")
-    return Machine(machine_name(), usable_cores(), memory_bytes(), matmuls, peaks, bandwidth, rates, calls)
+    return Machine(machine_name(), usable_cores(), memory_bytes(), matmuls, peaks, bandwidth, reading, rates, calls)
 
 
 def usable_cores() -> int:
@@ -141,6 +150,12 @@ def _small_operations(levels, turns, x):
 @jax.jit
 def _triad(turns, x, y):
     return jax.lax.fori_loop(0, turns, lambda _, x: 0.5 * x + y, x)
+
+
+@jax.jit
+def _reads(turns, x, *weights):
+    """Rows through all matrices in turn, as in decoding: before a matrix comes again, all others were read."""
+    return jax.lax.fori_loop(0, turns, lambda _, x: functools.reduce(jnp.matmul, weights, x), x)
 
 
 @jax.jit

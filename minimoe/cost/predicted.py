@@ -1,6 +1,7 @@
 """Seconds that a program should take on a measured machine: a roofline whose roof depends on the shape.
 
-    matmuls      FLOPs over the machine's rate for their shape, or their weights over the bandwidth if that takes longer
+    matmuls      FLOPs over the machine's rate for their shape, or the time that so few rows take to get through weights
+                 that lie in no near cache, if that is longer
     moving       bytes over the bandwidth for as many bytes
     numbers      exponentials, sums, gathered and sorted numbers, each over its own rate
     operations   what an operation of so large a program costs, times their number
@@ -27,14 +28,15 @@ def predicted_seconds(work: Work, machine: Machine, weights: int | float) -> dic
     Example:
       >>> rates = dict.fromkeys(("exponentials", "summed", "gathered", "sorted"), 1e9)
       >>> grid = {shape: 1e-6 for shape in minimoe.cost.machine.grid_shapes()}
-      >>> mine = Machine("mine", 1, 2**33, grid, {}, {2**20: 1e10}, rates, {20: 1e-7, 320: 1e-6})
+      >>> reads = {(rows, 2**20): 1e10 for rows in (1, 8, 64)}
+      >>> mine = Machine("mine", 1, 2**33, grid, {}, {2**20: 1e10}, reads, rates, {20: 1e-7, 320: 1e-6})
       >>> work = Work({(8, 128, 256): 3.0}, {1000: 2.0}, {20: 5.0}, {"summed": 5000.0})
       >>> {part: round(1e6 * seconds, 1) for part, seconds in predicted_seconds(work, mine, 1e6).items()}
       {'matmuls': 39.3, 'moving': 0.2, 'numbers': 5.0, 'operations': 0.5}
     """
-    weight_rate = machine.bytes_per_second(weights)
     matmuls = sum(
-        count * max(machine.matmul(m, k, n), 4 * k * n / weight_rate) for (m, k, n), count in work.matmuls.items()
+        count * max(machine.matmul(m, k, n), 4 * k * n / machine.reads_per_second(m, weights))
+        for (m, k, n), count in work.matmuls.items()
     )
     moving = sum(count * size / machine.bytes_per_second(size) for size, count in work.moved.items())
     numbers = sum(count / machine.per_second[kind] for kind, count in work.numbers.items())

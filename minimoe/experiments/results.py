@@ -61,6 +61,8 @@ def results_page() -> str:
     parts += ["## Speed", "Ratios are medians over rounds in which the contestants take turns on two cores."]
     for path in sorted(RECORDS.glob("bench-*.json")):
         parts += _benchmark(path.stem, json.loads(path.read_text(encoding="utf-8")))
+    if (RECORDS / "predicted-times.json").is_file():
+        parts += _predictions(read_record("predicted-times"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -195,6 +197,23 @@ def _benchmark(name: str, record: Mapping[str, Any]) -> list[str]:
             rows.append((contestant, *numbers))
         parts.append(table(("contestant", *(key.replace("_", " ") for key in (*clocks, *ratios))), rows))
     return parts
+
+
+def _predictions(record: Mapping[str, Any]) -> list[str]:
+    """Times that were predicted from the machine's rates, beside the clock and beside its peaks alone."""
+    rows = []
+    for row in record["rows"]:
+        what = "a training step" if row["kind"] == "train" else f"a token each for {row['batch']}"
+        times = (f"{row['measured_ms']:.3g}", f"{row['predicted_ms']:.3g}", f"{row['error']:+.0%}")
+        rows.append((f"{row['model']}, {what}", *times, f"{row['peak_roofline_ms']:.3g}"))
+    ours, peaks = record["errors"]["predicted"], record["errors"]["peak_roofline"]
+    words = (
+        f"Median error {ours['median_error']:.0%}, largest {ours['largest_error']:.0%}; from peak and bandwidth alone "
+    )
+    words += f"{peaks['median_error']:.0%} and {peaks['largest_error']:.0%}. Machine: {record['machine']['name']}."
+    heads = ("", "measured, ms", "predicted, ms", "off", "peaks alone, ms")
+    picture = "![Predicted against measured times; in the shade at most a quarter apart](figures/predicted_times.png)"
+    return ["### `minimoe bench predict` (predicted-times)", table(heads, rows), words, picture]
 
 
 def _any_has(results: Mapping[str, Mapping[str, Any]], key: str) -> bool:
