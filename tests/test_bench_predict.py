@@ -12,7 +12,7 @@ from minimoe import UserError, plots
 from minimoe.bench import predict
 from minimoe.cli import app
 from minimoe.cost import Machine
-from minimoe.cost.machine import KINDS, grid_shapes
+from minimoe.cost.machine import FEW_ROWS, KINDS, grid_shapes
 from minimoe.experiments import read_record
 
 ROW = {"model": "a", "kind": "train", "batch": 8, "measured_ms": 10.0, "predicted_ms": 9.0, "peak_roofline_ms": 1.0}
@@ -20,10 +20,9 @@ ROW = {"model": "a", "kind": "train", "batch": 8, "measured_ms": 10.0, "predicte
 
 def made() -> Machine:
     grid = {(m, k, n): m * k * n / 5e10 for m, k, n in grid_shapes()}
-    rates = dict.fromkeys(KINDS, 1e9)
-    return Machine(
-        "made up", 1, 2**33, grid, {"float32": 1e11, "bfloat16": 1e11}, {2**20: 1e10}, {2**20: 1e10}, rates, {20: 1e-7}
-    )
+    reads, rates = {(rows, 2**20): 1e10 for rows in FEW_ROWS}, dict.fromkeys(KINDS, 1e9)
+    peaks = {"float32": 1e11, "bfloat16": 1e11}
+    return Machine("made up", 1, 2**33, grid, peaks, {2**20: 1e10}, reads, rates, {20: 1e-7})
 
 
 def test_rows_of_a_tiny_model(monkeypatch, tmp_path, capsys, tiny_config):
@@ -76,10 +75,12 @@ def test_unknown_model(capsys):
 
 
 def test_the_record_says_what_its_rows_say():
-    """Of the machine on which it was recorded: the median is within a quarter, and peaks alone are not."""
+    """Of the machine on which it was recorded: training within a quarter; decoding nearer than peaks alone, no more."""
     record = read_record("predicted-times")
-    assert predict.errors(record["rows"])["errors"] == record["errors"]
-    assert record["errors"]["predicted"]["median_error"] <= 0.25 < record["errors"]["peak_roofline"]["median_error"]
-    assert [row["model"] for row in record["rows"]] == [name for name in predict.MODELS for _ in range(4)]
-    assert all(sum(row["parts_ms"].values()) == pytest.approx(row["predicted_ms"], rel=1e-3) for row in record["rows"])
+    rows = record["rows"]
+    assert predict.errors(rows)["errors"] == record["errors"]
+    assert max(abs(row["error"]) for row in rows if row["kind"] == "train") < 0.25
+    assert record["errors"]["predicted"]["median_error"] < record["errors"]["peak_roofline"]["median_error"] / 2
+    assert [row["model"] for row in rows] == [name for name in predict.MODELS for _ in range(4)]
+    assert all(sum(row["parts_ms"].values()) == pytest.approx(row["predicted_ms"], rel=1e-3) for row in rows)
     assert Machine.from_record(record["machine"]).cores == 2

@@ -118,12 +118,12 @@ def test_a_chain_is_moved_once_and_what_it_ends_in_too():
 
 def test_prediction_by_hand():
     from minimoe.cost import Machine
-    from minimoe.cost.machine import KINDS, grid_shapes
+    from minimoe.cost.machine import FEW_ROWS, KINDS, grid_shapes
 
     grid = dict.fromkeys(grid_shapes(), 2e-6)
-    mine = Machine(
-        "made up", 1, 2**33, grid, {}, {2**20: 1e10}, {2**20: 1e10, 2**30: 1e9}, dict.fromkeys(KINDS, 1e9), {1: 1e-7}
-    )
+    reads = {(rows, size): rate for rows in FEW_ROWS for size, rate in ((2**20, 1e10), (2**30, 1e9))}
+    rates = dict.fromkeys(KINDS, 1e9)
+    mine = Machine("made up", 1, 2**33, grid, {}, {2**20: 1e10}, reads, rates, {1: 1e-7})
     work = Work({(8, 128, 256): 3.0}, {2**20: 2.0}, {7: 2.0}, {"sorted": 500.0})
     parts = predicted_seconds(work, mine, 2**20)
     weights = 3 * 4 * 128 * 256 / 1e10  # takes longer than the 2 microseconds of the grid

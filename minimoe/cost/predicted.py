@@ -34,10 +34,9 @@ def predicted_seconds(work: Work, machine: Machine, weights: int | float) -> dic
       >>> {part: round(1e6 * seconds, 1) for part, seconds in predicted_seconds(work, mine, 1e6).items()}
       {'matmuls': 39.3, 'moving': 0.2, 'numbers': 5.0, 'operations': 0.5}
     """
-    matmuls = sum(
-        count * max(machine.matmul(m, k, n), 4 * k * n / machine.reads_per_second(m, weights))
-        for (m, k, n), count in work.matmuls.items()
-    )
+    matmuls = 0.0
+    for (m, k, n), count in work.matmuls.items():
+        matmuls += count * max(machine.matmul(m, k, n), 4 * k * n / machine.reads_per_second(m, weights))
     moving = sum(count * size / machine.bytes_per_second(size) for size, count in work.moved.items())
     numbers = sum(count / machine.per_second[kind] for kind, count in work.numbers.items())
     operations = sum(count * machine.call(size) for size, count in work.calls.items())

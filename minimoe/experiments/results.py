@@ -210,7 +210,11 @@ def _predictions(record: Mapping[str, Any]) -> list[str]:
     words = (
         f"Median error {ours['median_error']:.0%}, largest {ours['largest_error']:.0%}; from peak and bandwidth alone "
     )
-    words += f"{peaks['median_error']:.0%} and {peaks['largest_error']:.0%}. Machine: {record['machine']['name']}."
+    words += f"{peaks['median_error']:.0%} and {peaks['largest_error']:.0%}. "
+    for kind, name in (("train", "Training"), ("decode", "Decoding")):
+        off = statistics.median(abs(row["error"]) for row in record["rows"] if row["kind"] == kind)
+        words += f"{name}: median error {off:.0%}. "
+    words += f"Machine: {record['machine']['name']}; {record['note']}."
     heads = ("", "measured, ms", "predicted, ms", "off", "peaks alone, ms")
     picture = "![Predicted against measured times; in the shade at most a quarter apart](figures/predicted_times.png)"
     return ["### `minimoe bench predict` (predicted-times)", table(heads, rows), words, picture]
