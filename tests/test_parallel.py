@@ -157,6 +157,15 @@ def test_a_mesh_that_cannot_be(text, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("mesh", ["data=64", "expert=0", "expert"])
+def test_the_command_refuses_a_mesh_in_one_line(mesh, tmp_path, capsys):
+    from minimoe.cli import app
+
+    assert app.run(["train", "--mesh", mesh, "--tokenizer", "byte", "--out", str(tmp_path / "run")]) == 2
+    assert repr(mesh) in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 ATTENTION = GroupedQueryConfig(num_heads=4, num_kv_heads=2, head_dim=4)
 MODEL = ModelConfig(
     vocab_size=20,

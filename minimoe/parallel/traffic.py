@@ -8,6 +8,10 @@ Bytes are those that one device sends, by the usual algorithm of each collective
     all-reduce            2 (n - 1) / n of the whole: a reduce-scatter, then an all-gather
     collective-permute    what it holds
 
+Two things that the counts show on CPUs (XLA of JAX 0.10): the top-k of a router is not partitioned, so its scores ``[T, E]``
+are gathered on every device; and where moments are split, gradients are summed by an all-reduce and then cut, not by a
+reduce-scatter, which would send half as much.
+
 A simulated device sends at the speed of memory, so times on it say nothing about a network. Bytes are what they would be.
 """
 
