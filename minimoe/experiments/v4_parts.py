@@ -1,6 +1,6 @@
 """What does each part of DeepSeek-V4's block buy at the size of ``nano``?
 
-``nano`` is trained as it is, and with one part of DeepSeek-V4 at a time, for the same 200 steps (410,000 tokens) with three
+``nano`` is trained as it is, and with one part of DeepSeek-V4 at a time, for the same 300 steps (614,000 tokens) with three
 seeds. The runs of a seed see the same batches. The parts:
 
   streams   hyper-connections of four streams in place of the plain residual
@@ -10,7 +10,7 @@ seeds. The runs of a seed see the same batches. The parts:
   clamp     gate and up of SwiGLU held at 10
   mtp       a head that also learns the token after the next, its loss weighted 0.3; its drafts are counted
 
-200 steps are few: that is what one core does in an hour for all runs. Runs named long-* took 2,000 steps (4.1 million
+300 steps are few: that is what one core does in an hour for all runs. Runs named long-* took 2,000 steps (4.1 million
 tokens) on an accelerator: four of the seven models, and only two seeds of three of them. A difference counts if all seeds
 agree on its sign and it is larger than the range between seeds.
 """
@@ -24,7 +24,7 @@ from typing import Any
 from minimoe.experiments.mtp import drafted
 from minimoe.experiments.run import Run
 
-STEPS, LONG_STEPS = 200, 2000
+STEPS, LONG_STEPS = 300, 2000
 MUON_RATE = 0.02  # of 0.004, 0.01 and 0.02 the best after 60 steps with a fourth seed; AdamW has 0.004
 LONG = ("plain-0", "clamp-0", "hash-0", "scores-0", "plain-1", "clamp-1", "hash-1")
 
