@@ -11,7 +11,7 @@ seeds. The runs of a seed see the same batches. The parts:
   mtp       a head that also learns the token after the next, its loss weighted 0.3; its drafts are counted
 
 300 steps are few: that is what one core does in an hour for all runs. Runs named long-* took 2,000 steps (4.1 million
-tokens) on an accelerator: four of the seven models, and only two seeds of three of them. A difference counts if all seeds
+tokens) on an accelerator: four of the models, at most two seeds each. A difference counts if all seeds
 agree on its sign and it is larger than the range between seeds.
 """
 
