@@ -46,11 +46,15 @@ def runs(done: Mapping[str, Any]) -> list[Run]:
         "clamp": nano.replace_moe(swiglu_limit=10.0),
         "mtp": nano.replace(mtp=MTPConfig()),
     }
-    special = {"muon": {"optimizer": "muon", "learning_rate": MUON_RATE}, "mtp": {"mtp_weight": 0.3}}
+    special: dict[str, dict[str, Any]] = {
+        "muon": {"optimizer": "muon", "learning_rate": MUON_RATE},
+        "mtp": {"mtp_weight": 0.3},
+    }
 
     def run(name: str, steps: int) -> Run:
         part, _, seed = name.rpartition("-")
-        changes = {"steps": steps, "seed": int(seed), "eval_every": 500} | special.get(part, {})
+        changes: dict[str, Any] = {"steps": steps, "seed": int(seed), "eval_every": 500}
+        changes |= special.get(part, {})
         return Run(name, "nano", changes, model=models[part], scores=(drafted,) if part == "mtp" else ())
 
     short = [run(f"{part}-{seed}", STEPS) for part in models for seed in (0, 1, 2)]
