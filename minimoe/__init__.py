@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minimoe.attention.gqa import GroupedQueryConfig
+    from minimoe.attention.gqa_config import GroupedQueryConfig
     from minimoe.config import LayerConfig, ModelConfig, MoEConfig
     from minimoe.errors import UserError
     from minimoe.hub.pretrained import load_pretrained
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 
 # Loaded on first use, so that `import minimoe` and `minimoe --help` do not wait for JAX.
 _HOME = {
-    "GroupedQueryConfig": "minimoe.attention.gqa",
+    "GroupedQueryConfig": "minimoe.attention.gqa_config",
     "LayerConfig": "minimoe.config",
     "ModelConfig": "minimoe.config",
     "MoEConfig": "minimoe.config",

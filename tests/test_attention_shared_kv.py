@@ -23,7 +23,7 @@ from minimoe.attention import (
     YarnConfig,
 )
 from minimoe.attention.indexer import index_loss
-from minimoe.attention.shared_kv import mean_visible
+from minimoe.attention.shared_kv_config import mean_visible
 from minimoe.cost import count_params, forward_flops_per_token, kv_bytes_per_token
 from minimoe.errors import UserError
 from minimoe.quant import V4_CACHE, cache_bytes_per_token

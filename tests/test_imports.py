@@ -14,7 +14,7 @@ import minimoe
 
 ROOT = Path(minimoe.__file__).parent
 ROOMS = [
-    "errors", "files", "checks", "process", "layers", "attention", "config", "moe", "model", "cost", "data",
+    "errors", "lazy", "files", "checks", "process", "layers", "attention", "config", "moe", "model", "cost", "data",
     "parallel", "inference", "training", "quant", "distill", "hub", "export", "microscope", "plots", "exercises",
     "console",
     "progress", "doctor", "bench", "experiments", "claims", "tour", "cli",
@@ -76,12 +76,31 @@ def test_the_order_is_tested_at_all():
     assert {("model", "moe"), ("training", "data"), ("moe", "layers")} <= seen
 
 
-@pytest.mark.parametrize("name", ["minimoe", "minimoe.cli.app"])
-def test_import_does_not_load_jax(name):
-    """So that `minimoe --help` answers at once."""
-    code = f"import sys, {name}, minimoe; dir(minimoe); print(sorted({{'jax', 'flax', 'orbax'}} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
-    assert out.stdout.strip() == "[]"
+def loaded_by(code: str) -> str:
+    """What a fresh Python that runs this has loaded of the libraries that take a second or more."""
+    code += "; import sys; print(sorted({'jax', 'flax', 'orbax'} & set(sys.modules)), file=sys.stderr)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent).stderr.strip()
+
+
+def test_sizes_and_formulas_load_no_jax():
+    """So that `minimoe --help` answers at once, and what needs only a config does not wait for arrays."""
+    names = ("minimoe", "minimoe.attention", "minimoe.layers", "minimoe.config", "minimoe.cost")
+    commands = (
+        ["--help"],
+        ["cost", "--model", "nano"],
+        ["cost", "--model", "v4-nano", "--against", "deepseek-v4-pro", "--hardware", "H100", "--json"],
+        ["exercises", "list"],
+    )
+    steps = [f"import {name}; dir({name})" for name in names]
+    steps += [
+        "from minimoe.cli.app import run",
+        f"codes = [run(c) for c in {commands!r}]; assert codes == [0] * 4, codes",
+    ]
+    assert loaded_by("; ".join(steps)) == "[]"
+
+
+def test_the_look_for_loaded_libraries_sees_them():
+    assert loaded_by("import minimoe.layers; minimoe.layers.RMSNorm") == "['flax', 'jax']"
 
 
 @pytest.mark.parametrize("name", ["minimoe", *(dotted(p) for p in FILES if p.name != "__main__.py")])
@@ -96,3 +115,15 @@ def test_unknown_attribute():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = minimoe.nothing
     assert {"MoEConfig", "moe", "training"} <= set(dir(minimoe))
+
+
+@pytest.mark.parametrize("room", ["attention", "layers", "cost"])
+def test_a_lazy_room_says_all_its_names(room):
+    package = importlib.import_module(f"minimoe.{room}")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = package.nothing
+    assert set(package.__all__) <= set(dir(package))
+    homes = " ".join(getattr(package, "_HOMES", {}).values()).split()
+    assert sorted(homes) == sorted(package.__all__) or room == "cost"
+    files = {path.stem for path in Path(package.__file__).parent.glob("*.py")}
+    assert not files & set(homes), "a file would take the place of a name that is loaded on first use"

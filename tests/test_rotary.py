@@ -13,7 +13,8 @@ from flax import nnx
 
 from minimoe import ModelConfig
 from minimoe.attention import KVCache, MultiHeadLatentConfig, YarnConfig
-from minimoe.attention.rotary import rotary_angles, rotary_frequencies, turn_last
+from minimoe.attention.rotary import rotary_angles, turn_last
+from minimoe.attention.yarn import rotary_frequencies
 from minimoe.errors import UserError
 
 YARN = YarnConfig(factor=16, original_length=65_536)

@@ -15,7 +15,7 @@ from flax import nnx
 
 from minimoe import ModelConfig, MoEConfig, MoELayer, MoETransformer, UserError
 from minimoe.hub.folder import load, save
-from minimoe.layers.swiglu import SwiGLU, swiglu
+from minimoe.layers.feed_forward import SwiGLU, swiglu
 from minimoe.moe import DISPATCHERS, Experts
 from minimoe.moe.dropless import dropless_experts
 from minimoe.quant import quantize_model
@@ -78,7 +78,7 @@ def test_every_dispatch_has_the_limit_in_value_and_gradient(problem):
 
 
 def test_a_gate_held_on_both_sides_is_refused(problem, monkeypatch):
-    file = importlib.import_module("minimoe.layers.swiglu")
+    file = importlib.import_module("minimoe.layers.feed_forward")
     monkeypatch.setattr(file, "clamp_gate_up", lambda gate_up, limit: jnp.clip(gate_up, -limit, limit))
     with pytest.raises(AssertionError, match="Mismatched"):
         check_value(jax.jit(functools.partial(DISPATCHERS["dense"], limit=LIMIT))(**_args(problem)), problem)

@@ -35,22 +35,6 @@ from minimoe.attention.storage import Rows
 from minimoe.layers import RMSNorm, fan_in
 
 
-def compressor_params(d_model: int, dim: int, ratio: int, overlap: bool) -> int:
-    """Weights: two matrices, the bias of each place, the norm."""
-    return compressor_matrices(d_model, dim, overlap) + ratio * (1 + overlap) * dim + dim
-
-
-def compressor_matrices(d_model: int, dim: int, overlap: bool) -> int:
-    """Weights of the two matrices."""
-    return 2 * d_model * (1 + overlap) * dim
-
-
-def tail_bytes(dim: int, ratio: int, overlap: bool) -> int:
-    """Bytes of C and Z of the last ``P * m`` tokens, which are float32 always."""
-    parts = 1 + overlap
-    return 2 * 4 * (parts * ratio) * (parts * dim)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Compressed:

@@ -1,24 +1,27 @@
 """What a model asks of a kind of attention, and the table of kinds.
 
 A kind is a frozen dataclass of its sizes that can build its module, make its cache and say what both cost. To add one,
-write it in a file of its own and name it in `ATTENTIONS`. Axes: B batch, L sequence, S cache length, D model width.
+write its sizes and its module in two files of its own and name it in `ATTENTIONS`: sizes load no JAX, so that counting
+a model's parameters does not wait for it. Axes: B batch, L sequence, S cache length, D model width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from flax import nnx
-from jaxtyping import Array, Float
-
-from minimoe.attention.cache import Cache
-from minimoe.attention.csa import CompressedSparseConfig
-from minimoe.attention.gqa import GroupedQueryConfig
-from minimoe.attention.hca import HeavilyCompressedConfig
-from minimoe.attention.indexer import IndexLoss
-from minimoe.attention.mla import MultiHeadLatentConfig
+from minimoe.attention.csa_config import CompressedSparseConfig
+from minimoe.attention.gqa_config import GroupedQueryConfig
+from minimoe.attention.hca_config import HeavilyCompressedConfig
+from minimoe.attention.mla_config import MultiHeadLatentConfig
 from minimoe.attention.sliding import SlidingWindowConfig
+
+if TYPE_CHECKING:
+    from flax import nnx
+    from jaxtyping import Array, Float
+
+    from minimoe.attention.cache import Cache
+    from minimoe.attention.indexer import IndexLoss
 
 
 @runtime_checkable

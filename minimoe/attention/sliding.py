@@ -14,11 +14,14 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from flax import nnx
+from minimoe.attention.shared_kv_config import SharedKVConfig
 
-from minimoe.attention.shared_kv import SharedKVAttention, SharedKVConfig
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from minimoe.attention.shared_kv import SharedKVAttention
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,4 +40,6 @@ class SlidingWindowConfig(SharedKVConfig):
         self, d_model: int, *, out_scale: float, dtype: str, param_dtype: str, rngs: nnx.Rngs
     ) -> SharedKVAttention:
         """The module with these sizes."""
+        from minimoe.attention.shared_kv import SharedKVAttention
+
         return SharedKVAttention(self, d_model, out_scale=out_scale, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

@@ -1,10 +1,6 @@
-"""Where decoding keeps its rows, and the bytes of one: in a plain dtype, or as DeepSeek-V4 stores it.
+"""Where decoding keeps its rows: what a cache asks of them, and rows in a plain dtype.
 
-    scheme "v4"   entry of 512, 64 of them rotary   448 fp8 + 64 bfloat16 + 7 scales (one a block of 64) + 1 pad = 584 bytes
-                  indexer key of 128                128 fp4 + 4 scales (one a block of 32)                       =  68 bytes
-
-A scale is one byte, a power of two (UE8M0). The uncompressed tails are float32 in every scheme. `minimoe.quant.V4_CACHE`
-makes such rows.
+`minimoe.quant.V4_CACHE` makes rows as DeepSeek-V4 stores them; `minimoe.attention.row_bytes` counts the bytes of both.
 
 Axes: B batch, S rows, W numbers a row.
 """
@@ -17,8 +13,6 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-
-V4 = "v4"
 
 
 @runtime_checkable
@@ -81,28 +75,3 @@ class PlainStorage:
 
     def index_rows(self, batch: int, size: int, dim: int, dtype: Any) -> PlainRows:
         return PlainRows(jnp.zeros((batch, size, dim), dtype))
-
-
-def entry_bytes(dim: int, rope_dim: int, dtype: Any) -> int:
-    """Of an entry that is key and value at once.
-
-    Example:
-      >>> entry_bytes(512, 64, "v4"), entry_bytes(512, 64, "bfloat16")
-      (584, 1024)
-    """
-    if isinstance(dtype, str) and dtype == V4:
-        still = dim - rope_dim
-        return still + 2 * rope_dim + -(-still // 64) + 1
-    return dim * jnp.dtype(dtype).itemsize
-
-
-def index_key_bytes(dim: int, dtype: Any) -> int:
-    """Of a key of the indexer.
-
-    Example:
-      >>> index_key_bytes(128, "v4")
-      68
-    """
-    if isinstance(dtype, str) and dtype == V4:
-        return -(-dim // 2) + -(-dim // 32)
-    return dim * jnp.dtype(dtype).itemsize

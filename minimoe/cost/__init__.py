@@ -1,5 +1,9 @@
 """Accounting: parameters, FLOPs and cache bytes as formulas on a config, ours or a published one; times and prices too."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from minimoe.cost.account import Account, account
 from minimoe.cost.assumptions import Assumptions, published_run, weight_bits
 from minimoe.cost.cache import kv_bytes_per_token
@@ -13,7 +17,6 @@ from minimoe.cost.flops import (
 )
 from minimoe.cost.hardware import Chip, Number, chip, chip_names
 from minimoe.cost.machine import Machine
-from minimoe.cost.machine_clock import measure_machine
 from minimoe.cost.params import ParamCount, count_params
 from minimoe.cost.predicted import predicted_seconds
 from minimoe.cost.price import dollars_per_million, dollars_per_million_read, quote
@@ -36,6 +39,10 @@ from minimoe.cost.training import (
     training_hours,
     training_range,
 )
+from minimoe.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from minimoe.cost.machine_clock import measure_machine
 
 __all__ = [
     "WEIGHTINGS",
@@ -86,3 +93,5 @@ __all__ = [
     "weight_bits",
     "work_of",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__, {"machine_clock": "measure_machine"})  # it alone loads JAX

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from importlib import resources
 from typing import Any
 
-import jax.numpy as jnp
-
+from minimoe.attention.row_bytes import dtype_bytes
 from minimoe.checks import choice_fields, flag, flag_fields, number_fields, whole_fields
 from minimoe.config import ModelConfig
 from minimoe.cost.hardware import PEAKS, Chip
@@ -112,9 +111,7 @@ def weight_bits(model: ModelConfig | PublishedModel, assumptions: Assumptions) -
     if isinstance(model, PublishedModel):
         bits = dict(published_run(model.name)["weight_bits"])
     else:
-        bits = dict.fromkeys(
-            ("routed experts", "embedding and head", "other"), 8 * jnp.dtype(model.param_dtype).itemsize
-        )
+        bits = dict.fromkeys(("routed experts", "embedding and head", "other"), 8 * dtype_bytes(model.param_dtype))
     given = (assumptions.expert_bits, assumptions.head_bits, assumptions.other_bits)
     return bits | {part: value for part, value in zip(bits, given, strict=True) if value is not None}
 

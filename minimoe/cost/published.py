@@ -16,8 +16,7 @@ import json
 from importlib import resources
 from typing import Any
 
-import jax.numpy as jnp
-
+from minimoe.attention.row_bytes import dtype_bytes
 from minimoe.cost.published_attention import ATTENTION_COUNTS, AttentionCounts
 from minimoe.errors import UserError
 from minimoe.layers import swiglu_params
@@ -124,7 +123,7 @@ class PublishedModel:
 
 
 def _width(dtype: str | None) -> int | None:
-    return None if dtype is None else jnp.dtype(dtype).itemsize
+    return None if dtype is None else dtype_bytes(dtype)
 
 
 def published_names() -> tuple[str, ...]:
@@ -164,7 +163,7 @@ def gqa_bytes_per_token(num_layers: int, num_kv_heads: int = 8, head_dim: int = 
       >>> f"{published_model('deepseek-v4-pro').kv_bytes_per_token() / gqa_bytes_per_token(61):.1%}"
       '2.0%'
     """
-    return num_layers * 2 * num_kv_heads * head_dim * jnp.dtype(dtype).itemsize
+    return num_layers * 2 * num_kv_heads * head_dim * dtype_bytes(dtype)
 
 
 @dataclasses.dataclass(frozen=True)

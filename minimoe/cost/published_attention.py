@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from minimoe.attention.storage import V4, entry_bytes, index_key_bytes
+from minimoe.attention.row_bytes import V4, entry_bytes, index_key_bytes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-import jax.numpy as jnp
-
 from minimoe.attention import CompressedSparseConfig
-from minimoe.attention.storage import index_key_bytes
+from minimoe.attention.row_bytes import dtype_bytes, index_key_bytes
 from minimoe.checks import number, require, whole
 from minimoe.config import ModelConfig
 from minimoe.cost.account import account
@@ -99,7 +97,7 @@ def cache_read_bytes(model: ModelConfig | PublishedModel, context: int, dtype: s
 def _published_read(model: PublishedModel, context: int, dtype: str | None) -> int | float:
     parts = model.cache_bytes(context, dtype)
     total = parts["indexer keys"] + parts["window"]
-    width = None if dtype is None else jnp.dtype(dtype).itemsize
+    width = None if dtype is None else dtype_bytes(dtype)
     for kind, layers in model.attention:
         entries = layers * context * kind.bytes_per_token(width)[0]
         number_of = context / (getattr(kind, "ratio", 1) or 1)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from minimoe.attention.shared_kv import mean_visible
+from minimoe.attention.shared_kv_config import mean_visible
 from minimoe.checks import number
 from minimoe.config import ModelConfig
 from minimoe.cost.assumptions import published_run

@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minimoe.attention.gqa import GroupedQueryAttention, GroupedQueryConfig
+from minimoe.attention.gqa import GroupedQueryAttention
+from minimoe.attention.gqa_config import GroupedQueryConfig
 from minimoe.config import MoEConfig
 from minimoe.errors import UserError
 from minimoe.export.graph import Graph

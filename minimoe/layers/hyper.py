@@ -20,7 +20,7 @@ A, B and C depend on the token. One generator makes all three from the normalise
 Products of doubly stochastic matrices are doubly stochastic, so that no depth makes the streams explode. Before the last
 norm the streams are collapsed to one, ``sigmoid(scale * (x^ W) + base) + eps`` times X, with W [n*D, n].
 
-Axes: B batch, L sequence, D model width, n streams.
+The sizes are in `minimoe.layers.hyper_config`. Axes: B batch, L sequence, D model width, n streams.
 
 References:
   Xie et al., `mHC: Manifold-Constrained Hyper-Connections <https://arxiv.org/abs/2512.24880>`_.
@@ -29,9 +29,8 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,74 +38,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from minimoe.checks import number_fields, require, whole_fields
+from minimoe.layers.hyper_config import HyperConnectionConfig
 from minimoe.layers.initializers import fan_in
 
 START_SCALE = 0.01  # of what depends on the token; the base alone decides the start
 START_DIAGONAL = 6.0  # of the logits of B: a stream keeps 0.99 of itself
-
-
-@dataclasses.dataclass(frozen=True)
-class HyperConnectionConfig:
-    """Manifold-constrained hyper-connections: the stream is ``[B, L, n, D]``.
-
-    Args:
-      streams: n, at least 2. DeepSeek-V4 has 4.
-      sinkhorn_iters: normalisations of columns, and of rows between them.
-      eps: keeps A and the sums of B from 0. norm_eps: inside the root of equation 3.
-
-    Raises:
-      UserError: naming the value and the repair.
-
-    Example:
-      >>> HyperConnectionConfig(streams=4).num_params(128) == 24 * 4 * 128 + 24 + 3
-      True
-    """
-
-    streams: int = 4
-    sinkhorn_iters: int = 20
-    eps: float = 1e-6
-    norm_eps: float = 1e-6
-    kind: ClassVar[str] = "hyper"
-
-    def __post_init__(self) -> None:
-        whole_fields(self, "streams", "sinkhorn_iters")
-        require(self.streams > 1, self, 'streams=1 has nothing to mix; use 2 or more, or the residual of kind "add"')
-        number_fields(self, "eps", "norm_eps", low=1e-30, high=1, hint="1e-6 is usual")
-
-    @property
-    def outputs(self) -> int:
-        """What the generator of one branch gives: 2n + n^2 numbers."""
-        return 2 * self.streams + self.streams**2
-
-    def build(self, d_model: int, *, rngs: nnx.Rngs) -> HyperConnection:
-        """The module of one branch."""
-        return HyperConnection(self, d_model, rngs=rngs)
-
-    def build_leave(self, d_model: int, *, rngs: nnx.Rngs) -> HyperCollapse:
-        """The module that makes one stream of n."""
-        return HyperCollapse(self, d_model, rngs=rngs)
-
-    def enter(self, x: Float[Array, "B L D"]) -> Float[Array, "B L n D"]:
-        """``x`` in every stream."""
-        return jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], self.streams, x.shape[-1]))
-
-    def num_params(self, d_model: int) -> int:
-        """Generator, base and scales of one branch."""
-        return self.outputs * self.streams * d_model + self.outputs + 3
-
-    def leave_params(self, d_model: int) -> int:
-        """Generator, base and scale of the collapse."""
-        return self.streams * self.streams * d_model + self.streams + 1
-
-    def flops_per_token(self, d_model: int) -> float:
-        """The generator, equation 1 and equation 2; norm and Sinkhorn are left out, as norm and softmax are elsewhere."""
-        n = self.streams
-        return 2.0 * n * d_model * (self.outputs + 1 + n + 1)
-
-    def leave_flops_per_token(self, d_model: int) -> float:
-        """The generator of the collapse and its sum."""
-        return 2.0 * self.streams * d_model * (self.streams + 1)
 
 
 class Mixture(NamedTuple):
@@ -194,6 +130,11 @@ class HyperConnection(nnx.Module):
         mixed = mix_streams(mixture.comb, stream.astype(jnp.float32))
         added = mixture.write[..., None] * y[..., None, :].astype(jnp.float32)
         return (mixed + added).astype(stream.dtype)
+
+
+def equal_streams(x: Float[Array, "B L D"], streams: int) -> Float[Array, "B L n D"]:
+    """``x`` in each of n streams."""
+    return jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], streams, x.shape[-1]))
 
 
 class HyperCollapse(nnx.Module):

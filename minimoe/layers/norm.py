@@ -7,11 +7,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
-def norm_params(d_model: int) -> int:
-    """Weights of one norm: a scale a feature."""
-    return d_model
-
-
 class RMSNorm(nnx.RMSNorm):
     """`flax.nnx.RMSNorm`, which mixes bfloat16 and float32 inside: here also where JAX promotes no dtypes by itself.
 

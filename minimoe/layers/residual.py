@@ -7,12 +7,15 @@ it in a file of its own and name it in `RESIDUALS`. Axes: B batch, L sequence, D
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from flax import nnx
-from jaxtyping import Array, Float
+from minimoe.layers.hyper_config import HyperConnectionConfig
 
-from minimoe.layers.hyper import HyperConnectionConfig
+if TYPE_CHECKING:
+    from flax import nnx
+    from jaxtyping import Array, Float
+
+    from minimoe.layers.add import AddResidual, SameStream
 
 
 @runtime_checkable
@@ -59,10 +62,14 @@ class AddConfig:
 
     def build(self, d_model: int, *, rngs: nnx.Rngs) -> AddResidual:
         """The module."""
+        from minimoe.layers.add import AddResidual
+
         return AddResidual()
 
     def build_leave(self, d_model: int, *, rngs: nnx.Rngs) -> SameStream:
         """The module."""
+        from minimoe.layers.add import SameStream
+
         return SameStream()
 
     def enter(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
@@ -84,25 +91,6 @@ class AddConfig:
     def leave_flops_per_token(self, d_model: int) -> float:
         """None."""
         return 0.0
-
-
-class AddResidual(nnx.Module):
-    """Joins a branch to the stream by adding its output."""
-
-    def read(self, stream: Float[Array, "B L D"]) -> tuple[Float[Array, "B L D"], None]:
-        """What the branch sees."""
-        return stream, None
-
-    def write(self, stream: Float[Array, "B L D"], y: Float[Array, "B L D"], kept: None) -> Float[Array, "B L D"]:
-        """The stream after the branch gave ``y``."""
-        return stream + y
-
-
-class SameStream(nnx.Module):
-    """The end of a stream that needs none: what the last norm sees is the stream."""
-
-    def __call__(self, stream: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return stream
 
 
 ADD = AddConfig()

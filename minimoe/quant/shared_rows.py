@@ -109,11 +109,11 @@ class V4CacheFactory(CacheFactory):
     """A `minimoe.attention.RowStorage`. Attention that keeps keys and values of every token gets the cache ``fp8-rope``."""
 
     def entry_rows(self, batch: int, size: int, dim: int, rope_dim: int, dtype: Any) -> QuantRows:
-        """FP8 with bfloat16 rotary dims: ``minimoe.attention.storage.entry_bytes(dim, rope_dim, "v4")`` bytes a row."""
+        """FP8 with bfloat16 rotary dims: ``minimoe.attention.row_bytes.entry_bytes(dim, rope_dim, "v4")`` bytes a row."""
         return QuantRows.zeros((batch, size, dim), FP8, plain=rope_dim, padding=1, dtype=dtype)
 
     def index_rows(self, batch: int, size: int, dim: int, dtype: Any) -> QuantRows:
-        """FP4: ``minimoe.attention.storage.index_key_bytes(dim, "v4")`` bytes a row."""
+        """FP4: ``minimoe.attention.row_bytes.index_key_bytes(dim, "v4")`` bytes a row."""
         turned = dim & (dim - 1) == 0
         return QuantRows.zeros((batch, size, dim), MXFP4, plain=0, padding=0, dtype=dtype, hadamard=turned)
 

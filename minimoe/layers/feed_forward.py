@@ -46,16 +46,6 @@ def swiglu(gate_up: Float[Array, "*B F2"], limit: float | None = None) -> Float[
     return jax.nn.silu(gate) * up
 
 
-def swiglu_params(d_model: int, d_ff: int) -> int:
-    """Weights of one SwiGLU: three matrices D x F.
-
-    Example:
-      >>> swiglu_params(128, 512) == 3 * 128 * 512
-      True
-    """
-    return 3 * d_model * d_ff
-
-
 class SwiGLU(nnx.Module):
     """``down(silu(gate(x)) * up(x))`` without biases; the two input projections are one matrix ``[D, 2F]``.
 
