@@ -86,14 +86,16 @@ def _find(name: str) -> ModelConfig | PublishedModel:
     """A published model, a preset, or the config of a checkpoint."""
     from minimoe.config import PRESETS
     from minimoe.cost import published_model, published_names
-    from minimoe.hub import resolve, shipped
 
-    if Path(name).exists():
-        return resolve(name)[2]
-    if name in published_names():
+    here = Path(name).exists()
+    if not here and name in published_names():
         return published_model(name)
-    if name in PRESETS:
+    if not here and name in PRESETS:
         return PRESETS[name]
+    from minimoe.hub import resolve, shipped  # loads JAX, which the formulas above do without
+
+    if here:
+        return resolve(name)[2]
     if name in shipped():
         return resolve(name)[2]
     known = ", ".join(dict.fromkeys([*published_names(), *PRESETS, *shipped()]))
