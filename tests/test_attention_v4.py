@@ -22,6 +22,7 @@ from minimoe.attention import (
     indexer,
     rotary,
     window,
+    yarn,
 )
 
 D, L = 7, 14  # no ratio below divides 14 but one, and 13 comes before it
@@ -170,7 +171,7 @@ def test_equal_scores_go_to_the_lower_entry():
 
 
 IN_WINDOW, VISIBLE = window.in_window, window.visible_entries
-TURN, FREQUENCIES = rotary.turn_last, rotary.rotary_frequencies
+TURN, FREQUENCIES = rotary.turn_last, yarn.rotary_frequencies
 COMPRESSED, SPARSE = ["heavily_compressed", "compressed_sparse"], ["compressed_sparse"]
 
 
@@ -204,7 +205,10 @@ BROKEN = {
     "window one too narrow": (CONFIGS, {"window.in_window": lambda query, key, w: IN_WINDOW(query, key, w - 1)}),
     "an entry is seen one token early": (COMPRESSED, {f"{file}.visible_entries": early for file in ("hca", "csa")}),
     "the output is not turned back": (CONFIGS, {"shared_kv.turn_last": without_turning_back}),
-    "YaRN left out": (CONFIGS, {"shared_kv.rotary_frequencies": lambda dims, theta, yarn: FREQUENCIES(dims, theta)}),
+    "YaRN left out": (
+        CONFIGS,
+        {"shared_kv_config.rotary_frequencies": lambda dims, theta, yarn: FREQUENCIES(dims, theta)},
+    ),
     "queries not normed": (CONFIGS, {"shared_kv.unit": lambda q, eps: q}),
     "indexer without ReLU": (SPARSE, {"indexer.index_scores": scores_without_relu}),
     "top-k over entries of the future": (SPARSE, {"csa.choose": best_of_all}),

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from minimoe.cost.account import Account, account
 from minimoe.cost.assumptions import Assumptions, published_run, weight_bits
 from minimoe.cost.cache import kv_bytes_per_token
-from minimoe.cost.exchange import rows_between
 from minimoe.cost.export_cut import CutEffect, export_cut, export_effect
 from minimoe.cost.flops import (
     forward_flops_per_token,
@@ -18,9 +17,7 @@ from minimoe.cost.flops import (
 from minimoe.cost.hardware import Chip, Number, chip, chip_names
 from minimoe.cost.machine import Machine
 from minimoe.cost.params import ParamCount, count_params
-from minimoe.cost.predicted import predicted_seconds
 from minimoe.cost.price import dollars_per_million, dollars_per_million_read, quote
-from minimoe.cost.program import Work, work_of
 from minimoe.cost.published import (
     WEIGHTINGS,
     PublishedModel,
@@ -42,7 +39,10 @@ from minimoe.cost.training import (
 from minimoe.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from minimoe.cost.exchange import rows_between
     from minimoe.cost.machine_clock import measure_machine
+    from minimoe.cost.predicted import predicted_seconds
+    from minimoe.cost.program import Work, work_of
 
 __all__ = [
     "WEIGHTINGS",
@@ -94,4 +94,11 @@ __all__ = [
     "work_of",
 ]
 
-__getattr__, __dir__ = lazy_names(__name__, {"machine_clock": "measure_machine"})  # it alone loads JAX
+# These load JAX, which formulas do without.
+_HOMES = {
+    "exchange": "rows_between",
+    "machine_clock": "measure_machine",
+    "predicted": "predicted_seconds",
+    "program": "Work work_of",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
