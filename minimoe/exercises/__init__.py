@@ -1,6 +1,6 @@
 """Exercises that grade themselves: write a pure function, and `check` says what is wrong in the idea.
 
-`record` says what an exercise is, `lesson01` to `lesson08` hold them, `registry` lists them. `calls` runs an answer
+`record` says what an exercise is, `lesson01` to `lesson09` hold them, `registry` lists them. `calls` runs an answer
 (within `limits`) and knows no solution. `grade` compares what came back: `values` and `gradients`, by the tolerances of
 `numeric`; `messages` puts it into words. `judging` gives each answer a clean process of its own (`judge_process`), under
 a `guard`; only numbers come back from there (`wire`). `notebook` is what a notebook calls, `submission` reads a student's

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minimoe.errors import UserError
-from minimoe.exercises import lesson01, lesson02, lesson03, lesson04, lesson05, lesson06, lesson07, lesson08
+from minimoe.exercises import lesson01, lesson02, lesson03, lesson04, lesson05, lesson06, lesson07, lesson08, lesson09
 from minimoe.exercises.record import Exercise
 
 
@@ -61,5 +61,5 @@ class Catalogue(dict[str, Exercise]):
         return self.table()._repr_html_()
 
 
-LESSONS = (lesson01, lesson02, lesson03, lesson04, lesson05, lesson06, lesson07, lesson08)
+LESSONS = (lesson01, lesson02, lesson03, lesson04, lesson05, lesson06, lesson07, lesson08, lesson09)
 CATALOGUE = Catalogue({exercise.id: exercise for lesson in LESSONS for exercise in lesson.EXERCISES})

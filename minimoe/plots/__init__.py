@@ -48,6 +48,7 @@ from minimoe.plots.model_bytes import bytes_by_part
 from minimoe.plots.predicted import predicted_times
 from minimoe.plots.roofs import roofline, rows_between, step_parts
 from minimoe.plots.routing import balance_over_time, experts_by_domain
+from minimoe.plots.rungs import rungs
 from minimoe.plots.seed_spread import curves_with_spread, gaps_over_tokens, seeds
 from minimoe.plots.sparse import (
     active_and_total,
@@ -98,6 +99,7 @@ __all__ = [
     "recall_by_distance",
     "roofline",
     "rows_between",
+    "rungs",
     "save",
     "score_functions",
     "seeds",
