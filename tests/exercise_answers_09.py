@@ -52,7 +52,7 @@ SHOWN_WRONG = [
     (lambda a, b: tuple(jnp.asarray(x, jnp.float32) for x in shown_where(a, b)), "aspect:dtype"),
     (lambda a, b: tuple(x[None] for x in shown_where(a, b)), "aspect:shape"),
     (lambda a, b: (shown_where(a, b)[0] * 2, *shown_where(a, b)[1:]), "aspect:values"),
-    (lambda a, b: shown_where(a, b) if (a - b).mean() > 0 else shown_where(a, b), "aspect:jit"),
+    (lambda a, b: tuple(jnp.asarray(np.asarray(x)) for x in shown_where(a, b)), "aspect:jit"),
 ]
 
 # Frontier.
@@ -102,7 +102,7 @@ FRONTIER_WRONG = [
     (lambda c, v: frontier_tables(c, v).astype(jnp.int32), "aspect:dtype"),
     (lambda c, v: frontier_tables(c, v)[:, None], "aspect:shape"),
     (lambda c, v: jnp.asarray(np.asarray(frontier_tables(c, v))), "aspect:jit"),
-    (lambda c, v: frontier_tables(c, v).at[0].set(False), "aspect:values"),
+    (lambda c, v: jnp.ones_like(frontier_tables(c, v)), "aspect:values"),
 ]
 
 # Price.
@@ -134,7 +134,7 @@ PRICE_WRONG = [
     (price_with(lambda s, n, c, p, b: 60), "euros a minute"),
     (price_with(lambda s, n, c, p, b: 1e-6), "one token"),
     (price_with(lambda s, n, c, p, b: 1e-3), "a thousand tokens"),
-    (lambda *a: round(price_hours(*a)), "aspect:dtype"),
+    (lambda *a: round(price_hours(*a)), "aspect:values"),
     (lambda *a: [price_hours(*a)], "aspect:structure"),
     (lambda *a: price_hours(*a) + 1.0, "aspect:values"),
 ]

@@ -172,6 +172,18 @@ EQUIVALENT: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "hardware.step_bytes": (SCALAR, POSITIVE, ("as its absolute value$", "sizes are positive")),
     "hardware.rows_sent": (("^rows (absolute value|not below 0)$", "counts are never negative"),),
+    "ledger.shown": (
+        SCALAR,
+        ("argument alone$", "a scalar either way"),
+        ("^spread (absolute value|not below 0)$", "a range is never negative"),
+        ("^(ours|others) as its absolute value$", "scores are positive"),
+    ),
+    "ledger.frontier": (
+        ("argument alone$", "a truth value either way"),
+        ("^kept (absolute value|not below 0)$", "a truth value is never negative"),
+        ("^(costs|losses) (as its absolute value|one more)$", "both are positive, and only compared among themselves"),
+    ),
+    "ledger.price": (SCALAR, POSITIVE, ("as its absolute value$", "times, prices and shares are positive")),
 }
 
 

@@ -42,7 +42,7 @@ def running_minimum(costs: Prices, losses: Prices) -> np.ndarray:
     return kept
 
 
-def numbers(*values: float) -> np.ndarray:
+def numbers(*values: int | float) -> np.ndarray:
     return np.array(values, np.float32)
 
 
@@ -72,13 +72,14 @@ FRONTIER = Exercise(
     outputs=(Output("kept", "bool"),),
     oracle=frontier_oracle,
     cases=(
-        Case("a ladder with one useless rung", lambda: (numbers(8, 4, 2, 5), numbers(1.0, 1.2, 1.9, 1.3))),
+        Case("one that beats all", lambda: (numbers(1, 2, 3), numbers(1, 3, 2))),
+        Case("a ladder with one useless rung", lambda: (numbers(8, 4, 2, 5), numbers(1.0, 1.2, 3.0, 1.3))),
+        Case("twins", lambda: (numbers(2, 2, 5, 1), numbers(1.5, 1.5, 1.0, 3.0))),
         Case("two that cost the same", lambda: (numbers(3, 3, 1, 5), numbers(2.5, 1.5, 4.0, 1.0))),
         Case("two of equal loss", lambda: (numbers(2, 6, 1, 7), numbers(1.0, 1.0, 3.0, 0.5))),
-        Case("twins", lambda: (numbers(2, 2, 5, 1), numbers(1.5, 1.5, 1.0, 3.0))),
-        Case("one model", lambda: (numbers(4), numbers(2))),
         Case("the best in the middle loses nowhere", lambda: (numbers(1, 2, 3, 4, 5), numbers(5, 1, 4, 2, 3))),
-        Case("unbeaten, and best in nothing", lambda: (numbers(9, 5, 1, 6), numbers(1, 4, 9, 3.5))),
+        Case("unbeaten, and best in nothing", lambda: (numbers(9, 5, 1, 5.25), numbers(1, 4, 9, 3.5))),
+        Case("one model", lambda: (numbers(4), numbers(2))),
     ),
     mistakes=(
         Mistake(

@@ -18,6 +18,7 @@ Nothing here draws on a screen or needs JAX.
 - `roofline`, `step_parts`, `rows_between`: what hardware allows, what a step waits for, what devices send each other;
 - `collectives`: what devices send in a step, counted and by formula;
 - `predicted_times`: what a roofline says of our models, against the clock;
+- `rungs`: the efficiency ladder, each quantity as multiples of its first rung;
 - `verdict`: the closing box of a lesson, for one claim;
 - `seeds`, `curves_with_spread`, `gaps_over_tokens`: runs that differ in their seed alone;
 - `numbers` and `quantization` (from `rounding` and `recipes`), modules to be imported by name: number formats, what

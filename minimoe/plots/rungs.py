@@ -37,12 +37,12 @@ def rungs(
     if wrong:
         raise UserError(f"{wrong} have not one value for each of the {len(names)} rungs; use None where there is none")
     lines = math.ceil(len(values) / COLUMNS)
-    figure = style.blank(title, height_in=0.6 + lines * (0.75 + 0.2 * len(names)), width_in=9.0)
+    figure = style.blank(title, height_in=0.6 + lines * (0.85 + 0.2 * len(names)), width_in=9.0)
     grid = figure.subplots(lines, COLUMNS, sharey=True, squeeze=False).ravel()
     for axes in grid[len(values) :]:
         axes.set_visible(False)
     for axes, (quantity, row) in zip(grid, values.items(), strict=False):
-        words = f"{quantity}, {better[quantity]} is better" if better.get(quantity) else quantity
+        words = f"{quantity}\n{better[quantity]} is better" if better.get(quantity) else quantity
         style.dress(axes, title=words, grid="x")
         axes.title.set_fontsize(style.SMALL_PT)
         first = next((value for value in row if value), 1.0)
@@ -60,8 +60,8 @@ def rungs(
             )  # fmt: skip
         axes.axvline(0, color=style.QUIET, linewidth=0.8)
         axes.set_xlim(-1.15 * reach, 1.9 * reach)
-        step = max(1, round(reach / 2))
-        ticks = [tick for tick in (-2 * step, -step, 0, step) if abs(tick) <= reach]
+        step = max(1, int(reach))
+        ticks = (-step, 0, step)
         axes.set_xticks(ticks, labels=[f"{2.0**tick:g}" for tick in ticks])
         axes.set_yticks(range(len(names)), labels=list(names), parse_math=False)
         axes.set_ylim(len(names) - 0.5, -0.5)
