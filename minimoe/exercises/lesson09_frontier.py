@@ -28,7 +28,7 @@ def beaten_by(rule: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     """A mistaken front: ``rule(cost, loss, other cost, other loss)`` says who is beaten by whom."""
 
     def outputs(costs: Prices, losses: Prices) -> np.ndarray:
-        return ~rule(costs[:, None], losses[:, None], costs[None], losses[None]).any(axis=1)
+        return np.asarray(~rule(costs[:, None], losses[:, None], costs[None], losses[None]).any(axis=1))
 
     return outputs
 
