@@ -71,7 +71,7 @@ def ladder_page(rungs: Sequence[Rung]) -> list[str]:
         "one book "
         f"(dense; 4 experts; those rounded). Euros: {BATCH} sequences on one {CHIP}, at best, at {EUROS_PER_HOUR:g} "
         "euros an hour "
-        "(assumed). Tokens a second: one sequence, best of some rounds, on the machine of the record."
+        "(assumed). Tokens a second: one sequence, median of some rounds, on two cores that also did other work."
     )
     return [changes, table(("", *(rung.name for rung in rungs)), lines), caption, *_reasons(rungs)]
 
