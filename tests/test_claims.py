@@ -114,9 +114,7 @@ def test_the_lessons_say_what_the_ledger_says(rows):
     seen = set()
     for lesson, claim, verdict in boxes():
         id = next((row for beginning, row in BOXES.items() if claim.startswith(beginning)), None)
-        if id is None:
-            raise AssertionError(f"{lesson}: no row of the ledger for {claim!r}; add it to BOXES")
-            continue
+        assert id is not None, f"{lesson}: no row of the ledger for {claim!r}; add it to BOXES"
         seen.add(id)
         expected = PARTS.get((lesson, id), rows[id].verdict)
         assert verdict == expected, f"{lesson} and the ledger disagree on {claim!r}"

@@ -12,8 +12,9 @@ as one table.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from minimoe.lazy import lazy_names
 
 if TYPE_CHECKING:
     from minimoe.claims.again import measure
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Row", "Rung", "ladder", "ledger", "measure"]
 
 # Loaded on first use: what measures anew needs much more than what reads the records.
-_HOME = {"Row": "row", "Rung": "rungs", "ladder": "rungs", "ledger": "rows", "measure": "again"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__ = lazy_names(
+    __name__, {"row": "Row", "rungs": "Rung ladder", "rows": "ledger", "again": "measure"}
+)
