@@ -8,6 +8,7 @@ import pytest
 
 from minimoe import UserError
 from minimoe.attention import KVCache
+from minimoe.attention.cache import checked_caches
 from minimoe.quant import CACHES, kv_cache
 
 M, H, V = 2, 8, 19
@@ -87,6 +88,16 @@ def test_extend_names_what_does_not_fit(tiny_model):
             UserError, match=f"cache holds {layers - 1} caches, but the model has {layers} layers; give what"
         ):
             run(tokens[:, :3], cache[1:])
+
+
+def test_routing_is_no_cache(tiny_model):
+    """It stands beside the cache in what extend returns. The suite's own check of types would speak first in extend."""
+    layers = len(tiny_model.layers)
+    routing, cache = tiny_model.extend(np.arange(3)[None], tiny_model.init_cache(1, 8))[1:]
+    assert checked_caches(cache, layers) == list(cache)
+    for wrong, name in (((*cache[1:], routing[0]), "Routing"), (({},) * layers, "dict")):
+        with pytest.raises(UserError, match=f"cache holds a {name}, which is no cache; give the third"):
+            checked_caches(wrong, layers)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +35,13 @@ def model() -> MoETransformer:
 
 
 @pytest.fixture(scope="module")
-def exported(model, tmp_path_factory) -> StableHLOModel:
-    folder = tmp_path_factory.mktemp("stablehlo") / "out"
-    return StableHLOModel(export_stablehlo(model, folder, batch=2, recipe=RECIPE))
+def exported_folder(model, tmp_path_factory) -> Path:
+    return export_stablehlo(model, tmp_path_factory.mktemp("stablehlo") / "out", batch=2, recipe=RECIPE)
+
+
+@pytest.fixture(scope="module")
+def exported(exported_folder) -> StableHLOModel:
+    return StableHLOModel(exported_folder)
 
 
 def test_each_program_is_lowered_for_every_back_end(exported):
@@ -99,6 +106,16 @@ def test_an_altered_program_is_not_run(model, tmp_path):
     folder = export_stablehlo(model, tmp_path / "out", length=3, platforms=["cpu"])
     (folder / "forward.jax").write_bytes(b"\0" * 99)
     with pytest.raises(UserError, match=r"forward\.jax is missing or was altered"):
+        StableHLOModel(folder)
+
+
+@pytest.mark.parametrize("fact", ["batch", "length", "platforms", "programs", "model", "files"])
+def test_a_config_that_lacks_a_fact_is_one_line(exported_folder, fact, tmp_path):
+    folder = shutil.copytree(exported_folder, tmp_path / "copy")
+    values = json.loads((folder / "config.json").read_text())
+    del values[fact]
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"config\.json is broken \(KeyError: '{fact}'\); export again"):
         StableHLOModel(folder)
 
 

@@ -79,6 +79,23 @@ class KVCache:
         return dataclasses.replace(self, length=length)
 
 
+def checked_caches(cache: Any, layers: int) -> list[Any]:
+    """The caches of a model's ``layers``, one each.
+
+    Raises:
+      UserError: for more or fewer, or what is no cache: most often the records of routing, which `extend` returns beside it.
+    """
+    if len(cache) != layers:
+        raise UserError(
+            f"cache holds {len(cache)} caches, but the model has {layers} layers; give what init_cache returns"
+        )
+    strange = next((entry for entry in cache if not hasattr(entry, "length")), None)
+    if strange is not None:
+        found = f"cache holds a {type(strange).__name__}, which is no cache"
+        raise UserError(f"{found}; give the third of what extend returns, or what init_cache does")
+    return list(cache)
+
+
 def cache_shape(batch: Any, size: Any, kv_heads: Any, head_dim: Any) -> tuple[int, int, int, int]:
     """``(B, S, M, H)`` of an empty cache, as ints.
 

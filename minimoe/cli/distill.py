@@ -73,7 +73,7 @@ def distill(
     Example: minimoe distill --teacher small --teacher reasoning=teacher --student nano --tasks 0.5 --out runs/both
     """
     from minimoe.cli.copies import tell_copies
-    from minimoe.data import choose_documents, describe_data
+    from minimoe.data import choose_documents
     from minimoe.data.tasks import DOMAIN
     from minimoe.distill import Distillation, DistillRecipe, task_prompts
     from minimoe.distill.teacher_text import check_teacher_of
@@ -86,10 +86,7 @@ def distill(
     recipe = DistillRecipe(loss, temperature, alpha, top_k, on_policy)
     check_cache(cache, top_k, teacher)
     check_share(tasks)
-    if sampled < 0 or (sampled and not tasks):
-        raise UserError(
-            f"--sampled {sampled} goes with --tasks, their share of the tokens; try --tasks 0.9 --sampled 5000"
-        )
+    check_sampled(sampled, tasks)
     teachers = load_teachers(teacher)
     tokenizer = teachers.tokenizer
     changes = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
@@ -100,10 +97,9 @@ def distill(
     documents = choose_documents(text) if tasks < 1 else []
     domains = {one.domain for one in documents if one.split == "train"} | ({DOMAIN} if graded else set())
     teachers.check(domains)
-    about: dict[str, Any] = dict(describe_data(text, documents)) if documents else {"name": "reasoning problems"}
-    about |= {"tasks": tasks} | ({"sampled": sampled} if sampled else {})
     prompts = task_prompts(min(run.recipe.steps * run.recipe.batch_size, MOST_PROMPTS), seed=seed) if on_policy else []
     described = Distillation(recipe, teachers.by_domain(), prompts).to_dict() | {"cached": cache is not None}
+    about = what_is_read(text, documents, tasks, sampled)
     run = dataclasses.replace(run, data=about, method=described)
     if sampled:
         check_teacher_of(out / TEXTS_FOLDER, model_fingerprint(teachers.of(DOMAIN)))
@@ -123,6 +119,24 @@ def distill(
     draw_curve(out, result)
     answers = grade(result.model, tokenizer) if graded and not result.interrupted else None
     return report(out, run, result, json, answers, {"teacher": ", ".join(teacher), "student": student})
+
+
+def check_sampled(sampled: int, tasks: float) -> None:
+    """Raises:
+    UserError: if the teacher is to solve problems, and no problems are to be read.
+    """
+    if sampled < 0 or (sampled and not tasks):
+        raise UserError(
+            f"--sampled {sampled} goes with --tasks, their share of the tokens; try --tasks 0.9 --sampled 5000"
+        )
+
+
+def what_is_read(text: Path | None, documents: list[Document], tasks: float, sampled: int) -> dict[str, Any]:
+    """The text and the problems of a run, as its config keeps them."""
+    from minimoe.data import describe_data
+
+    about: dict[str, Any] = dict(describe_data(text, documents)) if documents else {"name": "reasoning problems"}
+    return about | {"tasks": tasks} | ({"sampled": sampled} if sampled else {})
 
 
 def check_cache(cache: Path | None, top_k: int | None, teachers: list[str]) -> None:

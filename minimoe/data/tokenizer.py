@@ -26,6 +26,7 @@ from minimoe.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 NAMES = ("bpe2048", "byte")
+TOKENIZER_FILE = "tokenizer.json"  # its name in every folder
 
 
 class Tokenizer(abc.ABC):
@@ -190,7 +191,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str] = "bpe2048") -> Tokenize
     if name_or_path == "bpe2048":
         return _bundled()
     path = Path(name_or_path)
-    path = path / "tokenizer.json" if os.path.isdir(path) else path
+    path = path / TOKENIZER_FILE if os.path.isdir(path) else path
     if not os.path.isfile(path):
         choices = f"choose one of {', '.join(NAMES)}, or the path of a tokenizer.json"
         raise UserError(f"tokenizer {os.fspath(name_or_path)!r} is neither a known name nor a file; {choices}")
@@ -205,7 +206,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str] = "bpe2048") -> Tokenize
 
 @functools.cache
 def _bundled() -> Tokenizer:
-    return _from_json(resources.files("minimoe.data").joinpath("tokenizer.json").read_text(encoding="utf-8"))
+    return _from_json(resources.files("minimoe.data").joinpath(TOKENIZER_FILE).read_text(encoding="utf-8"))
 
 
 def _from_json(content: str) -> Tokenizer:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer, load_tokenizer
+from minimoe.data.tokenizer import TOKENIZER_FILE
 from minimoe.errors import UserError
 from minimoe.files import check_folder
-from minimoe.hub.folder import TOKENIZER_FILE
 from minimoe.hub.swap import CONFIG_FILE, publish, saved_file, staging
 from minimoe.hub.tensorfile import FileRecord, write_tensors
 
@@ -101,8 +102,17 @@ class FolderWriter(contextlib.AbstractContextManager["FolderWriter"]):
             (self.directory / TOKENIZER_FILE).unlink(missing_ok=True)
 
 
-def read_folder(directory: Path, format: str) -> tuple[ModelConfig, Tokenizer | None, dict[str, Path]]:
-    """Config, tokenizer, and the checked files of an export by name.
+class Export(NamedTuple):
+    """What an export's folder holds: its checked files by name, and the whole of its config.json as ``facts``."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    files: dict[str, Path]
+    facts: dict[str, Any]
+
+
+def read_folder(directory: Path, format: str, facts: Sequence[str] = ()) -> Export:
+    """Reads config and tokenizer, and checks every file; ``facts`` are the keys of config.json that must be there.
 
     Raises:
       UserError: if it is no export of this format, or a file is missing or altered.
@@ -118,6 +128,8 @@ def read_folder(directory: Path, format: str) -> tuple[ModelConfig, Tokenizer | 
             files[name] = path
         config = ModelConfig.from_dict(values["model"])
         named = values["tokenizer"]
+        for fact in facts:
+            values[fact]
         tokenizer = None
         if named is not None:
             tokenizer = load_tokenizer("byte" if named["name"] == "byte" else files[TOKENIZER_FILE])
@@ -127,4 +139,4 @@ def read_folder(directory: Path, format: str) -> tuple[ModelConfig, Tokenizer | 
         raise UserError(
             f"{directory / CONFIG_FILE} is broken ({type(error).__name__}: {error}); export again"
         ) from error
-    return config, tokenizer, files
+    return Export(config, tokenizer, files, values)

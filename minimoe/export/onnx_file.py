@@ -143,7 +143,7 @@ class OnnxModel:
         needs("onnxruntime")
         import onnxruntime
 
-        self.config, self.tokenizer, files = read_folder(Path(self.directory), FORMAT)
+        self.config, self.tokenizer, files, _ = read_folder(Path(self.directory), FORMAT)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # int8 codes are widened; by default onnxruntime would round what they multiply to int8 as well

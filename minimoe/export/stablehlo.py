@@ -23,7 +23,7 @@ import numpy as np
 from minimoe import checks
 from minimoe.data import Tokenizer
 from minimoe.errors import UserError
-from minimoe.export.folder import FolderWriter, needs, read_config, read_folder
+from minimoe.export.folder import FolderWriter, needs, read_folder
 from minimoe.export.programs import Arrays, Program, decode_program, forward_program, train_program
 from minimoe.hub.tensorfile import TensorFile
 from minimoe.model import MoETransformer
@@ -33,6 +33,7 @@ from minimoe.training.recipe import Recipe
 FORMAT = "minimoe-stablehlo-1"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 WEIGHTS_FILE = "weights.safetensors"
+FACTS = ("batch", "length", "platforms", "programs")  # of config.json, which a folder cannot do without
 
 README = """# {name} as StableHLO
 
@@ -136,8 +137,7 @@ class StableHLOModel:
     def __init__(self, directory: str | os.PathLike[str]):
         needs("flatbuffers")
         directory = Path(directory)
-        values = read_config(directory, FORMAT)
-        self.config, self.tokenizer, files = read_folder(directory, FORMAT)
+        self.config, self.tokenizer, files, values = read_folder(directory, FORMAT, FACTS)
         self.batch, self.length, self.platforms = values["batch"], values["length"], values["platforms"]
         here = jax.default_backend().replace("gpu", "cuda")
         if here not in self.platforms:

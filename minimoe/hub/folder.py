@@ -20,6 +20,7 @@ from typing import Any
 
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer, load_tokenizer
+from minimoe.data.tokenizer import TOKENIZER_FILE
 from minimoe.errors import UserError
 from minimoe.files import check_folder
 from minimoe.hub.layouts import is_transformers_folder, load_transformers, to_transformers
@@ -31,7 +32,7 @@ from minimoe.model import MoETransformer
 
 FORMAT = "minimoe-model-1"
 LAYOUTS = ("minimoe", "huggingface")
-TENSOR_FILE, TOKENIZER_FILE = "model.safetensors", "tokenizer.json"
+TENSOR_FILE = "model.safetensors"
 FILES = (TENSOR_FILE, TOKENIZER_FILE, CONFIG_FILE)
 SEAL = "sha256"  # config.json's own
 

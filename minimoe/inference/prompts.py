@@ -81,34 +81,31 @@ def continue_prompts(
     hint = "that is the model's context_length"
     size = longest if size is None else max(checks.whole("size", size, most=limit, hint=hint), longest)
     key = check_key(key)
-    graphdef, state = nnx.split(for_decoding(model))
+    split = nnx.split(for_decoding(model))
     batch_size = min(batch_size, len(ids))
     found: list[list[int]] = []
     for start in range(0, len(ids), batch_size):
         chosen = ids[start : start + batch_size]
-        filled = chosen + chosen[:1] * (batch_size - len(chosen))
-        lengths = np.array([len(prompt) for prompt in filled], np.int32)
-        rows = np.full((batch_size, size), stop, np.int32)
-        for row, prompt in zip(rows, filled, strict=True):
-            row[: len(prompt)] = prompt
-        out = _continue(
-            graphdef,
-            state,
-            jnp.asarray(rows),
-            jnp.asarray(lengths),
-            jnp.int32(new_tokens),
-            keys_of_rows(key, start + jnp.arange(batch_size, dtype=jnp.int32)),
-            how,
-            stop_token=stop,
-        )
-        for row, length in zip(np.asarray(out)[: len(chosen)].tolist(), lengths.tolist(), strict=False):
-            new = row[length : length + new_tokens]
+        rows, lengths = _filled(chosen, batch_size, size, stop)
+        keys = keys_of_rows(key, start + jnp.arange(batch_size, dtype=jnp.int32))
+        out = _continue(*split, rows, lengths, jnp.int32(new_tokens), keys, how, stop_token=stop)
+        for row, prompt in zip(np.asarray(out).tolist(), chosen, strict=False):
+            new = row[len(prompt) : len(prompt) + new_tokens]
             if NO_TOKEN in new:
                 raise UserError(f"the model's logits for prompt {len(found)} are NaN; check its weights")
             found.append(new[: new.index(stop) + 1] if stop in new else new)
         if progress is not None:
             progress(len(found), len(ids))
     return found
+
+
+def _filled(prompts: list[np.ndarray], batch_size: int, size: int, fill: int) -> tuple[jax.Array, jax.Array]:
+    """``[B, S]``: a prompt a row, then ``fill``; the last rows copy the first prompt. And the prompts' lengths, ``[B]``."""
+    prompts = prompts + prompts[:1] * (batch_size - len(prompts))
+    rows = np.full((batch_size, size), fill, np.int32)
+    for row, prompt in zip(rows, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return jnp.asarray(rows), jnp.array([len(prompt) for prompt in prompts], jnp.int32)
 
 
 def _checked(model: MoETransformer, prompts: Sequence[TokenIds], new: int) -> list[np.ndarray]:

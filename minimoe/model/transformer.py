@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe import checks
 from minimoe.attention import Cache, IndexLoss, KVCache
+from minimoe.attention.cache import checked_caches
 from minimoe.config import LayerConfig, ModelConfig
 from minimoe.errors import UserError
 from minimoe.layers import RMSNorm, SwiGLU, as_mask
@@ -252,10 +253,7 @@ class MoETransformer(nnx.Module):
     ) -> tuple[ModelOutput, tuple[Cache, ...]]:
         """`extend` with the hidden states; ``stream`` is that of all positions, whatever ``last_only`` says."""
         tokens = self._checked(tokens)
-        if len(cache) != len(self.layers):
-            found = f"cache holds {len(cache)} caches, but the model has {len(self.layers)} layers"
-            raise UserError(f"{found}; give what init_cache returns")
-        x, routing, new = self._trunk(tokens, list(cache))
+        x, routing, new = self._trunk(tokens, checked_caches(cache, len(self.layers)))
         output = self._scored(x[:, -1:] if last_only else x, routing)
         return dataclasses.replace(output, stream=x), tuple(c for c in new if c is not None)
 

@@ -30,6 +30,7 @@ from minimoe.quant.models import quantize_model
 from minimoe.quant.qat import QatTransform, fake_quantize, qat_transform, straight_through
 from minimoe.quant.recipes import RECIPES, QuantRecipe, Rule, get_recipe
 from minimoe.quant.report import SizeReport, SizeRow, routing_changes, size_report
+from minimoe.quant.scales import choose_scale
 from minimoe.quant.sensitivity import expert_calibration_experiment, layer_sensitivity
 from minimoe.quant.shared_rows import V4_CACHE, QuantRows, V4CacheFactory
 from minimoe.quant.smooth import smooth, smoothing_factors
@@ -57,7 +58,7 @@ from minimoe.quant.specs import (
     Spec,
     Tile,
 )
-from minimoe.quant.tensor import QTensor, choose_scale, quantize, requantize, sqnr_db, take_expert
+from minimoe.quant.tensor import QTensor, quantize, requantize, sqnr_db, take_expert
 
 __all__ = [
     "CACHES",

@@ -28,8 +28,9 @@ from minimoe.moe import Experts
 from minimoe.quant.calibrate import Calibration, InputStatistics
 from minimoe.quant.layers import QuantExperts
 from minimoe.quant.models import QuantRecipe, quantize_model
+from minimoe.quant.scales import choose_scale
 from minimoe.quant.specs import Spec
-from minimoe.quant.tensor import QTensor, choose_scale, quantize
+from minimoe.quant.tensor import QTensor, quantize
 
 DAMPING = 0.01  # of the mean of the diagonal, as in step 3 of the paper
 

@@ -22,13 +22,13 @@ from typing import Any
 from minimoe import __version__, files
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer, load_tokenizer
+from minimoe.data.tokenizer import TOKENIZER_FILE
 from minimoe.errors import UserError
 from minimoe.files import write_atomically
 from minimoe.training.method import Method
 from minimoe.training.recipe import Recipe
 
 CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.json"
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
 STEPS_FOLDER = "checkpoints"

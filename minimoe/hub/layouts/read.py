@@ -14,6 +14,7 @@ from minimoe.checks import dtype_name
 from minimoe.config import ModelConfig
 from minimoe.cost import count_params
 from minimoe.data import Tokenizer, load_tokenizer
+from minimoe.data.tokenizer import TOKENIZER_FILE
 from minimoe.errors import UserError
 from minimoe.hub.layouts.families import LAYOUTS
 from minimoe.hub.layouts.layout import Layout, Row
@@ -22,8 +23,6 @@ from minimoe.hub.layouts.shards import Shards
 from minimoe.hub.names import abstract_model
 from minimoe.model import MoETransformer
 from minimoe.model.paths import filled_state, misfits, named_leaves
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 def from_transformers(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> MoETransformer:
