@@ -70,18 +70,17 @@ def eight_bits() -> Row:
         published="nothing to compute on quality. Eight bits and one scale a block are half of bfloat16",
         text=f"bits per byte of small: int8 {texts['int8']:+.2f}%, int8 on both sides {texts['int8-w8a8']:+.2f}%, "
         f"fp8 {texts['fp8']:+.2f}%",
-        reasoning=f"points of {problems_asked()} problems lost: int8 on both sides {all_signed(problems['int8-w8a8'], 1)}, "
-        f"fp8 {all_signed(problems['fp8'], 1)}",
-        knowledge=f"points of facts that a full model forgets: int8 {all_signed(facts['int8'], 1)}, "
-        f"fp8 {all_signed(facts['fp8'], 1)}",
-        other=f"the file of small: {full / 1e6:.1f} MB in float32, {int8 / 1e6:.1f} MB in int8 "
-        f"({full / 2 / int8:.2f} times smaller than bfloat16). Decoding on this CPU, int8 on both sides: "
-        f"{fast['int8-w8a8']:.2f} times as fast for small, {large['int8-w8a8']:.2f} times for a model of 300M parameters; "
-        f"int8 that is decoded first {fast['int8']:.2f} and {large['int8']:.2f} times",
+        reasoning=f"points of {problems_asked()} problems lost: "
+        f"int8 on both sides {all_signed(problems['int8-w8a8'], 1)}, fp8 {all_signed(problems['fp8'], 1)}",
+        knowledge="points of facts that a full model forgets: "
+        f"int8 {all_signed(facts['int8'], 1)}, fp8 {all_signed(facts['fp8'], 1)}",
+        other=f"the file of small: {full / 1e6:.1f} MB in float32, "
+        f"{int8 / 1e6:.1f} MB in int8 ({full / 2 / int8:.2f} times smaller than bfloat16). Decoding on this CPU, "
+        f"int8 on both sides: {fast['int8-w8a8']:.2f} times as fast for small, {large['int8-w8a8']:.2f} times for a "
+        f"model of 300M parameters; int8 that is decoded first {fast['int8']:.2f} and {large['int8']:.2f} times",
         verdict=yes if keeps and mean(facts["int8"]) < 5 < mean(facts["fp8"]) else "does not show here",
         not_established="How large models with loud channels behave. FP8 is emulated: what a chip with FP8 units would "
-        "gain in "
-        "speed was not run. The facts model has 47,552 parameters and is filled on purpose.",
+        "gain in speed was not run. The facts model has 47,552 parameters and is filled on purpose.",
         command="minimoe experiments run quant-recipes; minimoe experiments run knowledge-formats; "
         "minimoe experiments run reasoning-formats; minimoe bench quant",
         numbers={"text_percent": texts, "problems_lost": problems, "facts_lost": facts, "bytes": [full, int8]},
@@ -106,15 +105,15 @@ def four_bits() -> Row:
         claim="DeepSeek-V4 stores its experts in FP4.",
         means="Experts in MXFP4, trained through the rounding, lose little.",
         published="4.25 bits a weight with the scale of every block of 32. The report gives no ablation",
-        text=f"bits per byte of small: mxfp4 {texts['mxfp4']:+.2f}%, v4 {texts['v4']:+.2f}%. Trained on with the rounding, "
-        f"then rounded: {all_signed(qat, 4)} gained against trained on without",
+        text=f"bits per byte of small: mxfp4 {texts['mxfp4']:+.2f}%, v4 {texts['v4']:+.2f}%. "
+        f"Trained on with the rounding, then rounded: {all_signed(qat, 4)} gained against trained on without",
         reasoning=f"points of {problems_asked()} problems lost: mxfp4 {all_signed(problems['mxfp4'], 1)}, "
         f"v4 {all_signed(problems['v4'], 1)}, every matrix in mxfp4 {all_signed(problems['all-mxfp4'], 1)}",
         knowledge=f"points of facts that a full model forgets: mxfp4 {all_signed(facts['mxfp4'], 0)}, "
         f"v4 {all_signed(facts['v4'], 0)}. Training through the rounding wins back {all_signed(won_back, 0)}",
         other=f"the file of small in recipe v4: {v4 / 1e6:.1f} MB, {v4 / full:.1%} of float32",
-        verdict="holds when the model has room to spare: text and problems hardly change, but a full model forgets, "
-        "and QAT wins back only a part"
+        verdict="holds when the model has room to spare: "
+        "text and problems hardly change, but a full model forgets, and QAT wins back only a part"
         if spared and partly and mean(facts["v4"]) > 5
         else "does not show here",
         not_established="Whether a model of V4's size is full. Nothing here computes in FP4: numbers are decoded first.",

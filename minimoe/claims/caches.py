@@ -51,10 +51,9 @@ def smaller_cache() -> Row:
         id="cache",
         claim="9.5 times less memory.",
         means="One sequence of 1,048,576 tokens: the cache of V4-Pro against that of V3.2, each in its published storage.",
-        published=f"V4-Pro {ratio['reported']:.3f} times, V4-Flash {ratio['flash']:.2f} times; with all that is kept "
-        f"{ratio['everything'][LONG]:.2f}, at {SHORT:,} tokens {ratio['everything'][SHORT]:.2f}; below "
-        f"{ratio['crossing']:,} "
-        "tokens V4-Pro keeps more than V3.2",
+        published=f"V4-Pro {ratio['reported']:.3f} times, V4-Flash {ratio['flash']:.2f} times; "
+        f"with all that is kept {ratio['everything'][LONG]:.2f}, at {SHORT:,} tokens {ratio['everything'][SHORT]:.2f}; "
+        f"below {ratio['crossing']:,} tokens V4-Pro keeps more than V3.2",
         text=NO_QUALITY + ": see the next row",
         reasoning=NO_QUALITY,
         knowledge=NO_QUALITY,
@@ -62,8 +61,8 @@ def smaller_cache() -> Row:
         verdict="holds when the context is very long and the cache alone is meant; the second digit is a matter of counting"
         if long_only
         else "does not show here",
-        not_established="What a server needs: weights and activations are not in it, and the arrays of V4 were not "
-        "weighed.",
+        not_established="What a server needs: weights and activations are not in it, "
+        "and the arrays of V4 were not weighed.",
         command="minimoe cost --model deepseek-v4-pro --against deepseek-v3.2 --context 1048576",
         numbers={
             **{k: v for k, v in ratio.items() if k != "everything"},
@@ -84,8 +83,8 @@ def cache_quality() -> Row:
     every = min(mean(found[k]) for k in ("grouped-query", "latent"))
     several = max(mean(found[k]) for k in ("CSA", "HCA"))
     yes = (
-        "holds when something of every token is kept (grouped-query, latent), for needles as far as in training; it does "
-        "not show for entries that stand for several tokens, after this short training"
+        "holds when something of every token is kept (grouped-query, latent), for needles as far as in training; "
+        "it does not show for entries that stand for several tokens, after this short training"
     )
     return Row(
         number=7,
@@ -102,9 +101,8 @@ def cache_quality() -> Row:
         + ", ".join(f"{k} {mean(v):.0f}%" for k, v in found.items())
         + "; guessing finds 10%",
         verdict=yes if every > 90 and several < 50 else "holds" if several > 90 else "does not show here",
-        not_established="That the compressed kinds cannot learn it: they got a minute of training and two layers. V4 "
-        "trains with "
-        "dense attention first and says so.",
+        not_established="That the compressed kinds cannot learn it: they got a minute of training and two layers. "
+        "V4 trains with dense attention first and says so.",
         command="minimoe experiments run attention-kinds",
         numbers={"needles": found, "text": texts, "facts": facts},
     )
@@ -121,8 +119,8 @@ def cache_flops() -> Row:
         id="cache-flops",
         claim="27% of the FLOPs (a token at 1,048,576 tokens, V4-Pro against V3.2).",
         means="Computing the next token costs about a quarter, if operations in fewer bits count less.",
-        published=f"{min(long):.1%} to {max(long):.1%} under six weightings; at {SHORT:,} tokens {min(short):.0%} to "
-        f"{max(short):.0%}",
+        published=f"{min(long):.1%} to {max(long):.1%} under six weightings; "
+        f"at {SHORT:,} tokens {min(short):.0%} to {max(short):.0%}",
         text=NO_QUALITY,
         reasoning=NO_QUALITY,
         knowledge=NO_QUALITY,
@@ -130,8 +128,8 @@ def cache_flops() -> Row:
         verdict="holds when the context is very long: a fifth to a third; at short contexts the two cost about the same"
         if min(long) < 0.27 < max(long) and max(short) > 0.8
         else "does not show here",
-        not_established="The weights of the published count, which the report leaves out; and time, since few kernels "
-        "reach a peak.",
+        not_established="The weights of the published count, which the report leaves out; "
+        "and time, since few kernels reach a peak.",
         command="minimoe cost --model deepseek-v4-pro --against deepseek-v3.2 --context 1048576",
         numbers={"long": long, "short": short},
     )

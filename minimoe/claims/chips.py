@@ -40,21 +40,19 @@ def restricted() -> Row:
             f"{cut} " + ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
             for cut, shares in kept.items()
         )
-        + f". Decoding {BATCH} sequences of V4-Flash on {SERVED} chips: {words}. FLOPs a link byte: V4-Pro's experts offer "
-        f"{hides['H800']['experts']:,.0f}, an H100 asks {hides['H100']['chip']:,.0f}, an H800 "
-        f"{hides['H800']['chip']:,.0f}: "
-        "at data-sheet peaks the H800 cannot hide its sending behind computing",
+        + f". Decoding {BATCH} sequences of V4-Flash on {SERVED} chips: {words}. FLOPs a link byte: "
+        f"V4-Pro's experts offer {hides['H800']['experts']:,.0f}, an H100 asks {hides['H100']['chip']:,.0f}, "
+        f"an H800 {hides['H800']['chip']:,.0f}: at data-sheet peaks the H800 cannot hide its sending behind computing",
         text=NO_QUALITY,
         reasoning=NO_QUALITY,
         knowledge=NO_QUALITY,
         other=NOT_RUN,
-        verdict="holds when decoding waits for memory, which A800 and H800 kept; what waits for links, as training with "
-        "experts "
-        "on many chips does, is slower"
+        verdict="holds when decoding waits for memory, which A800 and H800 kept; "
+        "what waits for links, as training with experts on many chips does, is slower"
         if same and cannot_hide
         else "does not show here",
-        not_established="Any measured time on these chips. A roofline has no kernels, no scheduler and no network that "
-        "others use.",
+        not_established="Any measured time on these chips. "
+        "A roofline has no kernels, no scheduler and no network that others use.",
         command="minimoe cost --model deepseek-v4-flash --hardware H100 --hardware H800 --batch 256 --assume chips=64",
         numbers={"kept": kept, "slower": slower, "hide": hides},
     )
@@ -67,15 +65,14 @@ def huawei() -> Row:
         id="huawei",
         claim="It runs on Huawei chips.",
         means="An Ascend runs the model, with right answers and at a useful speed.",
-        published="the report says that its expert parallelism was validated on NVIDIA and on Ascend. Numbers of the "
-        "Ascend 910B "
-        "are marked unverified: public pages contradict each other",
+        published="the report says that its expert parallelism was validated on NVIDIA and on Ascend. "
+        "Numbers of the Ascend 910B are marked unverified: public pages contradict each other",
         text="not testable here",
         reasoning="not testable here",
         knowledge="not testable here",
-        other="three programs are lowered for cpu, cuda, rocm and tpu; ONNX, for which an Ascend runtime exists, runs "
-        "on a CPU "
-        "with the same greedy text; PyTorch, which has an Ascend back end, loads the weights. None was run on an Ascend",
+        other="three programs are lowered for cpu, cuda, rocm and tpu; "
+        "ONNX, for which an Ascend runtime exists, runs on a CPU with the same greedy text; "
+        "PyTorch, which has an Ascend back end, loads the weights. None was run on an Ascend",
         verdict="not testable here: our programs need nothing that one maker alone has, and nobody here has an Ascend",
         not_established="That an Ascend compiles it, answers rightly, or is fast. Lowered for a chip is not run on a chip.",
         command="minimoe export nano --format onnx --out nano-onnx; minimoe export nano --format stablehlo --out nano-hlo",
@@ -114,13 +111,12 @@ def cheaper() -> Row:
         other="our own models: see the ladder",
         verdict="holds"
         if max(*flash, *pro) < 1
-        else "holds when Flash is meant, or when the context is very long: V4-Pro reads more weights than V3.2 and "
-        "less cache"
+        else "holds when Flash is meant, or when the context is very long: "
+        "V4-Pro reads more weights than V3.2 and less cache"
         if max(flash) < 1 and pro[-1] < 1
         else "does not show here",
-        not_established="What anybody charges or pays: a roofline is a lower bound, and every price in it is an "
-        "assumption that "
-        "the command can change.",
+        not_established="What anybody charges or pays: "
+        "a roofline is a lower bound, and every price in it is an assumption that the command can change.",
         command="minimoe cost --model deepseek-v4-pro --against deepseek-v3.2 --hardware H800 --batch 64 --assume chips=64",
         numbers={"dollars": written, "over_v32": share},
     )

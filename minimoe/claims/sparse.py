@@ -40,8 +40,8 @@ def active() -> Row:
         verdict="holds when you count one token: a batch of tokens reads far more of the model, and memory holds all of it"
         if holds
         else "does not show here",
-        not_established="That the rest could be left out of memory, or that the model is faster for it. V4's shares are "
-        "computed from its published sizes; its arrays were not loaded.",
+        not_established="That the rest could be left out of memory, or that the model is faster for it. "
+        "V4's shares are computed from its published sizes; its arrays were not loaded.",
         command="minimoe cost --model deepseek-v4-pro --against nano",
         numbers={"share": share, "active": {n: a for n, (a, _) in ours.items()}, "experts_read_by_batch": batch},
     )
@@ -81,11 +81,10 @@ def tflops() -> Row:
         number=2,
         id="tflops",
         claim="Sparsity drastically reduces the TFLOPS required.",
-        means="At equal quality a sparse model needs fewer FLOPs a token than a dense one; so, at equal FLOPs, it is "
-        "better.",
-        published=f"V4-Pro: {flops / 1e9:.0f} GFLOPs a token at 4,096 tokens. A dense model of as many parameters "
-        "would need "
-        f"{times:.0f} times that. Nobody has published how good such a model would be",
+        means="At equal quality a sparse model needs fewer FLOPs a token than a dense one; "
+        "so, at equal FLOPs, it is better.",
+        published=f"V4-Pro: {flops / 1e9:.0f} GFLOPs a token at 4,096 tokens. A dense model of as many parameters would "
+        f"need {times:.0f} times that. Nobody has published how good such a model would be",
         text="bits per byte gained at 6.1M tokens (dense minus sparse): "
         + "; ".join(f"{name} {all_signed(values)}" for name, values in texts.items()),
         reasoning=f"problems solved, 8 experts minus dense, points: {all_signed(problems, 0)}: "
@@ -99,10 +98,10 @@ def tflops() -> Row:
         else "holds when capacity is what is missing, as for facts; on text at this size sparse does not win at equal time"
         if on_facts
         else "does not show here",
-        not_established="What happens at trillions of tokens. Equal time is that of two CPU cores; chips with fast memory "
-        "and many devices have another exchange rate. Random facts need nothing but room.",
-        command="minimoe experiments run longer-text; minimoe experiments run knowledge; minimoe experiments run "
-        "longer-problems",
+        not_established="What happens at trillions of tokens. Equal time is that of two CPU cores; "
+        "chips with fast memory and many devices have another exchange rate. Random facts need nothing but room.",
+        command="minimoe experiments run longer-text; minimoe experiments run knowledge; "
+        "minimoe experiments run longer-problems",
         numbers={
             "text": texts,
             "facts": facts,
@@ -122,12 +121,12 @@ def routing() -> Row:
         number=3,
         id="routing",
         claim="The routing is worth having: experts specialise.",
-        means="In a trained model the choice of an expert says something about the text, and another choice would cost "
-        "quality.",
-        published="nothing to compute: it is a property of trained weights. V4 itself routes its first three layers by a "
-        "frozen table of token ids",
-        text=f"in nano the chosen expert tells up to {told:.2f} bits about which of six domains the text is from. Trained "
-        f"anew with a frozen table in the first layer, nano gains {all_signed(hashed)} bits per byte "
+        means="In a trained model the choice of an expert says something about the text, "
+        "and another choice would cost quality.",
+        published="nothing to compute: it is a property of trained weights. "
+        "V4 itself routes its first three layers by a frozen table of token ids",
+        text=f"in nano the chosen expert tells up to {told:.2f} bits about which of six domains the text is from. "
+        f"Trained anew with a frozen table in the first layer, nano gains {all_signed(hashed)} bits per byte "
         f"({won(hashed)} seeds): in that layer learnt routing is not what helps",
         reasoning="not measured",
         knowledge="see the next row",
@@ -135,9 +134,8 @@ def routing() -> Row:
         verdict="holds when it is asked of a finished model; what learnt routing gains in training is not measured here"
         if told > 0.1
         else "does not show here",
-        not_established="That large models have an expert for a language or a topic. Six clean domains are easy to tell "
-        "apart, "
-        "and much of the choice follows from the token alone.",
+        not_established="That large models have an expert for a language or a topic. "
+        "Six clean domains are easy to tell apart, and much of the choice follows from the token alone.",
         command="minimoe experiments run nano; minimoe experiments run v4-parts",
         numbers={"mutual_information": run["routing"]["mutual_information"], "hash_gain": hashed},
     )
@@ -151,8 +149,8 @@ def balance() -> Row:
     spread = max(by_seed("balance-methods", "none", text)) - min(by_seed("balance-methods", "none", text))
     no_cost = mean(facts["loss-free"]) > 0 and mean(texts["loss-free"]) > -spread
     words = (
-        "holds when the bias does the balancing: no cost shows on facts or text. The sequence-wise loss recalls "
-        "fewer facts"
+        "holds when the bias does the balancing: no cost shows on facts or text. "
+        "The sequence-wise loss recalls fewer facts"
     )
     return Row(
         number=3,
@@ -170,9 +168,8 @@ def balance() -> Row:
         verdict=words
         if no_cost and min(facts["sequence"]) < 0 and late["loss-free"] < late["none"]
         else "does not show here",
-        not_established="The size of the gain: three pairs of one small model, and the seeds differ much. Nothing is "
-        "said of "
-        "experts on different devices, where an idle expert costs time too.",
+        not_established="The size of the gain: three pairs of one small model, and the seeds differ much. "
+        "Nothing is said of experts on different devices, where an idle expert costs time too.",
         command="minimoe experiments run knowledge-balance; minimoe experiments run balance-methods",
         numbers={"facts": facts, "text": texts, "max_violation": late, "text_spread": spread},
     )

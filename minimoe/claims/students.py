@@ -26,27 +26,24 @@ def distillation() -> Row:
         id="distillation",
         claim="Distillation from larger teachers compresses reasoning into a small, efficient package.",
         means="A student with a teacher solves more problems than the same student with the same tokens and no teacher.",
-        published="nothing to compute. V4 is reported to end with a stage in which one student learns from several "
-        "teachers",
-        text=f"bits per byte gained by the teacher's logits: {all_signed(tokens)} at equal tokens, {all_signed(time)} at "
-        "equal time",
-        reasoning=f"problems solved: {mean(ways['direct']):.0f}% from answers alone, {mean(ways['sampled-right']):.0f}% "
-        "from the "
-        f"teacher's checked steps, points {all_signed(steps, 0)}; from true steps without a teacher "
-        f"{mean(ways['worked']):.0f}%, "
-        f"points against those {all_signed(against_true, 0)}" + ("" if clear(against_true) else ": the seeds disagree"),
+        published="nothing to compute. V4 is reported to end with a stage in which one student "
+        "learns from several teachers",
+        text="bits per byte gained by the teacher's logits: "
+        f"{all_signed(tokens)} at equal tokens, {all_signed(time)} at equal time",
+        reasoning=f"problems solved: {mean(ways['direct']):.0f}% from answers alone, "
+        f"{mean(ways['sampled-right']):.0f}% from the teacher's checked steps, points {all_signed(steps, 0)}; from true "
+        f"steps without a teacher {mean(ways['worked']):.0f}%, points against those {all_signed(against_true, 0)}"
+        + ("" if clear(against_true) else ": the seeds disagree"),
         knowledge=f"facts of the half that the student read, with logits against alone, points: {all_signed(facts, 0)}; "
-        "of the "
-        f"half that only the teacher read it recalls {mean(unread):.1f}%",
+        f"of the half that only the teacher read it recalls {mean(unread):.1f}%",
         other=f"the teacher is {times:.1f} times as large and solves {solved(teacher):.0f}%",
         verdict="holds when the teacher writes out its steps, and there is no other source of steps"
         if min(steps) > 0 and not (clear(against_true) and min(against_true) > 0)
         else "holds"
         if min(steps) > 0
         else "does not show here",
-        not_established="That reasoning of another kind than short sums is passed on, or that logits help beyond "
-        "what equal "
-        "time buys. Facts that a student never reads do not come along.",
+        not_established="That reasoning of another kind than short sums is passed on, "
+        "or that logits help beyond what equal time buys. Facts that a student never reads do not come along.",
         command=COMMAND,
         numbers={
             "text": tokens,
@@ -96,11 +93,10 @@ def black_box() -> Row:
         claim="It is accused of distillation from a rival's interface, from text alone.",
         means="Text is enough to copy a skill, without logits or weights. (Whether anybody did it cannot be tested here.)",
         published="nothing to compute",
-        text=f"bits per byte gained by reading what the teacher wrote: {of_text:+.3f}; by its logits on real text: "
-        f"{of_logits:+.3f}",
+        text=f"bits per byte gained by reading what the teacher wrote: {of_text:+.3f}; "
+        f"by its logits on real text: {of_logits:+.3f}",
         reasoning=f"from answers alone to the teacher: {way['text alone']:.0%} of the way with the teacher's written "
-        "steps, "
-        f"{way['logits too']:.0%} with true steps and its logits",
+        f"steps, {way['logits too']:.0%} with true steps and its logits",
         knowledge=f"facts, read as the teacher writes them against the book itself, points: {all_signed(facts, 0)}",
         other="the teacher's weights were never given to a student",
         verdict="holds when the skill is written out in the text, as steps are"

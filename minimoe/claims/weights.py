@@ -17,15 +17,15 @@ def open_weights() -> Row:
         id="open-weights",
         claim="Open-weight.",
         means="Everybody can download the numbers, and a program by somebody else can run them.",
-        published="V4-Flash is published in 46 files, V4-Pro in 64, under the MIT licence; they were not loaded here, "
-        "they do not fit",
+        published="V4-Flash is published in 46 files, V4-Pro in 64, under the MIT licence; "
+        "they were not loaded here, they do not fit",
         text=f"bits per byte of the {len(bits)} models in the package, as stored: "
         + ", ".join(f"{name} {value:.3f}" for name, value in bits.items()),
         reasoning=NO_QUALITY,
         knowledge=NO_QUALITY,
-        other=f"{sum(sizes.values()) / 1e6:.0f} MB of safetensors. Written in the layout of Transformers and read back, "
-        "every number "
-        "is the same; Transformers and ONNX Runtime give the same logits up to rounding (the tests compare them)",
+        other=f"{sum(sizes.values()) / 1e6:.0f} MB of safetensors. "
+        "Written in the layout of Transformers and read back, every number is the same; "
+        "Transformers and ONNX Runtime give the same logits up to rounding (the tests compare them)",
         verdict="holds for the numbers: they are files that any program can read; data and recipe of V4 are not open",
         not_established="That a published V4 loads here, or that weights without data and recipe can be made again.",
         command="minimoe export small --out small-hf; pytest tests/test_hub_write.py",

@@ -53,21 +53,19 @@ FRONTIER = Exercise(
     signature="frontier(costs, losses)",
     task=(
         "Each of R models has a cost (bytes, say) and a loss (bits per byte, say); of both, less is better. `costs` and "
-        "`losses` "
-        "are `[R]` float32. A model is *beaten* if another one is worse in neither and better in at least one. "
-        "Return which "
-        "models are not beaten, `[R]` bool. Two models that are equal in both do not beat each other. The order is any."
+        "`losses` are `[R]` float32. A model is *beaten* if another one is worse in neither and better in at least one. "
+        "Return which models are not beaten, `[R]` bool. "
+        "Two models that are equal in both do not beat each other. The order is any."
     ),
     difficulty=3,
     minutes=20,
     points=10,
     hints=(
-        "Draw four points on paper, cost to the right and loss upwards. Which region of the paper must be empty for a "
-        "point to "
-        "be kept?",
+        "Draw four points on paper, cost to the right and loss upwards. "
+        "Which region of the paper must be empty for a point to be kept?",
         "Compare all with all: `costs[:, None]` against `costs[None]` is a table `[R, R]`. You need four such tables.",
-        "Beaten: (nowhere worse) and (somewhere better), for any other. A model does not beat itself, since it is not "
-        "better.",
+        "Beaten: (nowhere worse) and (somewhere better), for any other. "
+        "A model does not beat itself, since it is not better.",
     ),
     outputs=(Output("kept", "bool"),),
     oracle=frontier_oracle,
@@ -114,16 +112,14 @@ FRONTIER = Exercise(
         ),
         Mistake(
             "the smallest product",
-            "multiplies cost and loss and keeps the smallest. That is one exchange rate of many; the front keeps what "
-            "is best "
-            "under some rate, and more.",
+            "multiplies cost and loss and keeps the smallest. That is one exchange rate of many; "
+            "the front keeps what is best under some rate, and more.",
             lambda costs, losses: costs * losses == (costs * losses).min(),
         ),
         Mistake(
             "ties by place",
-            "goes through the models by cost and keeps each new best loss. Of models that cost the same it may keep "
-            "the worse "
-            "one, and of twins only one.",
+            "goes through the models by cost and keeps each new best loss. "
+            "Of models that cost the same it may keep the worse one, and of twins only one.",
             running_minimum,
         ),
         Mistake(

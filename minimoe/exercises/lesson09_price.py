@@ -30,10 +30,8 @@ PRICE = Exercise(
     signature="price(seconds, sequences, chips, per_hour, busy)",
     task=(
         "A model writes on `chips` chips at once (one copy, spread over all of them). One step takes `seconds` and gives "
-        "each of "
-        "`sequences` sequences one token. A chip costs `per_hour` euros an hour, whether it works or not; it works in "
-        "the share "
-        "`busy` of the hours that are paid. Return the euros for a million written tokens, one float."
+        "each of `sequences` sequences one token. A chip costs `per_hour` euros an hour, whether it works or not; it "
+        "works in the share `busy` of the hours that are paid. Return the euros for a million written tokens, one float."
     ),
     difficulty=1,
     minutes=10,

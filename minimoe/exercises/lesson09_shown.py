@@ -54,23 +54,18 @@ SHOWN = Exercise(
     title="Is the effect shown?",
     signature="shown(ours, others)",
     task=(
-        "Two ways of training were run with the same seeds. `ours` and `others` are their scores `[S]` float32, seed "
-        "by seed; "
-        "more is better. A seed fixes the data and much of the luck, so compare *within* pairs. Return three values: "
-        "the mean "
-        "of the differences `ours - others` (float32 scalar); their spread, the largest difference less the smallest "
-        "(float32 "
-        "scalar); and the judgement, an int32 scalar: 1 if the mean is above the spread, -1 if it is below minus the "
-        "spread, "
-        "else 0: nothing is shown."
+        "Two ways of training were run with the same seeds. `ours` and `others` are their scores `[S]` float32, "
+        "seed by seed; more is better. A seed fixes the data and much of the luck, so compare *within* pairs. "
+        "Return three values: the mean of the differences `ours - others` (float32 scalar); "
+        "their spread, the largest difference less the smallest (float32 scalar); and the judgement, an int32 scalar: "
+        "1 if the mean is above the spread, -1 if it is below minus the spread, else 0: nothing is shown."
     ),
     difficulty=2,
     minutes=15,
     points=5,
     hints=(
-        "Write down the three differences of ours 5, 9, 7 and others 4, 8, 6. What is their spread? What would the "
-        "spread of "
-        "`ours` alone have been?",
+        "Write down the three differences of ours 5, 9, 7 and others 4, 8, 6. "
+        "What is their spread? What would the spread of `ours` alone have been?",
         "Everything is a function of the differences alone. The scores themselves are not needed again.",
         "`jnp.where` twice, or a sum of two comparisons: one for the good side, one, with a minus, for the bad side.",
     ),
@@ -89,9 +84,8 @@ SHOWN = Exercise(
     mistakes=(
         Mistake(
             "the spread of the scores",
-            "measures how far the scores of one way lie apart. Much of that is the seed, and both ways share it: what "
-            "counts "
-            "is how far the *differences* lie apart.",
+            "measures how far the scores of one way lie apart. Much of that is the seed, and both ways share it: "
+            "what counts is how far the *differences* lie apart.",
             judging(spread=lambda a, b: np.ptp(a)),
         ),
         Mistake(
