@@ -84,21 +84,21 @@ def kept_by_capacity(experts, used, num_experts, capacity):
     return kept
 
 
-def swiglu_ffn(row, gate_up, down, limit=None):
+def swiglu_ffn(row, gate_up, down, limit=None, product=np.matmul):
     """One token ``[D]`` through one expert ``[D, 2F]``, ``[F, D]``; gate held from above only, up from both sides."""
-    gate, up = np.split(np.asarray(row, np.float64) @ np.asarray(gate_up, np.float64), 2)
+    gate, up = np.split(product(np.asarray(row, np.float64), np.asarray(gate_up, np.float64)), 2)
     if limit is not None:
         gate, up = np.array([min(g, limit) for g in gate]), np.array([max(-limit, min(u, limit)) for u in up])
-    return (gate * sigmoid(gate) * up) @ np.asarray(down, np.float64)
+    return product(gate * sigmoid(gate) * up, np.asarray(down, np.float64))
 
 
-def moe_forward(x, experts, weights, gate_up, down, limit=None):
+def moe_forward(x, experts, weights, gate_up, down, limit=None, product=np.matmul):
     """``y[t] = sum_k weights[t, k] * FFN[experts[t, k]](x[t])``."""
     y = np.zeros(x.shape)
     for t in range(x.shape[0]):
         for k in range(experts.shape[1]):
             expert = int(experts[t, k])
-            y[t] += float(weights[t, k]) * swiglu_ffn(x[t], gate_up[expert], down[expert], limit)
+            y[t] += float(weights[t, k]) * swiglu_ffn(x[t], gate_up[expert], down[expert], limit, product)
     return y
 
 
@@ -256,8 +256,11 @@ def hyper_connection(streams, output, weights, n, iterations, eps=1e-6):
     return seen, np.array(new)
 
 
-def transformer(weights, tokens, config):
-    """Logits ``[L, V]`` of one sequence from a flat ``path -> array`` of the model's weights."""
+def transformer(weights, tokens, config, product=np.matmul):
+    """Logits ``[L, V]`` of one sequence from a flat ``path -> array`` of the model's weights.
+
+    ``product(x, kernel)`` stands for every matmul but the router's.
+    """
     weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     length = len(tokens)
     x = weights["embed/embedding"][np.asarray(tokens)]
@@ -266,30 +269,37 @@ def transformer(weights, tokens, config):
         n, m, h = sizes.num_heads, sizes.num_kv_heads, sizes.head_dim
         w = {name.removeprefix(f"layers/{i}/"): v for name, v in weights.items() if name.startswith(f"layers/{i}/")}
         a = rms_norm(x, w["attention_norm/scale"], config.norm_eps)
-        heads = {p: a @ w[f"attention/{p}_proj/kernel"] for p in "qkv"}
+        heads = {p: product(a, w[f"attention/{p}_proj/kernel"]) for p in "qkv"}
         q, k, v = heads["q"].reshape(length, n, h), heads["k"].reshape(length, m, h), heads["v"].reshape(length, m, h)
         q = np.stack([rope(q[:, j], sizes.rope_theta) for j in range(n)], axis=1)
         k = np.stack([rope(k[:, j], sizes.rope_theta) for j in range(m)], axis=1)
-        x = x + attention(q[None], k[None], v[None])[0].reshape(length, -1) @ w["attention/o_proj/kernel"]
+        x = x + product(attention(q[None], k[None], v[None])[0].reshape(length, -1), w["attention/o_proj/kernel"])
         a = rms_norm(x, w["ffn_norm/scale"], config.norm_eps)
-        x = x + _feed_forward(w, a, layer.moe, tokens)
+        x = x + _feed_forward(w, a, layer.moe, tokens, product)
     x = rms_norm(x, weights["norm/scale"], config.norm_eps)
-    return x @ (weights["embed/embedding"].T if config.tie_embeddings else weights["head/kernel"])
+    return product(x, weights["embed/embedding"].T if config.tie_embeddings else weights["head/kernel"])
 
 
-def _feed_forward(w, a, moe, tokens):
+def int8_product(x, kernel):
+    """``x @ kernel`` with each row of ``x`` in whole steps of its largest value over 127; kernel holds code * scale."""
+    step = np.abs(x).max(axis=-1, keepdims=True) / 127
+    return np.rint(x / step) * step @ kernel
+
+
+def _feed_forward(w, a, moe, tokens, product):
     if moe is None:
-        return np.stack([swiglu_ffn(row, w["ffn/gate_up_proj/kernel"], w["ffn/down_proj/kernel"]) for row in a])
+        dense = w["ffn/gate_up_proj/kernel"], w["ffn/down_proj/kernel"]
+        return np.stack([swiglu_ffn(row, *dense, product=product) for row in a])
     kwargs = {"score": moe.score, "normalize": moe.normalize_weights, "scale": moe.routed_scaling_factor}
     experts, combine, probs = route(a @ w["ffn/router/kernel"], w["ffn/router/bias"], moe.top_k, **kwargs)
     if moe.select == "hash":
         experts = np.asarray(w["ffn/router/table"], int)[np.asarray(tokens)]
         combine = np.take_along_axis(probs, experts, axis=-1)
         combine = combine / combine.sum(axis=-1, keepdims=True) * moe.routed_scaling_factor
-    y = moe_forward(a, experts, combine, w["ffn/experts/gate_up_proj"], w["ffn/experts/down_proj"])
+    y = moe_forward(a, experts, combine, w["ffn/experts/gate_up_proj"], w["ffn/experts/down_proj"], product=product)
     if moe.num_shared_experts:
         shared = w["ffn/shared/gate_up_proj/kernel"], w["ffn/shared/down_proj/kernel"]
-        y = y + np.stack([swiglu_ffn(row, *shared) for row in a])
+        y = y + np.stack([swiglu_ffn(row, *shared, product=product) for row in a])
     return y
 
 

@@ -1,11 +1,12 @@
 /* The model: weights as they are packed, and one token at a time through the blocks, with a cache of keys and values.
 
    Letters as in the Python code: D model width, N query heads, M key/value heads, H head width, F expert width,
-   E experts, K experts a token, V vocabulary. A matrix is stored output first: [O, I], so y = W x is a dot product a row. */
+   E experts, K experts a token, V vocabulary. A matrix is stored output first: [O, I], so y = W x is a dot product a row.
+   Weights are float32 or codes; everything computed from them is float64, the only arithmetic that JavaScript has. */
 "use strict";
 
 const MAGNITUDES = [0, 0.5, 1, 1.5, 2, 3, 4, 6]; // of the 4-bit float e2m1; the fourth bit is the sign
-const MODES = ["float", "int8", "fp4"];
+const MODES = ["float", "int8", "w8a8", "fp4"];
 
 function bytesOf(base64) {
   const text = atob(base64), bytes = new Uint8Array(text.length);
@@ -52,13 +53,14 @@ class Model {
     this.use("float");
   }
 
-  /* Switches the arithmetic. float: all matrices as float32. fp4: the experts' weights in 4 bits, the rest as float.
-     int8: weights and activations as whole numbers. */
+  /* Switches the arithmetic, to that of a recipe of minimoe.quant. float: the weights as they are packed. int8: weights
+     as whole numbers times a scale. w8a8 (recipe int8-w8a8): activations too. fp4 (recipe mxfp4): the experts' weights in
+     4 bits, the rest as float. */
   use(mode) {
     const { num_layers } = this.config;
     if (mode === this.mode) return;
     this.mode = mode;
-    const inner = (name) => this.matrix(name, mode === "int8" ? "int8" : "float");
+    const inner = (name) => this.matrix(name, mode === "fp4" ? "float" : mode);
     const expert = (name) => this.matrix(name, mode);
     this.embed = inner("embed");
     this.head = "head.codes" in this.stored ? inner("head") : this.embed;
@@ -75,26 +77,27 @@ class Model {
     }));
   }
 
-  /* A matrix in one of its three forms, decoded once. */
+  /* A matrix in one of its forms, decoded once. A model that was stored in int8 has no floats but the decoded codes. */
   matrix(name, mode) {
-    const key = `${name}/${mode}`, s = this.stored;
-    if (this.decoded[key]) return this.decoded[key];
-    const codes = s[`${name}.codes`], scale = s[`${name}.scale`], columns = codes.length / scale.length;
-    let values;
-    if (mode === "int8") return (this.decoded[key] = { codes, scale, columns });
-    if (mode === "fp4") values = decodeFp4(s[`${name}.fp4`], s[`${name}.fp4_scale`]);
-    else if (s[`${name}.float`]) values = decodeBfloat16(s[`${name}.float`]);
-    else values = decodeInt8(codes, scale, columns);
-    return (this.decoded[key] = { values, columns });
+    const s = this.stored, codes = s[`${name}.codes`], scale = s[`${name}.scale`], columns = codes.length / scale.length;
+    if (mode === "w8a8") return { codes, scale, columns };
+    const form = mode === "float" && !s[`${name}.float`] ? "int8" : mode, key = `${name}/${form}`;
+    const decode = {
+      float: () => decodeBfloat16(s[`${name}.float`]),
+      int8: () => decodeInt8(codes, scale, columns),
+      fp4: () => decodeFp4(s[`${name}.fp4`], s[`${name}.fp4_scale`]),
+    };
+    this.decoded[key] ||= { values: decode[form](), columns };
+    return this.decoded[key];
   }
 
   /* Cosine and sine of position * theta^(-2i/H), for every position and pair. */
   makeTurns() {
     const { context_length, head_dim, rope_theta } = this.config, half = head_dim / 2;
-    const cos = new Float32Array(context_length * half), sin = new Float32Array(context_length * half);
+    const cos = new Float64Array(context_length * half), sin = new Float64Array(context_length * half);
     for (let p = 0; p < context_length; p++)
       for (let i = 0; i < half; i++) {
-        const angle = Math.fround(p * Math.fround(rope_theta ** (-2 * i / head_dim)));
+        const angle = p * rope_theta ** (-2 * i / head_dim);
         cos[p * half + i] = Math.cos(angle);
         sin[p * half + i] = Math.sin(angle);
       }
@@ -103,7 +106,7 @@ class Model {
 
   newCache() {
     const { num_layers, context_length, num_kv_heads, head_dim } = this.config;
-    const room = () => new Float32Array(context_length * num_kv_heads * head_dim);
+    const room = () => new Float64Array(context_length * num_kv_heads * head_dim);
     return { length: 0, layers: Array.from({ length: num_layers }, () => ({ keys: room(), values: room() })) };
   }
 
@@ -147,7 +150,7 @@ class Model {
     this.turn(k, position);
     kept.keys.set(k, position * width);
     kept.values.set(v, position * width);
-    const out = new Float32Array(num_heads * head_dim), weights = new Float32Array(position + 1);
+    const out = new Float64Array(num_heads * head_dim), weights = new Float64Array(position + 1);
     for (let n = 0; n < num_heads; n++) {
       const own = n * head_dim, shared = Math.floor(n * num_kv_heads / num_heads) * head_dim;
       for (let s = 0; s <= position; s++)
@@ -194,7 +197,7 @@ const AFFINITIES = {
 
 /* SwiGLU of one expert of a stack: down(silu(gate) * up), gate and up side by side. */
 function feedForward(gateUp, down, h, expert, { d_model, swiglu_limit }) {
-  const width = down.columns, both = multiply(gateUp, h, expert * 2 * width, 2 * width), hidden = new Float32Array(width);
+  const width = down.columns, both = multiply(gateUp, h, expert * 2 * width, 2 * width), hidden = new Float64Array(width);
   for (let i = 0; i < width; i++) {
     let gate = both[i], up = both[width + i];
     if (swiglu_limit !== null) {
@@ -206,10 +209,10 @@ function feedForward(gateUp, down, h, expert, { d_model, swiglu_limit }) {
   return multiply(down, hidden, expert * d_model, d_model);
 }
 
-/* W x for `rows` rows from `first` on. With int8 weights x is rounded to int8 too, and products are whole numbers. */
+/* W x for `rows` rows from `first` on. If W is given as codes, x is rounded to int8 too, and products are whole numbers. */
 function multiply(matrix, x, first = 0, rows = null) {
   const { columns } = matrix, all = matrix.codes || matrix.values;
-  const out = new Float32Array(rows === null ? all.length / columns : rows);
+  const out = new Float64Array(rows === null ? all.length / columns : rows);
   if (!matrix.codes) {
     for (let o = 0; o < out.length; o++) out[o] = dot(x, 0, all, (first + o) * columns, columns);
     return out;
@@ -220,13 +223,13 @@ function multiply(matrix, x, first = 0, rows = null) {
   return out;
 }
 
-/* The scale of the largest value is 127; halves go to the even code. */
+/* The largest value gets the code 127; halves go to the even code. */
 function roundToInt8(x) {
   let largest = 0;
   for (const value of x) largest = Math.max(largest, Math.abs(value));
-  const scale = largest === 0 ? 1 : Math.fround(largest * Math.fround(1 / 127)), codes = new Int8Array(x.length);
+  const scale = largest === 0 ? 1 : largest / 127, codes = new Int8Array(x.length);
   for (let i = 0; i < x.length; i++) {
-    const steps = Math.fround(x[i] / scale), below = Math.floor(steps), rest = steps - below;
+    const steps = x[i] / scale, below = Math.floor(steps), rest = steps - below;
     codes[i] = rest > 0.5 || (rest === 0.5 && below % 2 !== 0) ? below + 1 : below;
   }
   return { codes, scale };
@@ -245,9 +248,9 @@ function dot(a, i, b, j, count) {
   return p + q + (r + s);
 }
 
-function rowOf(matrix, row, columns) {
-  if (!matrix.codes) return matrix.values.slice(row * columns, (row + 1) * columns);
-  return decodeInt8(matrix.codes.subarray(row * columns, (row + 1) * columns), matrix.scale.subarray(row, row + 1), columns);
+function rowOf({ codes, scale, values }, row, columns) {
+  const x = Float64Array.from((codes || values).subarray(row * columns, (row + 1) * columns));
+  return codes ? x.map((code) => code * scale[row]) : x;
 }
 
 function add(x, y) {

@@ -3,7 +3,7 @@
 
 const SLICE_MS = 16; // of computing, between two looks at what the reader did
 const LONGEST_TEXT = 100000; // characters; of a longer text the end is read
-const MODE_NAMES = { float: "float", int8: "int8", fp4: "FP4" };
+const MODE_NAMES = { float: "float", int8: "int8", w8a8: "int8 × int8", fp4: "FP4" };
 const PER_CENT = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
 
 const $ = (id) => document.getElementById(id);
@@ -254,10 +254,14 @@ function drawNotice() {
 
 const MODE_NOTES = {
   float: (stored) => (stored === "int8"
-    ? "Float: the int8 weights of this model, decoded and multiplied as float32. It was stored in int8, so there are no finer weights to compare with."
-    : "Float: the weights in bfloat16, multiplied as float32."),
-  int8: () => "int8: weights and activations are whole numbers from -127 to 127, with one scale for each output and each token. Routers stay in float.",
-  fp4: () => "FP4: the experts' weights in 4 bits, 16 values of which 32 share a power of two (MXFP4). The rest is as in float.",
+    ? "float: this model was stored in int8, and has no finer weights than its codes times their scales. They are multiplied as floats, as int8 does too."
+    : "float: the weights, rounded to bfloat16 to keep this file small, multiplied as floats."),
+  int8: (stored) => "int8: a weight is a whole number from −127 to 127 times the scale of its row; activations stay floats (recipe int8)." +
+    (stored === "int8" ? " This model was stored so: nothing differs from float." : ""),
+  w8a8: () => "int8 × int8: activations too are whole numbers, with one scale a token (recipe int8-w8a8). Routers stay in float. " +
+    "Here the logits are not quite those of JAX: a value close to the middle of two whole numbers goes up in one and down in the other, " +
+    "and later layers widen that. JAX differs from itself as much when it adds in another order.",
+  fp4: () => "FP4: the experts' weights in 4 bits, 16 values of which 32 share a power of two (recipe mxfp4). The rest is as in float.",
 };
 
 const sameExperts = (a, b) => a.every((e) => b.includes(e));
@@ -273,7 +277,6 @@ function changesAt(i) {
 
 function drawTokens() {
   const { steps } = app.now, picked = app.picked, box = $("tokens");
-  
   box.classList.toggle("picking", picked !== null);
   steps.forEach((step, i) => {
     const moved = changesAt(i).layers.some(Boolean);
@@ -381,7 +384,8 @@ function effectOn(layer, expert) {
     now.experts.forEach((e, k) => (weight = Math.max(weight, Math.abs(now.weights[k] - plain.weights[plain.experts.indexOf(e)]))));
   });
   return `Its share: ${PER_CENT(before)}, now ${PER_CENT(after)}. In layer ${layer + 1}, no affinity moved by more than ${affinity.toFixed(4)}; ` +
-    `${kept} of ${app.now.steps.length} tokens kept their experts, and none of their weights moved by more than ${weight.toFixed(4)}.`;
+    `${kept} of ${app.now.steps.length} tokens kept their experts, and none of their weights moved by more than ${weight.toFixed(4)}.` +
+    (app.mode === "float" ? "" : " Part of that is the other arithmetic.");
 }
 
 function drawNext() {
@@ -404,7 +408,7 @@ function drawChanges() {
     $("changed").textContent = "Nothing is changed. Take other arithmetic, switch an expert off, or move a bias: the page then reads the text both ways.";
     return;
   }
-  const { steps } = app.now, { num_layers, show } = app.config, found = steps.map((_, i) => changesAt(i));
+  const { steps } = app.now, found = steps.map((_, i) => changesAt(i));
   const routes = found.reduce((sum, { layers }) => sum + layers.filter(Boolean).length, 0);
   const words = found.filter(({ word }) => word);
   $("changed").textContent = `Against float with nothing changed: ${routes} of ${steps.length * app.config.num_layers} choices of experts differ (≠ marks their tokens), ` +
@@ -435,33 +439,42 @@ async function compare() {
 function drawPairs([left, right]) {
   const most = Math.max(...[left, right].flatMap(({ loads }) => loads.flatMap((row) => [...row])));
   const moved = left.loads.map((row, l) => row.reduce((sum, share, e) => sum + Math.abs(share - right.loads[l][e]) / 2, 0));
-  const swatch = (kind) => make("span", "", { class: `swatch ${kind}` });
-  $("distance").replaceChildren(swatch("plain"), ` ${left.name} `, swatch("hatched"), ` ${right.name}. ` +
-    "To make the two loads equal, this share of the assignments would have to move: " + moved.map((share, l) => `layer ${l + 1} ${PER_CENT(share)}`).join(", ") + ".");
+  $("distance").textContent = "To give both texts the same loads, this share of the assignments would have to move: " +
+    moved.map((share, l) => `layer ${l + 1} ${PER_CENT(share)}`).join(", ") + ".";
   $("pairs").replaceChildren(...left.loads.map((row, layer) => {
     const cells = Array.from(row, (share, expert) => {
-      const twins = [share, right.loads[layer][expert]].map((value) => {
-        const bar = make("i", "", { class: "hue" });
-        bar.style.setProperty("--hue", hue(expert));
+      const twins = [["first", share], ["second", right.loads[layer][expert]]].map(([side, value]) => {
+        const bar = make("i", "", { class: side }, make("small", `${Math.round(100 * value)}`));
         bar.style.height = `${(100 * value) / most}%`;
         return bar;
       });
       const said = `expert ${expert}: ${left.name} ${PER_CENT(share)}, ${right.name} ${PER_CENT(right.loads[layer][expert])}`;
-      return make("div", "", { title: said, role: "img", "aria-label": said }, make("div", "", { class: "twin" }, ...twins), make("small", `${expert}`));
+      return make("div", "", { title: said, role: "img", "aria-label": said }, make("div", "", { class: "twin" }, ...twins), numberOf(expert));
     });
-    return make("div", "", { class: "layer" }, make("b", `L${layer + 1}`), make("div", "", { class: "experts" }, ...cells));
+    return make("div", "", {}, make("h3", `Layer ${layer + 1}`), make("div", "", { class: "experts" }, ...cells));
   }));
 }
 
+/* An expert's number on its colour. */
+function numberOf(expert) {
+  const number = make("small", `${expert}`, { class: "hue number" });
+  number.style.setProperty("--hue", hue(expert));
+  return number;
+}
+
+/* Each token on the colour of the expert with the largest weight; its number stands where it changes, and begins a line. */
 function drawColoured(sides, layer) {
   ["left-text", "right-text"].forEach((id, side) => {
-    const { name, reading } = sides[side];
-    $(id).replaceChildren(make("b", name), make("br"), ...reading.steps.slice(1).map(({ token, routes }) => {
-      const expert = routes[layer].experts[0];
-      const span = make("span", app.tokenizer.show(token).replace(/·/g, " ").replace(/↵/g, "↵\n"), { class: "hue" }, make("sub", `${expert}`));
+    let last = null;
+    const spans = sides[side].reading.steps.slice(1).map(({ token, routes }) => {
+      const expert = routes[layer].experts[0], text = app.tokenizer.show(token).replace(/·/g, " ").replace(/↵/g, "↵\n");
+      const span = make("span", "", { class: "hue" }, ...(expert === last ? [] : [make("sup", `${expert}`)]), text);
       span.style.setProperty("--hue", hue(expert));
+      last = text.endsWith("\n") ? null : expert;
       return span;
-    }));
+    });
+    $(id).replaceChildren(...spans);
+    $(`${id}-name`).textContent = sides[side].name;
   });
 }
 
