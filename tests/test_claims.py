@@ -185,9 +185,31 @@ def test_a_row_is_measured_again_on_the_command_line(capsys, monkeypatch):
 
 
 def test_what_cannot_be_asked_is_one_line(capsys, tmp_path):
-    for arguments in (["--only", "nosuch"], ["--record"], ["--only", "cache", "--ladder"], ["--out", str(tmp_path)]):
+    picture = ["--figure", str(tmp_path / "ladder.png")]
+    for arguments in (
+        ["--only", "nosuch"],
+        ["--record"],
+        ["--only", "cache", "--ladder"],
+        ["--only", "cache", *picture],
+        ["--out", str(tmp_path)],
+        ["--figure", str(tmp_path)],
+        ["--figure", str(tmp_path / "ladder.gif")],
+    ):
         assert app.run(["claims", *arguments]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "ladder.png").exists()
+
+
+def test_the_ladder_is_drawn_into_a_file(capsys, tmp_path):
+    """One panel for each quantity, by name; what is printed stays the ladder."""
+    path = tmp_path / "ladder.svg"
+    assert app.run(["claims", "--ladder", "--figure", str(path)]) == 0
+    assert "v4-small is not trained yet" in " ".join(capsys.readouterr().out.split())
+    drawn = path.read_text(encoding="utf-8")
+    words = [title for title, _, _ in FIELDS.values()] + [rung.name for rung in ladder()]
+    assert [word for word in words if f"<!-- {word} -->" not in drawn] == []  # above the curves that spell it
+    least = sum(better is False for _, better, _ in FIELDS.values())
+    assert (drawn.count("<!-- lower is better -->"), least) == (least, 6)
 
 
 def test_the_commands_print_rows_and_rungs(capsys):

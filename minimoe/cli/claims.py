@@ -26,6 +26,7 @@ def claims(
         bool, typer.Option("--record", help="With --run: keep what was measured in the package's record.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the page of all claims to a file, in Markdown.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the ladder into this file, such as ladder.png.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
     """Each claim of the press: what it means, what holds at published sizes and in our models, and what is not established.
@@ -35,6 +36,8 @@ def claims(
     Example: minimoe claims --only cache
 
     Example: minimoe claims --run --json
+
+    Example: minimoe claims --ladder --figure ladder.png
     """
     from minimoe.claims import ladder as make_ladder
     from minimoe.claims import ledger
@@ -45,8 +48,12 @@ def claims(
         raise UserError("--record keeps what --run measures; give both")
     if only is not None and ladder:
         raise UserError("--only names a row of the ledger and --ladder is none; give one of them")
-    if out is not None:
-        check_file(out)
+    if only is not None and figure is not None:
+        raise UserError("--figure draws the ladder and --only names a row of the ledger; give one of them")
+    for path in filter(None, (out, figure)):
+        check_file(path)
+    if figure is not None:
+        _check_format(figure)
     rows = list(ledger().values())
     if only is not None:
         known = [row.id for row in rows]
@@ -57,6 +64,8 @@ def claims(
     rungs = make_ladder() if only is None else []
     if out is not None:
         write_atomically(out, claims_page())
+    if figure is not None:
+        _draw(rungs, figure)
     if json:
         found = {"rows": [row.to_record() for row in rows], "ladder": [rung.to_record() for rung in rungs]}
         print_json(found | ({"again": [one.to_record() for one in again]} if run else {}))
@@ -123,6 +132,27 @@ def _show_ladder(rungs: list[Rung]) -> None:
     changes = [f"{rung.name}: {rung.change}" for rung in rungs]
     empty = [f"  {rung.name}, {FIELDS[name][0]}: {why}" for rung in rungs for name, why in rung.why.items()]
     show(table, *changes, "", *(["empty, because"] if empty else []), *empty)
+
+
+def _check_format(figure: Path) -> None:
+    """Before anything is measured: minutes later the mistake would cost the figure."""
+    from minimoe.plots.style import FORMATS
+
+    if figure.suffix.removeprefix(".").lower() not in FORMATS:
+        raise UserError(
+            f"--figure {figure.name!r} must end in one of {', '.join('.' + name for name in FORMATS)}; rename it"
+        )
+
+
+def _draw(rungs: list[Rung], path: Path) -> None:
+    """Each quantity of the ladder as multiples of the first rung's."""
+    from minimoe import plots
+    from minimoe.claims.rungs import FIELDS
+
+    titles = {field: title for field, (title, _, _) in FIELDS.items()}
+    better = {title: {True: "higher", False: "lower", None: ""}[FIELDS[field][1]] for field, title in titles.items()}
+    values = {title: [rung.values[field] for rung in rungs] for field, title in titles.items()}
+    plots.save(plots.rungs(values, [rung.name for rung in rungs], better), path)
 
 
 def _show_again(again: list[Again]) -> None:
