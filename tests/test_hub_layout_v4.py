@@ -89,7 +89,7 @@ def rope(**changes):
         ({"rope_parameters": {"rope_type": "default"}}, 'a table with "main" and "compress"'),
         ({"rope_parameters": rope(attention_factor=1.2)}, r"compress: attention_factor=1\.2"),
         ({"rope_parameters": rope(rope_type="linear")}, "compress: rope_type='linear'"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quant_method='mxfp4' is not supported, only 'fp8' is"),
         ({"sliding_window": 5, "o_lora_rank": 6}, r"attn\.wo_a\.weight is \(15, 24\) instead of \(18, 24\)"),
         ({"layer_types": ["sliding_attention"] * 3}, r"unexpected .*attn\.compressor\.ape"),
     ],

@@ -10,7 +10,7 @@ import typer
 from minimoe.console import Bar, print_json, start, write_out
 from minimoe.errors import UserError
 
-DTYPES = {"huggingface": ("float32", "bfloat16"), "onnx": ("float32", "int8"), "stablehlo": ("float32",)}
+DTYPES = {"huggingface": ("float32", "bfloat16", "fp8", "fp4"), "onnx": ("float32", "int8"), "stablehlo": ("float32",)}
 
 
 def export(
@@ -18,7 +18,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder: new, empty, or an earlier export of this format.")],
     format: Annotated[str, typer.Option(help="huggingface, onnx or stablehlo.")] = "huggingface",
     dtype: Annotated[
-        str, typer.Option(help="Of the weights: float32; bfloat16 for huggingface; int8 for onnx.")
+        str, typer.Option(help="Of the weights: float32; bfloat16, fp8 or fp4 for huggingface; int8 for onnx.")
     ] = "float32",
     batch: Annotated[int, typer.Option(help="Sequences of the programs; stablehlo alone has fixed shapes.")] = 1,
     length: Annotated[int | None, typer.Option(help="Tokens of them; the context length by default.")] = None,
@@ -26,10 +26,13 @@ def export(
 ) -> None:
     """Write a model in a format that other programs read; the folder's README says how.
 
-    huggingface: Transformers loads it with AutoModelForCausalLM. onnx: one file for ONNX Runtime. stablehlo: forward, decode
+    huggingface: Transformers loads it with AutoModelForCausalLM. fp8 is DeepSeek's layout, codes in blocks of 128 x 128; fp4
+    is that of DeepSeek-V4's experts, for models of that family. onnx: one file for ONNX Runtime. stablehlo: forward, decode
     step and training step, lowered for cpu, cuda, rocm and tpu.
 
     Example: minimoe export small --out small-hf
+
+    Example: minimoe export small --dtype fp8 --out small-fp8
 
     Example: minimoe export runs/nano --format onnx --dtype int8 --out nano-onnx
     """

@@ -44,6 +44,7 @@ def save(
     format: str | None = None,
     *,
     provenance: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
 ) -> Path:
     """Writes a model, float or quantized, into a folder that `load` reads.
 
@@ -57,13 +58,15 @@ def save(
       tokenizer: goes along, so that the folder can read and write text.
       format: the layout; None and "minimoe" are ours, "huggingface" is `minimoe.hub.to_transformers` with its defaults.
       provenance: where the model comes from, such as seed, hash of the data and versions; anything JSON can hold.
+      dtype: of the weights in the layout "huggingface": "float32" (the default), "bfloat16", "fp8" or "fp4". Our own
+        layout stores what the model has.
 
     Returns:
       The folder.
 
     Raises:
       UserError: if the folder holds something else, cannot be written or is being written by another process; if the
-        tokenizer has more ids than the model; or for an unknown layout.
+        tokenizer has more ids than the model; or for an unknown layout, or a dtype with ours.
 
     Example:
       >>> import tempfile
@@ -80,7 +83,11 @@ def save(
     if tokenizer is not None:
         _check_vocabulary(tokenizer, model.config, "give the tokenizer that the model was trained with")
     if format == "huggingface":
-        return to_transformers(model, directory, tokenizer)
+        return to_transformers(model, directory, tokenizer, dtype=dtype or "float32")
+    if dtype is not None:
+        raise UserError(
+            f"dtype={dtype!r} goes with format='huggingface'; for few bits here, use minimoe.quant.quantize_model"
+        )
     provenance = _plain(provenance or {})
     quantization = describe(model)
     check_destination(directory)

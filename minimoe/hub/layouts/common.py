@@ -8,6 +8,7 @@ from typing import Any
 
 from minimoe.config import LayerConfig, ModelConfig, MoEConfig
 from minimoe.errors import UserError
+from minimoe.hub.layouts.codes import Coding
 from minimoe.hub.layouts.layout import Row, experts, layer_number, same, side_by_side, swapped
 from minimoe.hub.layouts.settings import Settings
 
@@ -67,9 +68,7 @@ def sizes(settings: Settings, dtype: str) -> dict[str, Any]:
       UserError: for what none of our models has.
     """
     settings.only("hidden_act", "silu")
-    if settings.get("quantization_config", None) is not None:
-        method = settings.get("quantization_config").get("quant_method")
-        settings.refuse(f"quantization_config ({method})", "only plain floats are", "convert it to bfloat16 first")
+    Coding.read(settings)
     return {
         "vocab_size": settings.get("vocab_size"),
         "d_model": settings.get("hidden_size"),

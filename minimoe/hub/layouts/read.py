@@ -16,6 +16,8 @@ from minimoe.cost import count_params
 from minimoe.data import Tokenizer, load_tokenizer
 from minimoe.data.tokenizer import TOKENIZER_FILE
 from minimoe.errors import UserError
+from minimoe.hub.layouts.coded_read import CodedShards
+from minimoe.hub.layouts.codes import Coding
 from minimoe.hub.layouts.families import LAYOUTS
 from minimoe.hub.layouts.layout import Layout, Row
 from minimoe.hub.layouts.settings import CONFIG_FILE, COPY, Settings
@@ -49,7 +51,8 @@ def from_transformers(folder: str | os.PathLike[str], *, dtype: Any = "float32")
     """
     folder, dtype = Path(folder), dtype_name("dtype", dtype, owner="from_transformers")
     layout, settings, config = read_config(folder, dtype)
-    with Shards(folder) as shards:
+    coding = Coding.read(settings)
+    with Shards(folder) if coding is None else CodedShards(folder, coding) as shards:
         _check_size(config, shards)
         graphdef, state = abstract_model(config)
         rows = layout.rows(config)
@@ -116,7 +119,8 @@ def _check_size(config: ModelConfig, shards: Shards) -> None:
       UserError: if the files cannot hold so many parameters.
     """
     params = count_params(config).total
-    if params > shards.bytes:  # a value takes two bytes or four
+    room = 2 * shards.bytes if isinstance(shards, CodedShards) else shards.bytes  # four bits a value or more; two bytes
+    if params > room:
         found = f"{params:,} parameters against {shards.bytes:,} bytes of tensors"
         raise UserError(f"the tensors of {shards.folder} do not fit its {CONFIG_FILE}: {found}; {COPY}")
 

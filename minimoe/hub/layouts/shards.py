@@ -46,18 +46,25 @@ class Shards:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
+    def dtype(self, name: str) -> str:
+        """Our name of a tensor's dtype."""
+        return self._home[name].dtype(name)
+
+    def raw(self, name: str) -> np.ndarray:
+        """One tensor as it is stored, copied out of its file."""
+        return self._home[name].read(name)
+
     def read(self, name: str) -> np.ndarray:
         """One tensor, copied out of its file.
 
         Raises:
           UserError: if it holds anything but the usual floats or int64.
         """
-        file = self._home[name]
-        dtype = file.dtype(name)
+        dtype = self.dtype(name)
         if dtype not in READABLE:
-            kinds = ", ".join(READABLE)
-            raise UserError(f"{file.path}: {name} is {dtype}, but only {kinds} are read; convert the model first")
-        return file.read(name)
+            kinds, path = ", ".join(READABLE), self._home[name].path
+            raise UserError(f"{path}: {name} is {dtype}, but only {kinds} are read; convert the model first")
+        return self.raw(name)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -26,6 +28,8 @@ from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer
 from minimoe.errors import UserError
 from minimoe.files import check_folder
+from minimoe.hub.layouts import coded_write
+from minimoe.hub.layouts.coded_write import Coder, coding_of
 from minimoe.hub.layouts.families import LAYOUTS
 from minimoe.hub.layouts.layout import Layout
 from minimoe.hub.layouts.settings import CONFIG_FILE, Settings
@@ -36,7 +40,9 @@ from minimoe.model import MoETransformer
 from minimoe.model.paths import named_leaves
 from minimoe.quant import dequantize_model
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", *coded_write.DTYPES)
+KEPT = re.compile(r"router\.bias$|\.(base|sink|place_bias)$|(^|\.)(attention_residual|ffn_residual|leave)\.")
+NORMS = re.compile(r"router\.kernel$|\.scale$")
 SHARD_BYTES = 5_000_000_000  # as Transformers has it
 
 
@@ -56,7 +62,9 @@ def to_transformers(
         out: Transformers has no place for it, and the next token does not depend on it.
       directory: new, empty, or holding an earlier export of this layout.
       tokenizer: goes along, as `transformers.AutoTokenizer` reads it.
-      dtype: of the stored weights. Routers and norms stay float32 in "bfloat16" too, as in published files.
+      dtype: of the stored weights. "fp8" is DeepSeek's published layout, "fp4" that of V4's experts with the rest in FP8;
+        see `minimoe.hub.layouts.codes`. What is no code is bfloat16 there, also in norms and
+        routers, as in published files; in "bfloat16" those two stay float32.
       card: of the model, what stands in README.md; a few lines are written if it is empty.
       shard_bytes: most bytes a file should hold; a larger tensor has a file of its own.
 
@@ -64,7 +72,8 @@ def to_transformers(
       The folder. `minimoe.hub.from_transformers` reads it, and so does ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
-      UserError: if no family can express the model, with the reason of each; if the folder holds something else.
+      UserError: if no family can express the model, with the reason of each; if the folder holds something else; for
+        "fp4" of another family than deepseek_v4, and of matrices whose width 32 does not divide.
 
     Example:
       >>> import tempfile
@@ -77,17 +86,19 @@ def to_transformers(
     directory, limit = Path(directory), checks.whole("shard_bytes", shard_bytes)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not written in this layout; choose one of {', '.join(DTYPES)}")
-    model = dequantize_model(model)
     layout, values = choose_layout(model.config)
+    coder = Coder(model, coding_of(layout, dtype)) if dtype in coded_write.DTYPES else None
     check_folder(directory, is_export, "a model in the layout of Transformers")
     with staging(directory) as aside:
-        names = write_shards(aside, tensors(model, layout, dtype), limit)
+        names = write_shards(aside, tensors(model, layout, dtype, coder), limit)
+        if coder is not None:
+            values |= coder.coding.to_settings(coder.floats)
         names += _write_texts(
             aside, model.config, tokenizer, values, card or _card(directory.name, layout, model.config)
         )
         files = {name: FileRecord.of(aside / name).to_dict() for name in names}
         old = _named(directory)
-        publish(directory, aside, values | {"dtype": dtype, "files": files})
+        publish(directory, aside, values | {"dtype": "float32" if dtype == "float32" else "bfloat16", "files": files})
         for name in old - set(files):  # of an earlier export
             (directory / name).unlink(missing_ok=True)
     return directory
@@ -154,14 +165,16 @@ def _function(config: Any) -> dict[str, Any]:
     return found
 
 
-def tensors(model: MoETransformer, layout: Layout, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+def tensors(
+    model: MoETransformer, layout: Layout, dtype: str, coder: Coder | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
     """Their tensors one after the other, made from one array of ours at a time.
 
     Raises:
       UserError: where they have no tensor for an array that is not 0.
     """
     rows = layout.rows(model.config)
-    for ours, leaf in named_leaves(model).items():
+    for ours, leaf in named_leaves(dequantize_model(model)).items():
         if ours.startswith("mtp."):  # Transformers leaves this head out, and the next token does not depend on it
             continue
         array = np.asarray(jax.device_get(leaf[...]))
@@ -172,17 +185,22 @@ def tensors(model: MoETransformer, layout: Layout, dtype: str) -> Iterator[tuple
                 )
             continue
         num_experts = array.shape[0] if array.ndim else 0
-        for name, part in rows[ours].to_files(array, num_experts).items():
-            yield name, np.ascontiguousarray(_stored(part, ours, dtype))
+        theirs = rows[ours].to_files(array, num_experts)
+        plain = ((name, part, False) for name, part in theirs.items())
+        for name, part, coded in plain if coder is None else coder.parts(ours, rows[ours], theirs, num_experts):
+            yield name, np.ascontiguousarray(part if coded else _stored(part, ours, dtype))
 
 
 def _stored(part: np.ndarray, ours: str, dtype: str) -> np.ndarray:
+    """A float tensor in the dtype of the file.
+
+    Beside codes all is bfloat16 but what DeepSeek keeps in float32: Transformers leaves what is no code in the dtype of the
+    file, and cannot multiply a float32 norm with the rest.
+    """
     if np.issubdtype(part.dtype, np.integer):
         return part.astype(np.int64)
-    keeps = "router" in ours or ours.endswith((".scale", ".base", ".sink", ".place_bias"))
-    import ml_dtypes
-
-    return part.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" and not keeps else np.float32)
+    keeps = dtype == "float32" or bool(KEPT.search(ours)) or (dtype == "bfloat16" and bool(NORMS.search(ours)))
+    return part.astype(np.float32 if keeps else ml_dtypes.bfloat16)
 
 
 def write_shards(folder: Path, named: Iterator[tuple[str, np.ndarray]], limit: int) -> list[str]:
