@@ -14,12 +14,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import math
 import os
 import shutil
 import sys
 import tempfile
 
 import pytest
+import type_checks
 
 # In the environment, before JAX is imported: workers and processes that tests start inherit it. XLA's older way to
 # generate code for fused operations compiles a tiny program in 60% of the time, and not splitting a program for several
@@ -41,6 +43,7 @@ else:  # the user's, or this is a worker
 
 import jax
 
+type_checks.install()
 gc.disable()  # until all tests are collected: what is imported stays
 
 jax.config.update("jax_platforms", "cpu")
@@ -73,6 +76,8 @@ LONG_FILES = (
     "test_token_ids.py",
     "test_distill_offline.py",
     "test_experiments.py",
+    "test_claims.py",
+    "test_cli_quantize.py",
     "test_quant_qat.py",
     "test_attention_shared_kv.py",
     "test_mtp.py",
@@ -95,7 +100,17 @@ LONG_FILES = (
     "test_distill_on_policy.py",
 )
 COMPILED_AT_ONCE = 2000  # a program in memory costs 0.25 to 1 MB
+MEMORY_OF_A_WORKER = 1.3e9  # bytes below which dropping programs is not worth making some of them again
 compiled = 0
+
+
+def memory_in_use() -> float:
+    """Bytes that this process holds in memory; unlimited where the system does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return math.inf
 
 
 def count_compiled(event: str, duration: float, **details: object) -> None:
@@ -124,7 +139,8 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """JAX never drops a compiled program by itself; without this each worker would end at 6 GB."""
     global compiled
     file_ends = nextitem is None or nextitem.path != item.path
-    if compiled > (COMPILED_AT_ONCE / 2 if file_ends else COMPILED_AT_ONCE):
+    many = compiled > (COMPILED_AT_ONCE / 2 if file_ends else COMPILED_AT_ONCE)
+    if many and memory_in_use() > MEMORY_OF_A_WORKER:
         compiled = 0
         jax.clear_caches()
         gc.collect()

@@ -12,11 +12,13 @@ or the mutant computes the same for every valid input, and `EQUIVALENT` says why
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import dataclasses
 import inspect
 import re
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -246,7 +248,7 @@ def _with(node: ast.AST, **changes: Any) -> ast.AST:
 
 
 def _mutated_trees(tree: ast.FunctionDef) -> Iterator[tuple[str, ast.FunctionDef]]:
-    """Every function that differs from ``tree`` in one place; statements are also left out one at a time."""
+    """``tree`` changed in one place after the other; statements are also left out one at a time. Use one before the next."""
     places = [(parent, name, index) for parent in ast.walk(tree) for name, index in _places(parent, tree)]
     for number in range(len(places)):
         parent, name, index = places[number]
@@ -259,17 +261,20 @@ def _mutated_trees(tree: ast.FunctionDef) -> Iterator[tuple[str, ast.FunctionDef
             replacements += [("always", ast.If(ast.Constant(True), node.body, node.orelse))]
             replacements += [("never", ast.If(ast.Constant(False), node.body, node.orelse))]
         for what, new in replacements:
-            twin = copy.deepcopy(tree)
-            twins = [(p, n, i) for p in ast.walk(twin) for n, i in _places(p, twin)]
-            place, field, position = twins[number]
-            if position is None:
-                setattr(place, field, copy.deepcopy(new))
-            else:
-                getattr(place, field)[position] = copy.deepcopy(new)
-            yield (
-                f"line {getattr(node, 'lineno', 0)}, {ast.unparse(node)[:50]!r}: {what}",
-                ast.fix_missing_locations(twin),
-            )
+            name_of_it = f"line {getattr(node, 'lineno', 0)}, {ast.unparse(node)[:50]!r}: {what}"
+            with _put(parent, name, index, copy.deepcopy(new)):
+                yield name_of_it, ast.fix_missing_locations(tree)
+
+
+@contextlib.contextmanager
+def _put(parent: ast.AST, name: str, index: int | None, new: ast.AST) -> Iterator[None]:
+    """``new`` in the place of a node; the node comes back in the end. (Copying the whole tree takes much longer.)"""
+    owner, place = (vars(parent), name) if index is None else (getattr(parent, name), index)
+    old, owner[place] = owner[place], new
+    try:
+        yield
+    finally:
+        owner[place] = old
 
 
 def _places(parent: ast.AST, tree: ast.FunctionDef) -> Iterator[tuple[str, int | None]]:
@@ -290,22 +295,31 @@ def source_mutants(exercise: Exercise) -> Iterator[Mutant]:
     """The oracle, or a function of its file that it calls, changed in one place."""
     module = sys.modules[exercise.oracle.__module__]
     tree = ast.parse(inspect.getsource(module))
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    for name in _called(exercise.oracle.__name__, functions):
+    functions = {node.name: _plain(node) for node in tree.body if isinstance(node, ast.FunctionDef)}
+    called = _called(exercise.oracle.__name__, functions)
+    right = {name: _code(functions[name]) for name in called}
+    for name in called:
         for what, changed in _mutated_trees(functions[name]):
+            try:
+                wrong = _code(changed)
+            except (SyntaxError, TypeError, ValueError):
+                continue
             space = dict(vars(module))
-            for other in reversed(_called(exercise.oracle.__name__, functions)):  # so that all see the changed one
-                wanted = changed if other == name else functions[other]
-                plain = copy.deepcopy(wanted)
-                plain.decorator_list, plain.returns = [], None
-                for argument in plain.args.args + plain.args.kwonlyargs:
-                    argument.annotation = None
-                try:
-                    exec(compile(ast.Module([plain], []), "mutant", "exec"), space)
-                except (SyntaxError, TypeError, ValueError):
-                    break
-            else:
-                yield Mutant(f"{name}, {what}", space[exercise.oracle.__name__])
+            for other in reversed(called):  # so that all see the changed one
+                exec(wrong if other == name else right[other], space)
+            yield Mutant(f"{name}, {what}", space[exercise.oracle.__name__])
+
+
+def _plain(function: ast.FunctionDef) -> ast.FunctionDef:
+    """Without decorators and annotations, which a mutant needs no more."""
+    function.decorator_list, function.returns = [], None
+    for argument in function.args.args + function.args.kwonlyargs:
+        argument.annotation = None
+    return function
+
+
+def _code(function: ast.FunctionDef) -> types.CodeType:
+    return compile(ast.Module([function], []), "mutant", "exec")
 
 
 def _called(name: str, functions: dict[str, ast.FunctionDef]) -> list[str]:

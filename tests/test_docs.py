@@ -6,6 +6,7 @@ Examples may use jax, jnp, nnx and np, the public names of the package and its r
 from __future__ import annotations
 
 import doctest
+import functools
 import importlib
 import pkgutil
 
@@ -22,6 +23,7 @@ MODULES = sorted(
 )
 
 
+@functools.cache
 def public_names() -> dict[str, object]:
     names: dict[str, object] = {}
     for room in ["minimoe", *(name for name in MODULES if name.count(".") == 1)]:
@@ -30,6 +32,7 @@ def public_names() -> dict[str, object]:
     return names | {"jax": jax, "jnp": jnp, "np": np, "nnx": nnx, "minimoe": minimoe}
 
 
+@functools.cache
 def examples(name: str) -> list[doctest.DocTest]:
     module = importlib.import_module(name)
     found = doctest.DocTestFinder(exclude_empty=True).find(module, name, globs=public_names() | vars(module))

@@ -8,6 +8,7 @@ nobody measured is empty, with the reason.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from minimoe.experiments import read_record
 
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
+    from minimoe.quant.report import SizeRow
 
 RECORD = "claims"
 RECIPE = "v4"
@@ -103,12 +105,11 @@ def _rung(name: str, change: str, values: Mapping[str, int | float | None], why:
     return Rung(name, change, whole, reasons)
 
 
-def sizes(config: ModelConfig, recipe: str | None) -> dict[str, int | float | None]:
-    """What follows from a config and a format: parameters, FLOPs, bytes, and the price on `CHIP`."""
-    import jax.numpy as jnp
+@functools.cache
+def _weight_rows(config: ModelConfig, recipe: str | None) -> tuple[SizeRow, ...]:
+    """The weights of a model in a format, from shapes alone. Several rungs are one model: it is traced once."""
     from flax import nnx
 
-    from minimoe.cost import Assumptions, chip, count_params, forward_flops_per_token, kv_bytes_per_token, quote
     from minimoe.model import MoETransformer
     from minimoe.quant import quantize_model, size_report
 
@@ -116,7 +117,16 @@ def sizes(config: ModelConfig, recipe: str | None) -> dict[str, int | float | No
         model = MoETransformer(config, rngs=nnx.Rngs(0))
         return quantize_model(model, recipe) if recipe else model
 
-    rows = size_report(nnx.eval_shape(made)).rows
+    return size_report(nnx.eval_shape(made)).rows
+
+
+def sizes(config: ModelConfig, recipe: str | None) -> dict[str, int | float | None]:
+    """What follows from a config and a format: parameters, FLOPs, bytes, and the price on `CHIP`."""
+    import jax.numpy as jnp
+
+    from minimoe.cost import Assumptions, chip, count_params, forward_flops_per_token, kv_bytes_per_token, quote
+
+    rows = _weight_rows(config, recipe)
     count = count_params(config)
     per: dict[str, Any] = {}
     groups: dict[str, Callable[[str], bool]] = {

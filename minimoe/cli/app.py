@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,7 +78,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 2 for a mistake that can be repaired, 130 after Ctrl-C."""
     try:
         check_settings(sys.argv[1:] if arguments is None else arguments)
-        code = app(arguments, standalone_mode=False)
+        code = _command()(arguments, standalone_mode=False)
     except UserError as error:
         return _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -97,6 +98,12 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         return _complain(f"{error.format_message()} See --help.")
     return code if isinstance(code, int) else 0
+
+
+@functools.cache
+def _command() -> Any:
+    """All commands with their options, built once a process: Typer would read every signature again for every command."""
+    return typer.main.get_command(app)
 
 
 def _complain(message: str) -> int:

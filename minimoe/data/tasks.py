@@ -99,7 +99,11 @@ def problem(index: int, level: int = 3, split: str = "train", *, seed: int = 0, 
     choice("split", split, SPLITS)
     if family is not None:
         choice("family", family, FAMILIES)
-    index, seed = whole("index", index, 0), whole("seed", seed, 0)
+    return _problem(whole("index", index, 0), level, split, whole("seed", seed, 0), family)
+
+
+@functools.lru_cache(maxsize=4096)  # a command looks at the validation problems several times
+def _problem(index: int, level: int, split: str, seed: int, family: str | None) -> Problem:
     key = f"{seed}/{split}/{level}/{index}" + (f"/{family}" if family else "")
     for attempt in itertools.count():
         draw = Draw(f"{key}/{attempt}")

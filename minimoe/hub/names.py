@@ -6,6 +6,7 @@ quantized, the path of each of its parts: ``layers.0.attention.q_proj.weight.cod
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -36,11 +37,13 @@ def named_arrays(model: MoETransformer) -> dict[str, Any]:
     return {name: _array(leaf) for name, leaf in named_leaves(model).items()}
 
 
+@functools.lru_cache(maxsize=8)  # tracing a model takes longer than reading a small file
 def abstract_model(config: ModelConfig, quantization: Quantization | None = None) -> tuple[Any, Any]:
     """The model with the right modules in their places, and shapes and dtypes where its arrays will be.
 
     Returns:
-      ``(graphdef, state)`` as `flax.nnx.split` gives them, the leaves of the state `jax.ShapeDtypeStruct`.
+      ``(graphdef, state)`` as `flax.nnx.split` gives them, the leaves of the state `jax.ShapeDtypeStruct`. Every caller
+      with equal arguments gets the same two: read only.
 
     Raises:
       UserError: if ``quantization`` does not fit the config.

@@ -104,6 +104,9 @@ class Quantization:
     recipe: str
     modules: Mapping[str, QuantizedModule]
 
+    def __hash__(self) -> int:
+        return hash((self.recipe, *sorted(self.modules)))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {"recipe": self.recipe, "modules": {path: m.to_dict() for path, m in self.modules.items()}}

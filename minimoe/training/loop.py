@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -132,7 +133,8 @@ def step_record(metrics: StepMetrics, recipe: Recipe, step: int, tokens: int, se
 
 def _by_layer(measure: Callable[[jax.Array], jax.Array], load: jax.Array) -> list[float]:
     """One number a layer, of the experts that it has: `stack_loads` writes NaN for those it lacks."""
-    return [round(float(measure(row[~jnp.isnan(row)])), 4) for row in load]
+    rows = np.asarray(load)
+    return [round(float(measure(jnp.asarray(row[~np.isnan(row)]))), 4) for row in rows]
 
 
 def _rounded(values: jax.Array) -> list[float]:
