@@ -16,7 +16,17 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, UserError
-from minimoe.parallel import AXES, RULES, check_model, devices_per_token, make_mesh, parse_mesh, spec_for, zero_spec
+from minimoe.parallel import (
+    AXES,
+    RULES,
+    check_model,
+    devices_per_token,
+    join,
+    make_mesh,
+    parse_mesh,
+    spec_for,
+    zero_spec,
+)
 from minimoe.parallel.reach import rows_per_device
 
 HERE = Path(__file__).parent
@@ -121,9 +131,7 @@ def test_a_step_leaves_everything_where_the_rules_put_it(on_eight):
 
 def test_two_processes_go_on_with_what_eight_devices_saved(on_eight, folder):
     """Over loopback, with `jax.distributed`; the first process alone reads and writes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     both = [start_on(1, "parallel_process.py", str(folder / "two"), port, str(index)) for index in (0, 1)]
     answers = [answer_of(process) for process in both]
     expected = [step[0] for step in on_eight["training"]["losses"]["eight"]][2:]
@@ -132,6 +140,55 @@ def test_two_processes_go_on_with_what_eight_devices_saved(on_eight, folder):
         assert answer["step"] == 4
         np.testing.assert_allclose(answer["losses"], expected, rtol=1e-5)
     assert (folder / "two" / "checkpoints" / "4").is_dir()
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def test_two_processes_from_the_command_line_train_as_one(tmp_path):
+    """Each is `minimoe train` with its own --process; the first alone writes, and its losses are those of one process."""
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 400)
+    where = f"127.0.0.1:{free_port()}"
+    alone = start_on(1, "parallel_command.py", str(tmp_path), "alone")
+    both = [
+        start_on(1, "parallel_command.py", str(tmp_path), f"two-{index}", "--mesh", "data=2", "--coordinator", where,
+                 "--processes", "2", "--process", str(index))
+        for index in (0, 1)
+    ]  # fmt: skip
+    answers = [answer_of(process) for process in (alone, *both)]
+    assert [answer["code"] for answer in answers] == [0, 0, 0]
+    assert [answer["devices"] for answer in answers] == [[1, 1], [1, 2], [1, 2]]
+    records = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("alone", "two-0")
+    ]
+    alone, two = ({record["kind"]: record for record in found} for found in records)
+    assert alone["train"]["step"] == two["train"]["step"] == 3
+    assert two["train"]["loss"] == pytest.approx(alone["train"]["loss"], rel=1e-5)
+    assert two["eval"]["bits_per_byte"] == pytest.approx(alone["eval"]["bits_per_byte"], rel=1e-5)
+    assert (tmp_path / "two-0" / "curve.png").is_file()
+    assert not (tmp_path / "two-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (("127.0.0.1:7", 2, None, "data=2"), "--process is missing"),
+        ((None, 2, 0, "data=2"), "--coordinator is missing"),
+        (("127.0.0.1", 2, 0, "data=2"), "'127.0.0.1' is not HOST:PORT"),
+        (("127.0.0.1:7", 1, 0, "data=2"), "--processes=1"),
+        (("127.0.0.1:7", 2, 2, "data=2"), "--process=2"),
+        (("127.0.0.1:7", 2, 0, None), "give --mesh too"),
+    ],
+)
+def test_processes_that_cannot_join_are_refused(values, said):
+    with pytest.raises(UserError) as caught:
+        join(*values)
+    assert said in str(caught.value)
+    assert join(None, None, None, None)  # one process, which writes
 
 
 def mesh_of(**sizes: int) -> AbstractMesh:

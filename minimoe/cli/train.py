@@ -44,6 +44,14 @@ def train(
         str | None,
         typer.Option(help="Devices by axis, such as data=2,expert=4 (also tensor); one device if not given."),
     ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(envvar="MINIMOE_COORDINATOR", help="HOST:PORT of process 0, if several train one model."),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(envvar="MINIMOE_PROCESSES", help="How many they are.")] = None,
+    process: Annotated[
+        int | None, typer.Option(envvar="MINIMOE_PROCESS", help="Which this one is, from 0; process 0 alone writes.")
+    ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; 0: at the end.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations; 0: at the end.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
@@ -54,15 +62,18 @@ def train(
     Ctrl-C saves and stops; --resume continues and gives the same model as an unbroken run. --balance says how experts
     are kept in work: by the balance loss over the batch (switch) or within each sequence, or by the selection bias. With
     --tasks the model answers reasoning problems in the end and is graded. With --mesh the losses are the same to
-    rounding; devices can be simulated: XLA_FLAGS=--xla_force_host_platform_device_count=8.
+    rounding; devices can be simulated: XLA_FLAGS=--xla_force_host_platform_device_count=8. Several processes train one
+    model if each is started with the same command but for --process.
 
     Example: minimoe train --config nano --steps 500 --out runs/nano
+
+    Example: minimoe train --mesh data=2 --out runs/two --coordinator 127.0.0.1:7777 --processes 2 --process 0
     """
     from minimoe.cli.copies import tell_copies
     from minimoe.cli.reasoning import check_length, check_share
     from minimoe.config import MTPConfig
     from minimoe.data import choose_documents, describe_data, load_tokenizer
-    from minimoe.parallel import placement
+    from minimoe.parallel import join, placement
     from minimoe.progress import check_resume, draw_curve, grade, train_with_bar
     from minimoe.training import BALANCE_METHODS
     from minimoe.training.mixing import mixed_data
@@ -71,6 +82,7 @@ def train(
     if balance is not None and balance not in BALANCE_METHODS:
         raise UserError(f"--balance {balance!r} is not known; choose one of {', '.join(BALANCE_METHODS)}")
     check_share(tasks)
+    writes = join(coordinator, processes, process, mesh)
     tokens = load_tokenizer(tokenizer)
     changes: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     changes |= {"optimizer": optimizer}
@@ -83,11 +95,13 @@ def train(
     if tasks:
         check_length(run, tokens)
     placement(mesh, run.model, run.recipe.batch_size)  # refused before anything is read
-    first = check_resume(out, run, resume, method=True)
+    first = check_resume(out, run, resume, method=True) if writes else 0
     data, validation = mixed_data(documents, tokens, run, tasks)
     start(f"{config}{' (dense)' if dense else ''}: {describe_run(run)}; {data.num_tokens:,} training tokens")
     tell_copies(text, documents)
     result = train_with_bar("train", run, data, validation, tokens, first=first, out=out, resume=resume, mesh=mesh)
+    if not writes:
+        return 130 if result.interrupted else 0
     draw_curve(out, result)
     answers = grade(result.model, tokens) if tasks and not result.interrupted else None
     return report(out, run, result, json, answers)

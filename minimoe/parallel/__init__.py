@@ -5,6 +5,8 @@ is wanted. Eight devices can be simulated on one CPU, for laws and for counting 
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 minimoe train --mesh data=2,expert=4 --out runs/eight
 
+Several processes join by `minimoe.parallel.processes`.
+
 In your own code:
 
     mesh = make_mesh("data=2,expert=4")
@@ -17,6 +19,7 @@ In your own code:
 from minimoe.parallel.experts import MeshExperts, off_mesh, on_mesh
 from minimoe.parallel.mesh import AXES, check_model, check_moe, make_mesh, parse_mesh
 from minimoe.parallel.placement import OnMesh, Placement, placement
+from minimoe.parallel.processes import join
 from minimoe.parallel.reach import devices_per_token, rows_per_device
 from minimoe.parallel.rules import (
     RULES,
@@ -46,6 +49,7 @@ __all__ = [
     "devices_per_token",
     "exchange_bytes",
     "gathered",
+    "join",
     "make_mesh",
     "off_mesh",
     "on_mesh",
