@@ -145,6 +145,21 @@ def test_a_large_sink_takes_all_weight(config):
     assert np.abs(run(layer, x, None)[0]).max() < 1e-6
 
 
+@kinds
+def test_without_a_sink_decoding_in_pieces_is_the_whole(config):
+    layer, x = made(dataclasses.replace(config, sink=False))
+    whole = run(layer, x, None)[0]
+    for chunks in ((1,) * LENGTH, (5, 1, 6, 2)):
+        np.testing.assert_allclose(decoded(layer, x, chunks, LENGTH)[0], whole, rtol=1e-4, atol=1e-5)
+
+
+@kinds
+def test_a_config_from_before_the_switch_has_sinks(config):
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "sink"}
+    assert type(config)(**fields) == config
+    assert config.sink is True
+
+
 def test_published_sizes():
     """V4-Flash and V4-Pro: 3,514.25 and 5,031.44 bytes a token, 74,752 bytes a window, the weights of each part."""
     flash = {"num_heads": 64, "q_rank": 1024, "out_groups": 8}

@@ -170,6 +170,22 @@ def test_equal_scores_go_to_the_lower_entry():
     assert real.all()
 
 
+@kinds
+def test_without_a_sink_the_loops_have_one_of_minus_infinity(kind):
+    config = dataclasses.replace(CONFIGS[kind], sink=False)
+    bare = config.build(D, out_scale=1.0, dtype="float32", param_dtype="float32", rngs=nnx.Rngs(0))
+    params = nnx.to_flat_state(nnx.state(module(kind), nnx.Param))
+    nnx.update(bare, nnx.from_flat_state({path: value for path, value in params if path != ("sink",)}))
+    assert bare.sink is None
+    assert sum(value.size for value in leaves(bare).values()) == config.num_params(D)
+    assert config.num_params(D) == CONFIGS[kind].num_params(D) - config.num_heads
+    found = jax.jit(lambda attention, x: attention(x)[0])(bare, jnp.asarray(X))
+    expected = loops(kind, leaves(module(kind)) | {"sink": np.full(config.num_heads, -np.inf)}, X)
+    np.testing.assert_allclose(found, expected, atol=2e-5 * expected.std(), rtol=0)
+    with_sink = loops(kind, leaves(module(kind)), X)
+    assert np.abs(expected - with_sink).max() > 0.01 * with_sink.std()
+
+
 IN_WINDOW, VISIBLE = window.in_window, window.visible_entries
 TURN, FREQUENCIES = rotary.turn_last, yarn.rotary_frequencies
 COMPRESSED, SPARSE = ["heavily_compressed", "compressed_sparse"], ["compressed_sparse"]

@@ -20,6 +20,7 @@ import minimoe.config
 from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer
 from minimoe.cli import app
 from minimoe.cost import account
+from minimoe.data import load_tokenizer
 from minimoe.experiments import EXPERIMENTS, Run
 from minimoe.experiments.records import RECORDS, read_record_file
 from minimoe.quant import quantize_model
@@ -288,7 +289,7 @@ def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys
 
 
 def test_tour_weighs_caches_and_computes_the_published_claim():
-    rung = cached.cache_rung()
+    rung = cached.cache_rung(load_tokenizer())
     for one in rung["ours"]:
         config = minimoe.ModelConfig.preset(one["name"])
         assert one["bytes"] == [sum(account(config, n).cache_bytes.values()) for n in rung["contexts"]]
@@ -296,6 +297,10 @@ def test_tour_weighs_caches_and_computes_the_published_claim():
     published = rung["published"]
     assert published["crossing"] == 541
     assert published["reported"] == pytest.approx(9.545, abs=5e-4)
+    wrote = rung["written"]
+    assert wrote["new_tokens"] == wrote["agreeing"] == 40
+    config = minimoe.ModelConfig.preset("v4-nano")
+    assert wrote["bytes"] == sum(account(config, wrote["tokens"]).cache_bytes.values()) < wrote["plain_bytes"]
     row = claims._cached({"caches": rung})
     assert row["verdict"] == "holds at 1M tokens, not for short contexts"
     assert all(part in row["numbers"] for part in ("9.55", "541", "2,048", "104"))

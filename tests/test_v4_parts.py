@@ -28,7 +28,7 @@ def flat(values, path=""):
 def test_every_part_is_alone_against_plain_nano(tmp_path):
     work, runs = Workplace(tmp_path), EXPERIMENTS["v4-parts"]({})
     configs = {run.name: run.config(work).to_dict() for run in runs}
-    assert len(configs) == len(runs) == 28
+    assert len(configs) == len(runs) == 34
     changed = {
         "plain": set(),
         "streams": {f"/model/residual/{n}" for n in ("kind", "streams", "sinkhorn_iters", "eps", "norm_eps")},
@@ -36,13 +36,16 @@ def test_every_part_is_alone_against_plain_nano(tmp_path):
         "hash": {"/model/first_layers"},
         "scores": {"/model/moe/score"},
         "muon": {"/recipe/optimizer", "/recipe/learning_rate"},
+        "no-sink": {"/model/attention/sink"},
     }
     for name, config in configs.items():
         part, _, seed = name.rpartition("-")
-        long, _, part = part.rpartition("-")
-        found, plain = flat(config), flat(configs[f"{long}-plain-{seed}".lstrip("-")])
+        long, part = ("long", part[5:]) if part.startswith("long-") else ("", part)
+        against = "window" if part in ("window", "no-sink") else "plain"
+        found, plain = flat(config), flat(configs[f"{long}-{against}-{seed}".lstrip("-")])
         differ = {path for path in found.keys() | plain.keys() if found.get(path) != plain.get(path)}
-        assert all(path.startswith("/model/mtp") for path in differ) if part == "mtp" else differ == changed[part], name
+        expected = set() if part == "window" else changed.get(part)
+        assert all(path.startswith("/model/mtp") for path in differ) if part == "mtp" else differ == expected, name
         assert found["/recipe/seed"] == int(seed)
     assert [layer["moe"]["select"] for layer in configs["hash-0"]["model"]["first_layers"]] == ["hash"]
 

@@ -69,7 +69,7 @@ class SharedKVAttention(nnx.Module):
     """The module of a window alone; the compressed kinds add their entries in `_entries`.
 
     Kernels: ``q_a_proj [D, Q]``, ``q_b_proj [Q, N*H]``, ``kv_proj [D, H]``, ``o_a_proj [g, N*H/g, r]``,
-    ``o_b_proj [g*r, D]``; ``sink [N]`` float32.
+    ``o_b_proj [g*r, D]``; ``sink [N]`` float32, None if the config has ``sink=False``.
 
     Args:
       config: the sizes. d_model: D.
@@ -100,7 +100,7 @@ class SharedKVAttention(nnx.Module):
         self.q_b_proj = linear(config.q_rank, heads)
         self.kv_proj = linear(d_model, config.head_dim)
         self.kv_norm = RMSNorm(config.head_dim, epsilon=config.norm_eps, **dtypes)
-        self.sink = nnx.Param(jnp.zeros(config.num_heads, jnp.float32))
+        self.sink = nnx.data(nnx.Param(jnp.zeros(config.num_heads, jnp.float32)) if config.sink else None)
         shape = (groups, heads // groups, config.out_rank)
         self.o_a_proj = nnx.Einsum("blgi,gir->blgr", shape, kernel_init=fan_in(), **dtypes)
         self.o_b_proj = linear(groups * config.out_rank, d_model, out_scale)
@@ -133,7 +133,8 @@ class SharedKVAttention(nnx.Module):
             left = dataclasses.replace(cache.append(row, row), compressed=held)
         entries, visible, scores = self._entries(x, latent, angles, positions, held)
         rows = jnp.concatenate([before, now], axis=1).astype(q.dtype)
-        out, weights = attend(q, rows, start, config.window, self.sink[...], entries.astype(q.dtype), visible)
+        sink = None if self.sink is None else self.sink[...]
+        out, weights = attend(q, rows, start, config.window, sink, entries.astype(q.dtype), visible)
         if scores is not None:
             out, left = self._taught(out, weights, visible, scores)
         return self._output(turn_last(out, angles[0], -angles[1])), left

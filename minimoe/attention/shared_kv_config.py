@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from minimoe.attention.row_bytes import entry_bytes
 from minimoe.attention.yarn import YarnConfig, check_yarn, rotary_frequencies
-from minimoe.checks import number_fields, require, whole_fields
+from minimoe.checks import flag_fields, number_fields, require, whole_fields
 
 if TYPE_CHECKING:
     from minimoe.attention.cache import Cache
@@ -29,6 +29,8 @@ class SharedKVConfig:
       out_groups: g, a divisor of N. out_rank: numbers that a group of heads becomes.
       rope_theta: base of the rotary frequencies. yarn: how they are stretched, None for not.
       norm_eps: inside the square root of the norms.
+      sink: whether each head has a sink, a learnt score in the softmax whose weight goes to nothing; V4 has them. Without,
+        the weights of a query always sum to 1.
 
     Raises:
       UserError: naming the value and the repair.
@@ -46,6 +48,7 @@ class SharedKVConfig:
     rope_theta: float = 10_000.0
     yarn: YarnConfig | None = None
     norm_eps: float = 1e-6
+    sink: bool = True
 
     def __post_init__(self) -> None:
         whole_fields(self, "num_heads", "head_dim", "rope_dim", "q_rank", "window", "out_groups", "out_rank")
@@ -54,6 +57,7 @@ class SharedKVConfig:
         self._check_rotary("head_dim")
         number_fields(self, "rope_theta", low=1, high=1e12, ends="()", hint="10000.0 is usual")
         number_fields(self, "norm_eps", low=1e-30, high=1, hint="1e-6 is usual")
+        flag_fields(self, "sink")
         check_yarn(self)
         plain = self.yarn is None or self.yarn.mscale == self.yarn.mscale_all_dim == 0
         require(plain, self, "yarn scales cosine, sine or scores, which these kinds do not; leave mscale out")
@@ -95,8 +99,8 @@ class SharedKVConfig:
         return ()
 
     def num_params(self, d_model: int) -> int:
-        """Matrices, norms of the query latent and of the row, a sink a head."""
-        return self._matrices(d_model) + self.q_rank + self.head_dim + self.num_heads
+        """Matrices, norms of the query latent and of the row, a sink a head if there are any."""
+        return self._matrices(d_model) + self.q_rank + self.head_dim + self.num_heads * self.sink
 
     def _matrices(self, d_model: int) -> int:
         heads = self.num_heads * self.head_dim

@@ -33,8 +33,10 @@ def visible_entries(positions: Int[Array, "L"], entries: int, ratio: int) -> Boo
     return jnp.arange(entries, dtype=jnp.int32)[None, :] < ((positions + 1) // ratio)[:, None]
 
 
-def sink_softmax(scores: Float[Array, "... N S"], sink: Float[Array, "N"]) -> Float[Array, "... N S"]:
-    """Softmax over S in float32 with one more score, the sink of the head, whose weight goes to nothing."""
+def sink_softmax(scores: Float[Array, "... N S"], sink: Float[Array, "N"] | None) -> Float[Array, "... N S"]:
+    """Softmax over S in float32 with one more score, the sink of the head, whose weight goes to nothing; None has none."""
+    if sink is None:
+        return jax.nn.softmax(scores, axis=-1)
     sink = jnp.broadcast_to(sink.astype(jnp.float32)[:, None], (*scores.shape[:-1], 1))
     return jax.nn.softmax(jnp.concatenate([scores, sink], axis=-1), axis=-1)[..., :-1]
 
@@ -44,7 +46,7 @@ def attend(
     rows: Float[Array, "B S H"],
     start: Int[Array, ""],
     window: int,
-    sink: Float[Array, "N"],
+    sink: Float[Array, "N"] | None,
     entries: Float[Array, "B E H"],
     visible: Bool[Array, "B L E"],
 ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L N E"]]:
@@ -53,7 +55,7 @@ def attend(
     Args:
       q: queries at positions ``start .. start + L - 1``.
       rows: of the R tokens before them and of the L tokens themselves; R at least W, or all that came before.
-      start: position of the first query. window: W. sink: a score a head.
+      start: position of the first query. window: W. sink: a score a head, None for none.
       entries: compressed; E may be 0. visible: which of them each query sees.
     """
     batch, length, heads, width = q.shape

@@ -185,6 +185,8 @@ def _benchmark(name: str, record: Mapping[str, Any]) -> list[str]:
         clocks = [key for key in ("tokens_per_second", "ms", "ms_per_call", "ms_per_step") if _any_has(results, key)][
             :1
         ]
+        if "contexts" in report:
+            clocks, ratios = [f"us_at_{context}" for context in report["contexts"]], ["growth"]
         words = [
             report.get("config"),
             report.get("situation"),

@@ -10,6 +10,11 @@ seeds. The runs of a seed see the same batches. The parts:
   clamp     gate and up of SwiGLU held at 10
   mtp       a head that also learns the token after the next, its loss weighted 0.3; its drafts are counted
 
+The sink needs a baseline of its own, since the attention of ``nano`` has none:
+
+  window    DeepSeek-V4's attention over the last 32 tokens in every layer, with a sink a head
+  no-sink   the same without the sinks, compared with window
+
 300 steps are few: that is what one core does in an hour for all runs. Runs named long-* took 2,000 steps (4.1 million
 tokens) on an accelerator: four of the models, at most two seeds each. A difference counts if all seeds
 agree on its sign and it is larger than the range between seeds.
@@ -31,12 +36,15 @@ LONG = ("plain-0", "clamp-0", "hash-0", "scores-0", "plain-1", "clamp-1", "hash-
 
 def runs(done: Mapping[str, Any]) -> list[Run]:
     """``nano``, and ``nano`` with one part of DeepSeek-V4 at a time; three seeds, equal tokens."""
+    from minimoe.attention import SlidingWindowConfig
     from minimoe.config import LayerConfig, ModelConfig, MTPConfig
     from minimoe.layers import HyperConnectionConfig
 
     nano = ModelConfig.preset("nano")
     assert nano.moe is not None  # it is sparse
     hashed = dataclasses.replace(nano.moe, select="hash", hash_vocab_size=nano.vocab_size)
+    window = ModelConfig.preset("v4-nano").attention
+    assert isinstance(window, SlidingWindowConfig)
     models = {
         "plain": nano,
         "streams": nano.replace(residual=HyperConnectionConfig(streams=4)),
@@ -45,6 +53,8 @@ def runs(done: Mapping[str, Any]) -> list[Run]:
         "muon": nano,
         "clamp": nano.replace_moe(swiglu_limit=10.0),
         "mtp": nano.replace(mtp=MTPConfig()),
+        "window": nano.replace(attention=window),
+        "no-sink": nano.replace(attention=dataclasses.replace(window, sink=False)),
     }
     special: dict[str, dict[str, Any]] = {
         "muon": {"optimizer": "muon", "learning_rate": MUON_RATE},

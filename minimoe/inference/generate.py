@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Int
 
 from minimoe import checks
@@ -75,8 +74,8 @@ def generate(
     stop_token = None if stop_token is None else check_stop_token(stop_token, model.config.vocab_size)
     how = sampling(temperature, top_k, top_p)
     key = check_key(key)
-    graphdef, state = nnx.split(for_decoding(model))
-    return _generate(graphdef, state, tokens, key, how, max_new_tokens=new, stop_token=stop_token, make_cache=cache)
+    model = for_decoding(model)
+    return _generate(model, tokens, key, how, max_new_tokens=new, stop_token=stop_token, make_cache=cache)
 
 
 def check_prompts(model: MoETransformer, tokens: TokenIds, max_new_tokens: int) -> Int[Array, "B L"]:
@@ -97,9 +96,8 @@ def check_prompts(model: MoETransformer, tokens: TokenIds, max_new_tokens: int) 
     return tokens
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "stop_token", "make_cache"))
-def _generate(graphdef, state, tokens, key, sampling, *, max_new_tokens, stop_token, make_cache):
-    model = nnx.merge(graphdef, state)
+@functools.partial(jax.jit, static_argnames=("max_new_tokens", "stop_token", "make_cache"))
+def _generate(model, tokens, key, sampling, *, max_new_tokens, stop_token, make_cache):
     batch, prompt = tokens.shape
     size = prompt + max_new_tokens
     rows = jnp.full((batch, size), 0 if stop_token is None else stop_token, jnp.int32)

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from minimoe import checks
 from minimoe.errors import UserError
@@ -81,14 +80,14 @@ def continue_prompts(
     hint = "that is the model's context_length"
     size = longest if size is None else max(checks.whole("size", size, most=limit, hint=hint), longest)
     key = check_key(key)
-    split = nnx.split(for_decoding(model))
+    model = for_decoding(model)
     batch_size = min(batch_size, len(ids))
     found: list[list[int]] = []
     for start in range(0, len(ids), batch_size):
         chosen = ids[start : start + batch_size]
         rows, lengths = _filled(chosen, batch_size, size, stop)
         keys = keys_of_rows(key, start + jnp.arange(batch_size, dtype=jnp.int32))
-        out = _continue(*split, rows, lengths, jnp.int32(new_tokens), keys, how, stop_token=stop)
+        out = _continue(model, rows, lengths, jnp.int32(new_tokens), keys, how, stop_token=stop)
         for row, prompt in zip(np.asarray(out).tolist(), chosen, strict=False):
             new = row[len(prompt) : len(prompt) + new_tokens]
             if NO_TOKEN in new:
@@ -128,10 +127,9 @@ def _checked(model: MoETransformer, prompts: Sequence[TokenIds], new: int) -> li
     return checked
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "stop_token"))
-def _continue(graphdef, state, rows, lengths, max_new_tokens, keys, sampling, *, stop_token):
+@functools.partial(jax.jit, static_argnames=("stop_token",))
+def _continue(model, rows, lengths, max_new_tokens, keys, sampling, *, stop_token):
     """``rows [B, S]`` with everything below ``lengths [B]`` kept and the rest written."""
-    model = nnx.merge(graphdef, state)
     batch, size = rows.shape
     ends = jnp.minimum(lengths + max_new_tokens, size)
     none, cache = jnp.zeros(batch, bool), model.init_cache(batch, size)

@@ -37,7 +37,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe import checks
@@ -127,8 +126,8 @@ def generate_speculative(
     tokens = check_prompts(model, tokens, new)
     stop_token = None if stop_token is None else check_stop_token(stop_token, model.config.vocab_size)
     how = sampling(temperature, top_k, top_p)
-    graphdef, state = nnx.split(for_decoding(model))
-    return _run(graphdef, state, tokens, check_key(key), how, max_new_tokens=new, stop_token=stop_token, make=cache)
+    key, model = check_key(key), for_decoding(model)
+    return _run(model, tokens, key, how, max_new_tokens=new, stop_token=stop_token, make=cache)
 
 
 class Draft(NamedTuple):
@@ -154,14 +153,14 @@ class Row(NamedTuple):
     accepted: Int[Array, ""]
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "stop_token", "make"))
-def _run(graphdef, state, tokens, key, sampling, *, max_new_tokens, stop_token, make) -> Speculation:
+@functools.partial(jax.jit, static_argnames=("max_new_tokens", "stop_token", "make"))
+def _run(model, tokens, key, sampling, *, max_new_tokens, stop_token, make) -> Speculation:
     batch, prompt = tokens.shape
     size = prompt + max_new_tokens
     filled = jnp.full((batch, size), 0 if stop_token is None else stop_token, jnp.int32)
     filled = jax.lax.dynamic_update_slice(filled, tokens, (0, 0))
     keys = keys_of_rows(key, jnp.arange(batch, dtype=jnp.int32))
-    turn_of = RowDecoder(nnx.merge(graphdef, state), sampling, prompt, stop_token, make)
+    turn_of = RowDecoder(model, sampling, prompt, stop_token, make)
     rows = each_row(turn_of.begin, filled, keys)
     turn = functools.partial(each_row, turn_of.turn)
     rows = jax.lax.while_loop(lambda rows: ~rows.done.all(), lambda rows: turn(rows, keys), rows)

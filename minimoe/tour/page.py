@@ -234,6 +234,7 @@ def _caches(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
     ]
     grouped, compressed = rung["ours"][0], rung["ours"][-1]
     ratios = ", ".join(f"{ratio:.2f} at {int(context):,} tokens" for context, ratio in published["ratios"].items())
+    wrote = rung["written"]
     return Section(
         heading="What a model keeps of a text",
         paragraphs=(
@@ -243,6 +244,10 @@ def _caches(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
             f"One more token costs {grouped['name']} {grouped['bytes_per_token'] / compressed['bytes_per_token']:.0f} "
             f"times the bytes of {compressed['name']}. A short text shows less of it, because the window costs the same "
             f"at any length. The table weighs the arrays themselves.",
+            f"{wrote['model']}{'' if wrote['trained'] else ', untrained,'} wrote {wrote['new_tokens']} tokens from its cache."
+            f" One pass over the whole text, without a cache, gives {wrote['agreeing']} of the {wrote['new_tokens']} again. "
+            f"The cache of these {wrote['tokens']} tokens has {wrote['bytes']:,} bytes; that of {wrote['plain']} has "
+            f"{wrote['plain_bytes']:,}.",
             f"The figure has the published models by the same formula. {new} keeps fewer bytes than {old} by a factor of "
             f"{ratios}. Below {published['crossing']:,} tokens it keeps more.",
             "Cost: an entry stands for several tokens. Whether a model misses what the entry leaves out is not measured "

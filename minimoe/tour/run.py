@@ -73,7 +73,7 @@ def run_tour(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any] 
     clock.lap("collapse and its cure, three seeds")
     smaller = quantized_rung(writer, scored, text, tokenizer, fast=fast)
     clock.lap("fewer bits, three recipes")
-    shown["caches"] = cache_rung()
+    shown["caches"] = cache_rung(tokenizer)
     clock.lap("what a cache keeps")
     race = recorded_race() if fast else live_race(seed, corpus, validation, tokenizer)
     if race is None:
