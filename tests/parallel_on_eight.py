@@ -28,6 +28,7 @@ from minimoe.parallel import (
     off_mesh,
     on_mesh,
     shard_model,
+    step_bytes,
 )
 from minimoe.training import init_training, load_checkpoint, train, train_step
 
@@ -122,6 +123,26 @@ def check_traffic() -> dict:
     return report
 
 
+def check_step_traffic() -> dict:
+    """Everything that a device sends in a step of the tiny run, counted in the compiled program and by formula."""
+    run, _, _ = tiny_run()
+    report = {}
+    for spec in ("data=2,expert=4", "data=8"):
+        mesh = make_mesh(spec)
+        model, optimizer = init_training(run)
+        OnMesh(mesh).lay_out(model, optimizer, 0)
+        batch = [jax.device_put(jnp.ones((8, 16), kind), batch_sharding(mesh)) for kind in (jnp.int32, jnp.int32, bool)]
+        graphdef, state = nnx.split((model, optimizer))
+
+        def step(state, *batch, graphdef=graphdef):
+            model, optimizer = nnx.merge(graphdef, state)
+            return train_step(model, optimizer, *batch, recipe=run.recipe), nnx.state((model, optimizer))
+
+        compiled = jax.jit(step).lower(state, *batch, jax.random.key(0)).compile()
+        report[spec] = {"sent": collective_bytes(compiled), "formula": step_bytes(run.model, mesh, 8, 16)}
+    return report
+
+
 def check_odd_tokens() -> float:
     """A number of tokens that the devices do not divide."""
     mesh = make_mesh("expert=8")
@@ -182,5 +203,6 @@ if __name__ == "__main__":
     started = time.monotonic()
     found = {"layers": check_layers(), "odd": check_odd_tokens(), "devices": jax.device_count()}
     found["traffic"] = check_traffic()
+    found["step traffic"] = check_step_traffic()
     found |= {"training": check_training(Path(sys.argv[1])), "state": check_state()}
     print(json.dumps(found | {"seconds": time.monotonic() - started}))

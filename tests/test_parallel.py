@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, UserError
+from minimoe.cost import count_params
 from minimoe.parallel import (
     AXES,
     RULES,
@@ -25,6 +26,7 @@ from minimoe.parallel import (
     make_mesh,
     parse_mesh,
     spec_for,
+    step_bytes,
     zero_spec,
 )
 from minimoe.parallel.reach import rows_per_device
@@ -94,6 +96,32 @@ def test_bytes_of_the_compiled_program_are_those_of_the_formula(on_eight):
         assert found["sent"]["all-to-all"] == found["formula"]
         assert found["again"]["all-to-all"] > found["formula"]  # these compute their activations again
     assert limited["formula"] < 0.6 * free["formula"]
+
+
+@pytest.mark.parametrize("spec", ["data=2,expert=4", "data=8"])
+def test_bytes_of_a_whole_step_are_those_of_the_formula(on_eight, spec):
+    """All that is beyond the formula is named: 128 token ids, rows of their gradient, and numbers for the metrics."""
+    sent, formula = (on_eight["step traffic"][spec][key] for key in ("sent", "formula"))
+    ids, rows, share = 128 * 4, 16 * 16 * 4, 7 / 8
+    assert sent["all-gather"] == formula["all-gather"] + share * ids
+    assert sent["all-to-all"] == formula["all-to-all"] + share * rows
+    assert 0 < sent["all-reduce"] - formula["all-reduce"] < 0.01 * sent["all-reduce"]
+    assert sent["reduce-scatter"] == sent["collective-permute"] == 0
+    assert (formula["all-to-all"] > 0) == ("expert" in spec)
+
+
+def test_bytes_of_a_step_by_hand_and_what_has_no_formula():
+    """Two devices, no experts: each sends half of everything twice to sum it, and the half that it updates of matrices."""
+    dense = ModelConfig.preset("nano").dense_equivalent()
+    vectors = 4 * dense.d_model * (2 * dense.num_layers + 1)  # norms
+    whole = 4 * count_params(dense).total
+    sent = step_bytes(dense, mesh_of(data=2), 8, 256)
+    assert sent == {"all-reduce": whole, "all-gather": (whole - vectors) / 2, "all-to-all": 0}
+    assert set(step_bytes(ModelConfig.preset("nano"), mesh_of(), 8, 256).values()) == {0}  # one device
+    with pytest.raises(UserError, match="axes data and expert"):
+        step_bytes(dense, mesh_of(tensor=2), 8, 256)
+    with pytest.raises(UserError, match="data=3"):
+        step_bytes(dense, mesh_of(data=3), 8, 256)
 
 
 def test_tokens_that_the_devices_do_not_divide(on_eight):

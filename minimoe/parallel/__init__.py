@@ -33,6 +33,7 @@ from minimoe.parallel.rules import (
     spec_for,
     zero_spec,
 )
+from minimoe.parallel.step_traffic import step_bytes
 from minimoe.parallel.traffic import KINDS, collective_bytes, exchange_bytes
 
 __all__ = [
@@ -62,5 +63,6 @@ __all__ = [
     "shard_state",
     "shardings",
     "spec_for",
+    "step_bytes",
     "zero_spec",
 ]
