@@ -29,8 +29,10 @@ def made(seconds=law) -> Machine:
         peaks,
         {2**20: 8e10, 2**30: 2e10},
         {(rows, size): rate / rows for rows in machine.FEW_ROWS for size, rate in ((2**20, 4e10), (2**30, 1e10))},
-        {"exponentials": 2e9, "summed": 1e9, "gathered": 1e9, "sorted": 1e8},
+        dict.fromkeys(machine.KINDS, 1e9),
         {20: 1e-7, 320: 4e-7},
+        {2**14: 4e10, 2**24: 1e10},
+        {2**20: 2e10, 2**30: 5e9},
     )
 
 
@@ -53,6 +55,8 @@ def test_bandwidth_by_the_bytes_that_are_worked_on():
     )
     assert made().reads_per_second(4, 2**25) == pytest.approx(2e10 / 4)
     assert made().bytes_per_second(2**25) == pytest.approx(4e10)  # half-way in both logarithms
+    assert [made().turns_per_second(size) for size in (1, 2**19, 2**30)] == pytest.approx([4e10, 2e10, 1e10])
+    assert [made().slices_per_second(size) for size in (1, 2**25, 2**40)] == pytest.approx([2e10, 1e10, 5e9])
 
 
 def test_an_operation_costs_more_in_a_large_program():
@@ -72,6 +76,8 @@ def test_a_record_reads_back():
     again = Machine.from_record(json.loads(json.dumps(mine.to_record())))
     assert again.to_record() == mine.to_record()
     assert again.matmul(77, 77, 77) == pytest.approx(mine.matmul(77, 77, 77), rel=0.01)  # three digits are kept
+    older = Machine.from_record({k: v for k, v in mine.to_record().items() if k not in ("turning", "slicing")})
+    assert older.turns_per_second(2**25) == older.slices_per_second(2**25) == older.bytes_per_second(2**25)
     with pytest.raises(UserError, match=r"broken: KeyError\('cores'\)"):
         Machine.from_record({name: value for name, value in mine.to_record().items() if name != "cores"})
     with pytest.raises(UserError, match="another grid"):
@@ -82,6 +88,8 @@ def test_the_clock_fills_everything(monkeypatch):
     for name, value in {
         "LARGE": (16, 16, 16),
         "WORKING_SETS": (4096,),
+        "TURNED": (4096,),
+        "PIECE": 8,
         "ROUND_SECONDS": 1e-4,
         "NUMBERS": 1024,
         "LEVELS": (1, 2),
@@ -91,7 +99,7 @@ def test_the_clock_fills_everything(monkeypatch):
     monkeypatch.setattr(machine_clock, "grid_shapes", lambda: [(1, 8, 8), (8, 8, 8)])
     seen = []
     found = machine_clock.measure_machine(lambda done, total, what: seen.append((done, total)))
-    assert seen == [(done, 14) for done in range(15)]
+    assert seen == [(done, 17) for done in range(18)]
     tables = (
         found.matmul_seconds,
         found.bandwidth,
@@ -99,7 +107,10 @@ def test_the_clock_fills_everything(monkeypatch):
         found.peak_flops,
         found.per_second,
         found.call_seconds,
+        found.turning,
+        found.slicing,
     )
     assert min(value for table in tables for value in table.values()) > 0
     assert found.cores >= 1
-    assert set(found.bandwidth) == {4096}
+    assert set(found.bandwidth) == set(found.turning) == set(found.slicing) == {4096}
+    assert tuple(found.per_second) == machine.KINDS

@@ -122,7 +122,30 @@ def test_a_chain_is_moved_once_and_what_it_ends_in_too():
     looped = work_of(lambda x: jax.lax.fori_loop(0, 9, lambda _, x: x - x.sum(), x), x)
     assert looped.calls == {0: 0, 3: 27}  # nothing outside; a sum, what is left and the count of turns, nine times
     sliced = work_of(lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, 2), x, 0)
-    assert max(sliced.moved) == 2 * 2 * 10 * 4  # not the whole array
+    assert sliced.sliced == {2 * 10 * 4: 1}
+    reshaped = work_of(lambda x: jnp.sort(x.reshape(4, 25)).reshape(100), x)
+    assert reshaped.moved == {800: 1}  # a view moves nothing
+    inside = work_of(lambda x: jnp.sort(jax.jit(lambda x: (2 * x).reshape(4, 25))(x)), x)
+    assert sum(size * times for size, times in inside.moved.items()) >= 1600  # the product is written, then sorted
+    assert max(sliced.moved) < 2 * 10 * 4  # not the array, only the place
+
+
+def test_turned_arrays_are_told_apart_from_those_that_a_matmul_turns():
+    """Of ``[B, S, M, H]``: tokens and heads change places. A matrix, and axes of size 1, are turned for nothing."""
+    assert work_of(lambda x: jnp.swapaxes(x, 1, 2), jnp.ones((2, 3, 4, 5))).turned == {4 * 120: 1}
+    assert work_of(lambda x: jnp.swapaxes(x, 1, 2), jnp.ones((1, 3, 4, 5))).turned == {4 * 60: 1}
+    for shape, axes in (((2, 1, 4, 5), (0, 2, 1, 3)), ((1, 3, 4, 1), (0, 2, 1, 3)), ((3, 4), (1, 0))):
+        work = work_of(functools.partial(jnp.transpose, axes=axes), jnp.ones(shape))
+        assert (work.turned, work.moved) == ({}, {})
+
+
+def test_a_matrix_that_was_given_is_told_apart_from_one_just_made():
+    x, w = jnp.ones((3, 5)), jnp.ones((5, 5))
+    assert work_of(lambda x, w: (x + 1) @ w, x, w).given == {(3, 5, 5): 1}
+    assert work_of(lambda x, w: (x + 1) @ w.T, x, w).given == {(3, 5, 5): 1}
+    made = work_of(lambda x, w: jnp.sort(x) @ jnp.cumsum(w, axis=0), x, w)
+    assert (made.matmuls, made.given) == ({(3, 5, 5): 1}, {})
+    assert work_of(lambda x, i: x[i] @ x[i + 1], jnp.ones((4, 5, 5)), 0).given == {}  # slices were just written
 
 
 def test_prediction_by_hand():
@@ -132,9 +155,15 @@ def test_prediction_by_hand():
     grid = dict.fromkeys(grid_shapes(), 2e-6)
     reads = {(rows, size): rate for rows in FEW_ROWS for size, rate in ((2**20, 1e10), (2**30, 1e9))}
     rates = dict.fromkeys(KINDS, 1e9)
-    mine = Machine("made up", 1, 2**33, grid, {}, {2**20: 1e10}, reads, rates, {1: 1e-7})
-    work = Work({(8, 128, 256): 3.0}, {2**20: 2.0}, {7: 2.0}, {"sorted": 500.0})
+    copies = {2**20: 1e9}, {2**20: 4e9, 2**30: 1e9}
+    mine = Machine("made up", 1, 2**33, grid, {}, {2**20: 1e10}, reads, rates, {1: 1e-7}, *copies)
+    shape = (8, 128, 256)
+    work = Work({shape: 5.0}, {2**20: 2.0}, {7: 2.0}, {"sorted": 500.0}, {shape: 3.0}, {100: 2.0}, {100: 3.0})
     parts = predicted_seconds(work, mine, 2**20)
-    weights = 3 * 4 * 128 * 256 / 1e10  # takes longer than the 2 microseconds of the grid
-    assert parts == pytest.approx({"matmuls": weights, "moving": 2**21 / 1e10, "numbers": 5e-7, "operations": 2e-7})
-    assert predicted_seconds(work, mine, 2**30)["matmuls"] == pytest.approx(10 * weights)  # from slower memory
+    weights = 3 * 4 * 128 * 256 / 1e10  # takes longer than the 2 microseconds of the grid, which the other two take
+    near = 2 * mine.matmul(*shape)
+    expected = {"matmuls": near + weights, "moving": 2**21 / 1e10, "turning": 400 / 1e9, "slicing": 600 / 4e9}
+    assert parts == pytest.approx(expected | {"numbers": 5e-7, "operations": 2e-7})
+    slower = predicted_seconds(work, mine, 2**30)
+    assert slower["matmuls"] == pytest.approx(near + 10 * weights)
+    assert slower["slicing"] == pytest.approx(600 / 1e9)

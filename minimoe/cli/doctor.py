@@ -75,6 +75,10 @@ def _rows(facts: Mapping[str, Any]) -> dict[str, str]:
             rows[f"moving {size / 2**20:,.0f} MB"] = f"{rate / GB:,.1f} GB/s"
         for few, size, rate in machine["reading"]:
             rows[f"reading {size / 2**20:,.0f} MB of weights, {few} rows"] = f"{rate / GB:,.1f} GB/s"
+        for size, rate in machine["turning"]:
+            rows[f"turning {size / 2**10:,.0f} KB heads-first"] = f"{rate / GB:,.1f} GB/s"
+        for size, rate in machine["slicing"]:
+            rows[f"copying pieces out of {size / 2**20:,.0f} MB"] = f"{rate / GB:,.1f} GB/s"
         for kind, rate in machine["per_second"].items():
             rows[f"numbers {kind.replace('exponentials', 'exponentiated')}"] = f"{rate / 1e9:.2f} billion a second"
         for size, seconds in machine["call_seconds"]:

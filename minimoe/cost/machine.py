@@ -20,8 +20,9 @@ from minimoe.errors import UserError
 ROWS, INNER, COLUMNS = (1, 8, 64, 1024), (32, 128, 512), (32, 256, 2048)  # m, k, n of the grid
 FEW_ROWS = (1, 8, 64)  # of those that read weights in turn
 LARGE = (1024, 1024, 1024)  # the peak
-WORKING_SETS = (2**20, 2**23, 2**25, 2**28)  # bytes
-KINDS = ("exponentials", "summed", "gathered", "sorted")
+WORKING_SETS = (2**20, 2**22, 2**24, 2**28)  # bytes
+TURNED = (2**14, 2**17, 2**20, 2**23)  # bytes of an array whose heads are put first
+KINDS = ("exponentials", "summed", "gathered", "sorted", "picked")
 MEASURED = "measured on this machine"
 
 
@@ -36,7 +37,11 @@ class Machine:
       bandwidth: bytes a second, read and written, by the bytes that are worked on.
       reading: bytes a second of weights that few rows meet in turn, by ``(rows, bytes of all weights)``, the whole grid
         ``FEW_ROWS x WORKING_SETS``: what decoding waits for, since no matrix is still in a near cache when it comes again.
-      per_second: of numbers that are exponentiated, summed in rows, gathered in rows and sorted: under `KINDS`.
+      turning: bytes a second, read and written, by the bytes of an array whose inner axes change places, as heads do.
+      slicing: the same of pieces that are copied out of arrays, by the bytes of all these arrays. Both are empty in records
+        from before they were measured; then the bandwidth stands in.
+      per_second: of numbers that are exponentiated, summed in rows, gathered in rows and sorted, and of those among which
+        the place of the largest is picked: under `KINDS`.
       call_seconds: a small operation, by the number of operations of its program: XLA runs the few of a short loop in
         order, and plans which of many can run side by side, which costs more than they do.
     """
@@ -50,6 +55,8 @@ class Machine:
     reading: Mapping[tuple[int, int], int | float]
     per_second: Mapping[str, int | float]
     call_seconds: Mapping[int, int | float]
+    turning: Mapping[int, int | float] = dataclasses.field(default_factory=dict)
+    slicing: Mapping[int, int | float] = dataclasses.field(default_factory=dict)
 
     def matmul(self, m: int, k: int, n: int) -> int | float:
         """Seconds of a float32 matmul: FLOPs over a rate that is interpolated between the shapes of the grid.
@@ -76,6 +83,14 @@ class Machine:
     @property
     def _sizes_read(self) -> set[int]:
         return {size for _, size in self.reading}
+
+    def turns_per_second(self, size: int | float) -> int | float:
+        """Bytes a second, read and written, at which an array of so many bytes is turned."""
+        return _between(self.turning or self.bandwidth, size)
+
+    def slices_per_second(self, working_set: int | float) -> int | float:
+        """Bytes a second, read and written, at which pieces are copied out of arrays of so many bytes in all."""
+        return _between(self.slicing or self.bandwidth, working_set)
 
     def call(self, operations: int | float) -> int | float:
         """Seconds that an operation costs beside what it computes, in a program of so many."""
@@ -108,6 +123,8 @@ class Machine:
             "peak_flops": {kind: _short(rate) for kind, rate in self.peak_flops.items()},
             "per_second": {kind: _short(rate) for kind, rate in self.per_second.items()},
             "call_seconds": [[size, _short(seconds)] for size, seconds in self.call_seconds.items()],
+            "turning": [[size, _short(rate)] for size, rate in self.turning.items()],
+            "slicing": [[size, _short(rate)] for size, rate in self.slicing.items()],
         }
         return {"name": self.name, "cores": self.cores, "memory_bytes": self.memory_bytes} | plain
 
@@ -119,9 +136,10 @@ class Machine:
           UserError: for a record that lacks something, or a grid of other shapes.
         """
         try:
-            values = {field.name: record[field.name] for field in dataclasses.fields(cls)}
+            later = {"turning": (), "slicing": ()}
+            values = {field.name: (later | dict(record))[field.name] for field in dataclasses.fields(cls)}
             values["matmul_seconds"] = {(m, k, n): seconds for m, k, n, seconds in record["matmul_seconds"]}
-            values |= {name: dict(record[name]) for name in ("bandwidth", "call_seconds")}
+            values |= {name: dict(values[name]) for name in ("bandwidth", "call_seconds", "turning", "slicing")}
             values["reading"] = {(rows, size): rate for rows, size, rate in record["reading"]}
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(

@@ -10,16 +10,20 @@ import functools
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from minimoe.cost.machine import FEW_ROWS, KINDS, LARGE, WORKING_SETS, Machine, grid_shapes
+from minimoe.cost.machine import FEW_ROWS, KINDS, LARGE, TURNED, WORKING_SETS, Machine, grid_shapes
 
 ROUND_SECONDS, ROUNDS = 0.004, 3
-SIDE = 512  # of matrices that are read in turn
+SIDE = 256  # of matrices that are read in turn
+PIECE = 128  # side of matrices that are copied out of a stack
+MOST_MATRICES = 64  # of this side; what is larger has fewer, larger ones, or compiling would take longer than timing
+TURNED_HEADS, TURNED_WIDTH = 2, 32  # of the array that is turned
+SMALL = 1024  # numbers of a small operation; below 128, XLA plans nothing, whatever the size of the program
 LEVELS = (4, 16, 64)  # of `_small_operations`
 NUMBERS = 2**20  # handled at a time, in rows of 128; a 128th of them are sorted
 
@@ -30,51 +34,46 @@ def measure_machine(progress: Callable[[int, int, str], None] | None = None) -> 
     Args:
       progress: called with (steps done, steps in all, what comes next).
     """
-    shapes = grid_shapes()
-    total, done = len(shapes) + len(LEVELS) + len(WORKING_SETS) * (1 + len(FEW_ROWS)) + len(KINDS) + 2, 0
-
-    def tell(what: str) -> None:
-        nonlocal done
+    tables: dict[str, dict[Any, int | float]] = {}
+    steps = list(_steps())
+    for done, (table, key, what, time_it) in enumerate(steps):
         if progress is not None:
-            progress(done, total, what)
-        done += 1
-
-    calls = {}
-    for levels in LEVELS:
-        tell(f"a program of {levels * PER_LEVEL} small operations")
-        program = jax.jit(functools.partial(_small_operations, levels))
-        calls[levels * PER_LEVEL] = _seconds(program, jnp.linspace(0.0, 1.0, 128)) / (levels * PER_LEVEL)
-    call = min(calls.values())
-    matmuls = {}
-    for m, k, n in shapes:
-        tell(f"matmul {m} x {k} x {n}")
-        matmuls[m, k, n] = max(_matmul(m, k, n, jnp.float32) - call, call)  # the loop itself adds a small operation
-    bandwidth = {}
-    for size in WORKING_SETS:
-        tell(f"moving {size / 2**20:.0f} MB")
-        arrays = jnp.ones(size // 8), jnp.ones(size // 8)  # two of them, in float32
-        bandwidth[size] = 1.5 * size / _seconds(_triad, *arrays)  # both read, one written
-    reading = {}
-    for size in WORKING_SETS:
-        side = SIDE if size < 64 * SIDE**2 * 4 else 4 * SIDE
-        matrices = max(1, size // (4 * side**2))
-        weights = [jnp.full((side, side), 1 / side) for _ in range(matrices)]
-        for rows in FEW_ROWS:
-            tell(f"reading {size / 2**20:.0f} MB of weights for {rows} rows")
-            reading[rows, size] = 4 * side**2 * matrices / _seconds(_reads, jnp.ones((rows, side)), *weights)
-    rates = {}
-    for kind, program in zip(KINDS, (_exponentials, _sums, _gathers, _sorts), strict=True):
-        tell(kind)
-        numbers = NUMBERS // 128 if kind == "sorted" else NUMBERS
-        rates[kind] = numbers / _seconds(program, jnp.linspace(0.0, 1.0, numbers).reshape(-1, min(numbers, 128)))
-    peaks = {}
-    for kind in ("float32", "bfloat16"):
-        tell(f"large matmul in {kind}")
-        m, k, n = LARGE
-        peaks[kind] = 2 * m * k * n / _matmul(m, k, n, jnp.dtype(kind))
+            progress(done, len(steps), what)
+        tables.setdefault(table, {})[key] = time_it()
     if progress is not None:
-        progress(total, total, "done")
-    return Machine(machine_name(), usable_cores(), memory_bytes(), matmuls, peaks, bandwidth, reading, rates, calls)
+        progress(len(steps), len(steps), "done")
+    call = min(tables["call_seconds"].values())
+    products = tables["matmul_seconds"]  # the loop around each adds a small operation
+    tables["matmul_seconds"] = {shape: max(seconds - call, call) for shape, seconds in products.items()}
+    return Machine(machine_name(), usable_cores(), memory_bytes(), **tables)
+
+
+Step = tuple[str, Any, str, Callable[[], int | float]]
+
+
+def _steps() -> Iterator[Step]:
+    """Everything that is timed: the table it belongs to, its key there, what it is in words, and how to time it."""
+    for levels in LEVELS:
+        count = levels * PER_LEVEL
+        yield "call_seconds", count, f"a program of {count} small operations", functools.partial(_call, levels)
+    for shape in grid_shapes():
+        what = "matmul " + " x ".join(map(str, shape))
+        yield "matmul_seconds", shape, what, functools.partial(_matmul, *shape, jnp.float32)
+    for size in WORKING_SETS:
+        yield "bandwidth", size, f"moving {size / 2**20:.0f} MB", functools.partial(_bandwidth, size)
+    for size in WORKING_SETS:
+        for rows in FEW_ROWS:
+            what = f"reading {size / 2**20:.0f} MB of weights for {rows} rows"
+            yield "reading", (rows, size), what, functools.partial(_reading, rows, size)
+    for size in TURNED:
+        yield "turning", size, f"turning {size / 2**10:.0f} KB", functools.partial(_turning, size)
+    for size in WORKING_SETS:
+        what = f"copying pieces out of {size / 2**20:.0f} MB"
+        yield "slicing", size, what, functools.partial(_slicing, size)
+    for kind in KINDS:
+        yield "per_second", kind, f"numbers {kind}", functools.partial(_per_second, kind)
+    for kind in ("float32", "bfloat16"):
+        yield "peak_flops", kind, f"large matmul in {kind}", functools.partial(_peak, kind)
 
 
 def usable_cores() -> int:
@@ -117,6 +116,46 @@ def _round(program: Callable[..., Any], turns: int, *arrays: jax.Array) -> float
     return time.perf_counter() - start
 
 
+def _call(levels: int) -> float:
+    program = jax.jit(functools.partial(_small_operations, levels))
+    return _seconds(program, jnp.linspace(0.0, 1.0, SMALL)) / (levels * PER_LEVEL)
+
+
+def _bandwidth(size: int) -> float:
+    arrays = jnp.ones(size // 8), jnp.ones(size // 8)  # two of them, in float32
+    return 1.5 * size / _seconds(_triad, *arrays)  # both read, one written
+
+
+def _reading(rows: int, size: int) -> float:
+    side = SIDE if size <= MOST_MATRICES * 4 * SIDE**2 else 4 * SIDE
+    matrices = max(1, size // (4 * side**2))
+    weights = [jnp.full((side, side), 1 / side) for _ in range(matrices)]
+    return 4 * side**2 * matrices / _seconds(_reads, jnp.ones((rows, side)), *weights)
+
+
+def _turning(size: int) -> float:
+    tokens = max(1, size // (4 * TURNED_HEADS * TURNED_WIDTH))
+    heads = jnp.ones((1, tokens, TURNED_HEADS, TURNED_WIDTH))
+    return 2 * 2 * heads.nbytes / _seconds(_turns, heads)  # there and back, read and written
+
+
+def _slicing(size: int) -> float:
+    stack = jnp.ones((max(2, size // (4 * PIECE**2)), PIECE, PIECE))
+    return 2 * stack[0].nbytes / _seconds(_slices, stack)
+
+
+def _per_second(kind: str) -> float:
+    program = {"exponentials": _exponentials, "summed": _sums, "gathered": _gathers, "sorted": _sorts, "picked": _picks}
+    numbers = {"sorted": NUMBERS // 128, "picked": NUMBERS // 64}.get(kind, NUMBERS)
+    wide = numbers // 8 if kind == "picked" else min(numbers, 128)
+    return numbers / _seconds(program[kind], jnp.linspace(0.0, 1.0, numbers).reshape(-1, wide))
+
+
+def _peak(kind: str) -> float:
+    m, k, n = LARGE
+    return 2 * m * k * n / _matmul(m, k, n, jnp.dtype(kind))
+
+
 def _matmul(m: int, k: int, n: int, dtype: Any) -> float:
     return _seconds(_products, jnp.full((m, k), 1 / k, dtype), jnp.ones((k, n), dtype))
 
@@ -141,7 +180,7 @@ def _small_operations(levels, turns, x):
 
     def level(x, _):
         x = x * jax.lax.rsqrt((x * x).sum() + 1)
-        a, b, c = x[:43], x[43:86], x[86:]
+        a, b, c = jnp.split(x, (x.size // 3, 2 * (x.size // 3)))
         return jnp.concatenate([c * (a * a).sum(), a + jnp.exp(-b).sum(), b - c.max()])
 
     return jax.lax.fori_loop(0, turns, lambda _, x: functools.reduce(level, range(levels), x), x)
@@ -156,6 +195,33 @@ def _triad(turns, x, y):
 def _reads(turns, x, *weights):
     """Rows through all matrices in turn, as in decoding: before a matrix comes again, all others were read."""
     return jax.lax.fori_loop(0, turns, lambda _, x: functools.reduce(jnp.matmul, weights, x), x)
+
+
+@jax.jit
+def _turns(turns, x):
+    """Heads before tokens, as attention multiplies them, and back; the barriers keep XLA from leaving both out."""
+
+    def turn(_, x):
+        there = jax.lax.optimization_barrier(jnp.swapaxes(x, 1, 2))
+        return jax.lax.optimization_barrier(jnp.swapaxes(there, 1, 2))
+
+    return jax.lax.fori_loop(0, turns, turn, x)
+
+
+@jax.jit
+def _slices(turns, stack):
+    """One matrix after the other, each copied to where the one before it was."""
+
+    def turn(i, piece):
+        return jax.lax.dynamic_index_in_dim(stack, i % stack.shape[0], keepdims=False)
+
+    return jax.lax.fori_loop(0, turns, turn, jnp.zeros(stack.shape[1:]))
+
+
+@jax.jit
+def _picks(turns, x):
+    """The place of the largest number of each row, as of the likeliest token."""
+    return jax.lax.fori_loop(0, turns, lambda _, x: x + 1e-9 * jnp.argmax(x, axis=1).astype(x.dtype)[:, None], x)
 
 
 @jax.jit

@@ -4,6 +4,11 @@ XLA compiles a chain of element-wise operations into one loop, so only three kin
 written: what goes into or comes out of a matmul, what an operation on whole arrays needs (a sum, a gather, a sort, a
 copy), and what enters or leaves the program. Everything else is taken as computed on the way.
 
+Three more things are told apart, since they take their own time. A matmul reads a matrix that an earlier step of the
+program wrote, or one that the program was given, such as a weight, which lies in slower memory. A transposition that
+moves inner axes copies its array; one of a matrix is done by the matmul that takes it, and one past axes of size 1 by
+nobody. A slice whose place only the run knows, as of an expert's weights, is copied out.
+
 A loop counts as often as it turns. Where only the run knows how often, as in the overflow of `minimoe.moe.dropless`,
 the caller says it. A choice between branches counts the costliest.
 """
@@ -23,14 +28,16 @@ import numpy as np
 INLINE = {"pjit", "jit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call",
           "custom_vjp_call_jaxpr", "custom_lin"}  # fmt: skip
 EXPONENTIALS = {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf", "erf_inv", "sin", "cos", "pow"}
-SUMS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin", "reduce_and", "reduce_or"}
+PICKS = {"argmax", "argmin"}
+SUMS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"}
 GATHERS = {"gather", "scatter", "scatter-add", "scatter_add", "scatter_mul"}
 SORTS = {"sort", "top_k", "cumsum", "cummax", "cumprod", "cumlogsumexp"}
 COPIES = {"concatenate", "transpose", "pad", "rev", "random_bits"}
 LOOPS = {"scan", "while", "cond"}
+VIEWS = {"reshape", "squeeze", "expand_dims"}  # the same bytes under another shape
 # What these take is written before they begin; sums and copies compute it on the way.
 NEED_WRITTEN = GATHERS | SORTS | LOOPS | {"dot_general", "dynamic_slice", "dynamic_update_slice"}
-WHOLE = NEED_WRITTEN | SUMS | COPIES  # what these give is written
+WHOLE = NEED_WRITTEN | SUMS | PICKS | COPIES  # what these give is written
 
 
 @dataclasses.dataclass
@@ -41,13 +48,19 @@ class Work:
       matmuls: how often each ``(m, k, n)`` is done.
       moved: how often an operation reads and writes so many bytes; matmuls are not among them.
       calls: how many operations are done, by the size of their program: a loop's body is one of its own.
-      numbers: "exponentials", and the numbers that are "summed", "gathered" and "sorted".
+      numbers: "exponentials", and the numbers that are "summed", "gathered" and "sorted", and of which one is "picked".
+      given: of ``matmuls``, those with a matrix that the program, or the loop around them, was given.
+      turned: how often an array of so many bytes has its axes put in another order.
+      sliced: how often so many bytes are copied out of an array, at a place that only the run knows.
     """
 
     matmuls: dict[tuple[int, int, int], int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     moved: dict[int, int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     calls: dict[int, int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     numbers: dict[str, int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    given: dict[tuple[int, int, int], int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    turned: dict[int, int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    sliced: dict[int, int | float] = dataclasses.field(default_factory=lambda: defaultdict(float))
 
     @property
     def flops(self) -> int | float:
@@ -84,10 +97,11 @@ def work_of_jaxpr(traced: Any, turns: int | float = 0) -> Work:
 
 def _count(jaxpr: Any, turns: int | float) -> Work:
     """Of one jaxpr, whose inputs lie in memory and whose outputs go there."""
-    steps = list(_flat(jaxpr, {}))
-    written = {name for step in steps if step.primitive in NEED_WRITTEN for name in step.takes} | {
-        _name(v, {}) for v in jaxpr.outvars
-    }
+    views: dict[int, int] = {}
+    steps = list(_flat(jaxpr, views))
+    written = {name for step in steps if step.primitive in NEED_WRITTEN for name in step.takes}
+    written |= {_name(v, views) for v in jaxpr.outvars}
+    inputs = {_name(v, {}) for v in (*jaxpr.constvars, *jaxpr.invars)}
     work, done = Work(), 0
     sources: dict[int, dict[int, int]] = {}  # of each array that is not written: the written ones that it is made from
     for step in steps:
@@ -99,11 +113,19 @@ def _count(jaxpr: Any, turns: int | float) -> Work:
             work.add(inner)
             continue
         if step.primitive == "dot_general":
-            _add_matmul(work, step.eqn)
+            _add_matmul(work, step.eqn, bool(inputs & set(read)))
             done += 1
             continue
         _add_kinds(work, step)
-        if step.primitive in WHOLE or written & set(step.gives):
+        if step.primitive == "transpose" and not _copies(step.eqn):
+            sources |= dict.fromkeys(step.gives, read)
+        elif step.primitive == "transpose":
+            work.turned[sum(step.gives.values())] += 1
+            done += 1
+        elif step.primitive == "dynamic_slice":
+            work.sliced[sum(step.gives.values())] += 1
+            done += 1
+        elif step.primitive in WHOLE or written & set(step.gives):
             work.moved[_moved(step, read)] += 1
             done += 1
         else:
@@ -112,10 +134,17 @@ def _count(jaxpr: Any, turns: int | float) -> Work:
     return work
 
 
+def _copies(eqn: Any) -> bool:
+    """Whether a transposition has to copy: its axes above size 1 change places, and they are more than a matrix has."""
+    shape = eqn.invars[0].aval.shape
+    order = [axis for axis in eqn.params["permutation"] if shape[axis] > 1]
+    return order != sorted(order) and len(order) > 2
+
+
 def _moved(step: _Step, read: dict[int, int]) -> int:
-    """Bytes read and written. A slice or a gather reads what it gives; an update works in place on what it changes."""
+    """Bytes read and written. A gather reads what it gives; an update works in place on what it changes."""
     given = sum(step.gives.values())
-    if step.primitive in ("gather", "dynamic_slice"):
+    if step.primitive == "gather":
         return 2 * given
     if step.primitive == "dynamic_update_slice":
         return 2 * _bytes(step.eqn.invars[1])
@@ -140,9 +169,13 @@ def _name(var: Any, renamed: dict[int, int]) -> int:
 
 
 def _flat(jaxpr: Any, renamed: dict[int, int]) -> Iterator[_Step]:
-    """All operations in order, with called functions put in the place of their calls."""
+    """All operations in order, with called functions put in the place of their calls; a view has its array's name."""
     for eqn in jaxpr.eqns:
         inner = _called(eqn)
+        seen = eqn.invars[0] if eqn.primitive.name in VIEWS else None
+        if seen is not None and not isinstance(seen, jex.core.Literal) and id(eqn.outvars[0]) not in renamed:
+            renamed[id(eqn.outvars[0])] = _name(seen, renamed)
+            continue
         if inner is None:
             taken = [v for v in eqn.invars if not isinstance(v, jex.core.Literal)]
             sizes = {_name(v, renamed): _bytes(v) for v in taken}
@@ -186,6 +219,8 @@ def _add_kinds(work: Work, step: _Step) -> None:
     taken = math.prod(step.eqn.invars[0].aval.shape) if step.eqn.invars else 0
     if step.primitive in EXPONENTIALS:
         work.numbers["exponentials"] += given
+    elif step.primitive in PICKS:
+        work.numbers["picked"] += taken
     elif step.primitive in SUMS:
         work.numbers["summed"] += taken
     elif step.primitive in GATHERS:
@@ -194,13 +229,16 @@ def _add_kinds(work: Work, step: _Step) -> None:
         work.numbers["sorted"] += taken
 
 
-def _add_matmul(work: Work, eqn: Any) -> None:
+def _add_matmul(work: Work, eqn: Any, given: bool) -> None:
     (left_sum, _), (left_batch, _) = eqn.params["dimension_numbers"]
     left, right = (v.aval.shape for v in eqn.invars[:2])
     batch = math.prod(left[axis] for axis in left_batch)
     k = math.prod(left[axis] for axis in left_sum)
     if batch * k and math.prod(left) and math.prod(right):
-        work.matmuls[math.prod(left) // (batch * k), k, math.prod(right) // (batch * k)] += batch
+        shape = math.prod(left) // (batch * k), k, math.prod(right) // (batch * k)
+        work.matmuls[shape] += batch
+        if given:
+            work.given[shape] += batch
 
 
 def _bytes(var: Any) -> int:
