@@ -482,14 +482,11 @@ def test_a_fresh_process_loads_a_run_from_any_path(trained, tmp_path):
     except OSError:
         pytest.skip("the file system refuses such a name")
     code = "import sys; from minimoe.training import load_checkpoint; from minimoe.model import model_fingerprint\n"
-    code += "print(model_fingerprint(load_checkpoint(sys.argv[1])[0]))"
+    code += "for path in sys.argv[1:]: print(model_fingerprint(load_checkpoint(path)[0]))"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     text = str(trained / "text.txt")
     assert app.run(["train", "--config", "tiny", "--text", text, "--out", str(folder)]) == 0
-    prints = [
-        subprocess.run(
-            [sys.executable, "-c", code, str(path)], env=environment, check=True, capture_output=True, text=True
-        ).stdout
-        for path in (folder, trained / "run")
-    ]
-    assert prints[0] == prints[1] != ""
+    command = [sys.executable, "-c", code, str(folder), str(trained / "run")]
+    said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    first, second = said.splitlines()
+    assert first == second != ""

@@ -171,12 +171,12 @@ def test_a_shorter_list_of_prompts_leaves_no_hole(teachers, tmp_path):
 
 def test_texts_of_another_teacher_are_refused_in_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("minimoe.distill.teacher_text.check_answer", lambda problem, text: True)
-    arguments = start("--tasks", "1", "--sampled", "2", "--alpha", "0", "--steps", "1")
+    arguments = start("--tasks", "1", "--sampled", "2", "--alpha", "0")
     run_json(capsys, *arguments)
     (path,) = (tmp_path / "new" / "sampled").iterdir()
     capsys.readouterr()
     for other in (
-        ["distill", *start("--alpha", "0", "--steps", "1", "--resume")],
+        ["distill", *start("--alpha", "0", "--resume")],
         ["train", "--out", "new", "--resume"],
     ):
         assert app.run(other) == 2
@@ -233,7 +233,7 @@ def test_a_checkpoint_is_trained_on_and_its_teacher_may_be_quantized(capsys, tmp
     assert read_run_config(tmp_path / "new").model == TINY
     assert app.run(["eval", "new"]) == 0
     capsys.readouterr()
-    assert app.run(["distill", *start("--steps", "1", "--tasks", "1"), "--out", "plain"]) == 0
+    assert app.run(["distill", *start("--tasks", "1"), "--out", "plain"]) == 0
     said = capsys.readouterr().out
     assert "bits per byte" in said
     assert "of reasoning problems right: level 1 " in said
@@ -412,15 +412,15 @@ def test_help_has_an_example(capsys):
 
 
 def test_a_resume_with_another_teacher_or_recipe_is_refused_in_one_line(capsys, tmp_path):
-    run_json(capsys, *start("--steps", "1"))
+    run_json(capsys, *start())
     capsys.readouterr()
-    assert app.run(["distill", *start("--steps", "1", "--alpha", "0.5", "--resume")]) == 2
+    assert app.run(["distill", *start("--alpha", "0.5", "--resume")]) == 2
     said = capsys.readouterr().err
     assert "method recipe.alpha=0.5" in said
     assert said.count("\n") == 1, said
     shutil.rmtree(tmp_path / "teacher")
     save(MoETransformer(TINY, rngs=nnx.Rngs(2)), tmp_path / "teacher", load_tokenizer("bpe2048"))
-    assert app.run(["distill", *start("--steps", "1", "--resume")]) == 2
+    assert app.run(["distill", *start("--resume")]) == 2
     said = capsys.readouterr().err
     assert "method teacher='" in said
     assert said.count("\n") == 1, said

