@@ -25,6 +25,7 @@ from minimoe.experiments import EXPERIMENTS, Run
 from minimoe.experiments.records import RECORDS, read_record_file
 from minimoe.quant import quantize_model
 from minimoe.tour import cached, claims, report
+from minimoe.tour.run import TRAINED
 from minimoe.training import recipe as recipes
 from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
 from minimoe.training.recipe import Recipe
@@ -249,7 +250,9 @@ def test_another_recipe_does_not_resume(trained, tmp_path, capsys):
 
 
 def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(minimoe.config.PRESETS, "nano", TINY.replace(context_length=80))
+    experts = MoEConfig(32, 32, 4, 2, num_shared_experts=1, score="sigmoid", dispatch="dense")  # 32: a block of FP4
+    tiny = TINY.replace(context_length=80, d_model=32, moe=experts)
+    monkeypatch.setitem(minimoe.config.PRESETS, "nano", tiny)
     monkeypatch.setitem(recipes.RECIPES, "nano", TINY_RECIPE)
     monkeypatch.setattr("minimoe.tour.race.STEPS", 4)
     monkeypatch.setattr("minimoe.tour.quantized.OF_EACH_LEVEL", 2)
@@ -257,7 +260,7 @@ def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys
         monkeypatch.setattr(f"minimoe.tour.{module}.BOOK", (64, 4))
         monkeypatch.setattr(f"minimoe.tour.{module}.FAST_BOOK", (64, 4))
     monkeypatch.setattr("minimoe.data.documents", _short_documents)
-    teacher = MoETransformer(TINY.replace(context_length=80), rngs=nnx.Rngs(1))
+    teacher = MoETransformer(tiny, rngs=nnx.Rngs(1))
     monkeypatch.setattr("minimoe.hub.load_pretrained", lambda name: (quantize_model(teacher, "int8"), None, None))
     (tmp_path / "report" / "figures").mkdir(parents=True)
     (tmp_path / "report" / "figures" / "old.png").write_bytes(b"")
@@ -283,6 +286,11 @@ def test_tour_writes_a_report_and_replaces_its_own(monkeypatch, tmp_path, capsys
         assert page.index("What was claimed") < first < page.index('aria-label="Contents"')
         assert all(row["verdict"] in page and row["numbers"] for row in values["claims"])
         assert not (tmp_path / "report" / "figures" / "old.png").exists()
+        inside = (tmp_path / "report" / "microscope.html").read_text()
+        assert '<a href="microscope.html">' in page
+        assert values["microscope"] == {"model": "nano" if fast else TRAINED, "trained_here": not fast}
+        assert f"<strong>{values['microscope']['model']}</strong>" in inside
+        assert f'"stored":"{"int8" if fast else "float"}"' in inside, "the model trained is float, the shipped one int8"
     assert values["race"]["source"] == "record longer-text"
     assert len(values["race"]["gains"]) == 3
     report.prepare(tmp_path / "report")  # the next tour replaces this one

@@ -11,7 +11,7 @@ import pytest
 
 from minimoe import plots
 from minimoe.errors import UserError
-from minimoe.tour.html import Picture, Sample, Section, Table, escape, page, write_report
+from minimoe.tour.html import Link, Picture, Sample, Section, Table, escape, page, write_report
 
 HOSTILE = "</pre></p><script>alert(1)</script><img src=http://evil.example/x onerror='x'>\"&amp; $title ${body}"
 UNPRINTABLE = "\x00\x1b[31m\x07\r\u202e\ud800\x85\x7f"
@@ -98,6 +98,14 @@ def test_the_figure_is_inside_with_its_text():
     image = read.all("img")[0]
     assert image["alt"] == "the caption"
     assert base64.b64decode(str(image["src"]).partition(",")[2]).startswith(b"\x89PNG")
+
+
+def test_a_link_leads_to_a_file_beside_the_page():
+    read = Page(page("t", "l", [Section("h", link=Link("other.html", "go <there>"))]))
+    assert [link["href"] for link in read.all("a")] == ["other.html"]
+    for file in ("../other.html", "https://example.org", "javascript:alert(1)", "//host", "a b", "", ".hidden"):
+        with pytest.raises(UserError, match="plain file name"):
+            Link(file, "text")
 
 
 def test_a_figure_without_words_is_refused():

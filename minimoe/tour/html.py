@@ -68,11 +68,28 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
+class Link:
+    """To a file beside the page, whose name is its address.
+
+    Raises:
+      UserError: for an address that leads elsewhere.
+    """
+
+    file: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", self.file):
+            raise UserError(f"Link: {self.file!r} is no plain file name; name a file beside the page")
+
+
+@dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it, in this order: paragraphs, picture, table, samples."""
+    """A heading and what stands below it, in this order: paragraphs, link, picture, table, samples."""
 
     heading: str
     paragraphs: Sequence[str] = ()
+    link: Link | None = None
     picture: Picture | None = None
     table: Table | None = None
     samples: Sequence[Sample] = ()
@@ -131,6 +148,8 @@ def _picture_of(match: re.Match[str]) -> str:
 
 def _section(number: int, section: Section) -> str:
     parts = [f"<h2>{escape(section.heading)}</h2>", *(_paragraph(text) for text in section.paragraphs)]
+    if section.link is not None:
+        parts.append(f'<p><a href="{section.link.file}">{escape(section.link.text)}</a></p>')
     if section.picture is not None:
         parts.append(_picture(section.picture))
     if section.table is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minimoe.tour.html import Picture, Sample, Section, Table
+from minimoe.tour.html import Link, Picture, Sample, Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +26,7 @@ def page(values: dict[str, Any], figures: dict[str, Figure]) -> dict[str, Any]:
             _caches(values, figures),
             _sizes(values, figures),
             *_races(values, figures),
+            _microscope(values),
             _costs(values),
         ],
     }
@@ -131,6 +132,24 @@ def _clock(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
             f"{dense['tokens_per_second']:,.0f}.",
         ),
         picture=Picture(figures["loss_by_seconds"], "Training loss against seconds of training, compilation included."),
+    )
+
+
+def _microscope(values: dict[str, Any]) -> Section:
+    from minimoe.tour.report import MICROSCOPE_FILE
+
+    which = (
+        f"the sparse model that this tour trained, with what it knows after {values['race']['steps']} steps"
+        if values["microscope"]["trained_here"]
+        else f"{values['microscope']['model']}, a model of the package, since the fast tour trains none on text"
+    )
+    return Section(
+        heading="Look inside",
+        paragraphs=(
+            f"The file {MICROSCOPE_FILE} beside this page holds {which}, and the code that runs it in the browser. Type, and "
+            f"see which experts each token takes; switch an expert off, or move its selection bias.",
+        ),
+        link=Link(MICROSCOPE_FILE, "Open the router microscope"),
     )
 
 

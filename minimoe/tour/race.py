@@ -11,6 +11,7 @@ from minimoe.console import messages
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
     from minimoe.data import Document, Tokenizer
+    from minimoe.model import MoETransformer
 
 STEPS = 120
 RECORD, RECORDED = "longer-text", {"sparse": "experts-8", "dense": "dense"}
@@ -46,11 +47,12 @@ def recorded_race() -> dict[str, Any]:
 
 def live_race(
     seed: int, corpus: list[Document], validation: list[Document], tokenizer: Tokenizer
-) -> dict[str, Any] | None:
+) -> tuple[dict[str, Any], MoETransformer] | None:
     """Trains both models in this process.
 
     Returns:
-      As `recorded_race`, the models also with ``tokens_per_second`` and ``seconds``; None after Ctrl-C.
+      As `recorded_race`, the models also with ``tokens_per_second`` and ``seconds``; and the sparse model. None after
+      Ctrl-C.
     """
     from minimoe.data import describe_data, training_data
     from minimoe.progress import train_with_bar
@@ -58,7 +60,7 @@ def live_race(
 
     data, source = training_data(corpus, tokenizer), describe_data(None, validation)
     changes = {"steps": STEPS, "seed": seed, "log_every": max(1, STEPS // 60), "checkpoint_every": 0}
-    curves, models = {}, []
+    curves, models, trained = {}, [], {}
     for name in RECORDED:
         run = make_run("nano", changes, dense=name == "dense", dropout=None, tokenizer=tokenizer, data=source)
         messages.print(f"{name}: {describe_run(run)}")
@@ -67,14 +69,14 @@ def live_race(
         if result.interrupted:
             return None
         assert result.evaluation is not None
-        curves[name] = result.records
+        curves[name], trained[name] = result.records, result.model
         speed = statistics.median(point["tokens_per_second"] for point in result.records if point["kind"] == "train")
         measured = {"bits_per_byte": result.evaluation.bits_per_byte, "tokens_per_second": speed}
         models.append(_sizes(name, run.model) | measured | {"seconds": round(time.monotonic() - began, 1)})
         tokens = run.recipe.steps * run.recipe.batch_size * run.model.context_length
     gains = [models[1]["bits_per_byte"] - models[0]["bits_per_byte"]]
     race = {"source": "this run", "steps": STEPS, "tokens": tokens, "protocol": "quick", "gains": gains}
-    return {"models": models, "race": race | {"curves": curves}}
+    return {"models": models, "race": race | {"curves": curves}}, trained["sparse"]
 
 
 def _sizes(name: str, config: ModelConfig) -> dict[str, Any]:

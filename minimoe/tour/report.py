@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT, REPORT_FILE = "minimoe-tour-1", "report.json"
+    from minimoe.data import Tokenizer
+    from minimoe.model import MoETransformer
+
+FORMAT, REPORT_FILE, MICROSCOPE_FILE = "minimoe-tour-1", "report.json", "microscope.html"
 
 
 def prepare(out: Path) -> None:
@@ -31,9 +34,15 @@ def _is_report(out: Path) -> bool:
         return False
 
 
-def write(out: Path, values: dict[str, Any], figures: dict[str, Figure]) -> None:
-    """Writes the page, the figures and the numbers; ``report.json`` last, because it marks the folder as a report."""
+def write(
+    out: Path, values: dict[str, Any], figures: dict[str, Figure], model: MoETransformer, tokenizer: Tokenizer
+) -> None:
+    """Writes the page, the figures, the microscope with ``model`` in it, and the numbers.
+
+    ``report.json`` comes last, because it marks the folder as a report.
+    """
     from minimoe.files import write_atomically, writing
+    from minimoe.microscope import write_page
     from minimoe.plots import save
     from minimoe.tour.html import write_report
     from minimoe.tour.page import page
@@ -44,5 +53,6 @@ def write(out: Path, values: dict[str, Any], figures: dict[str, Figure]) -> None
         folder.mkdir()
     for name, figure in figures.items():
         save(figure, folder / f"{name}.png")
+    write_page(out / MICROSCOPE_FILE, model, tokenizer, name=values["microscope"]["model"])
     write_report(out / "report.html", **page(values, figures))
     write_atomically(out / REPORT_FILE, json.dumps(values, indent=1) + "\n")

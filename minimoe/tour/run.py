@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from minimoe.training import Evaluation
 
 WRITER = "small"
+TRAINED, SHIPPED = "sparse, trained by the tour", "nano"  # what the microscope shows: the tour's own if it has one
 FAST_CHARACTERS = 3000  # of a document of each domain: what the fast tour scores
 STOPPED = "stopped before the report; an earlier report, if there was one, is untouched"
 
 
 def run_tour(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any] | None:
-    """Runs the tour and writes its report: ``report.html``, ``report.json`` and the figures.
+    """Runs the tour and writes its report: ``report.html``, ``report.json``, the figures, and a page that runs a model.
 
     Args:
       out: folder of the report: new, empty or an earlier report, which is replaced.
@@ -75,15 +76,17 @@ def run_tour(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any] 
     clock.lap("fewer bits, three recipes")
     shown["caches"] = cache_rung(tokenizer)
     clock.lap("what a cache keeps")
-    race = recorded_race() if fast else live_race(seed, corpus, validation, tokenizer)
+    race = (recorded_race(), None) if fast else live_race(seed, corpus, validation, tokenizer)
     if race is None:
         messages.print(STOPPED)
         return None
     clock.lap("a sparse and a dense model on text")
+    race, trained = race
     values = summary(scored, smaller, clock, seed=seed, fast=fast) | race | shown
     values["claims"] = claims(values)
+    values["microscope"] = {"model": SHIPPED if trained is None else TRAINED, "trained_here": trained is not None}
     figures = draw(scored, smaller, values)
-    write(out, values, figures)
+    write(out, values, figures, load_pretrained(SHIPPED)[0] if trained is None else trained, tokenizer)
     return values
 
 
