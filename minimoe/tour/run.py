@@ -76,12 +76,12 @@ def run_tour(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any] 
     clock.lap("fewer bits, three recipes")
     shown["caches"] = cache_rung(tokenizer)
     clock.lap("what a cache keeps")
-    race = (recorded_race(), None) if fast else live_race(seed, corpus, validation, tokenizer)
-    if race is None:
+    raced = (recorded_race(), None) if fast else live_race(seed, corpus, validation, tokenizer)
+    if raced is None:
         messages.print(STOPPED)
         return None
     clock.lap("a sparse and a dense model on text")
-    race, trained = race
+    race, trained = raced
     values = summary(scored, smaller, clock, seed=seed, fast=fast) | race | shown
     values["claims"] = claims(values)
     values["microscope"] = {"model": SHIPPED if trained is None else TRAINED, "trained_here": trained is not None}
