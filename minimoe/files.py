@@ -17,6 +17,7 @@ from minimoe.errors import UserError
 
 UNFINISHED = ".saving-"  # names of files that are being written begin so
 LOCK_FILE = ".lock"
+LONGEST_TEXT = 2**27  # bytes of a file of settings
 WINDOWS = sys.platform == "win32"
 
 _ROOM = "make room or choose another folder"
@@ -37,6 +38,19 @@ _REASONS: dict[int, tuple[str, str]] = {
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
     errno.EIO: ("the disk reports an error", "choose another disk"),
 }
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of settings, UTF-8.
+
+    Raises:
+      ValueError: if it is no UTF-8, or over 128 MiB, which is found out before anything is read.
+      OSError: if it cannot be read.
+    """
+    size = path.stat().st_size
+    if size > LONGEST_TEXT:
+        raise ValueError(f"{size:,} bytes, where settings have at most {LONGEST_TEXT:,}")
+    return path.read_text(encoding="utf-8")
 
 
 @contextlib.contextmanager

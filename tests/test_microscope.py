@@ -10,7 +10,6 @@ import html
 import json
 import random
 import re
-import shutil
 import subprocess
 
 import jax
@@ -25,14 +24,15 @@ from minimoe.cli import app
 from minimoe.data import documents, load_tokenizer
 from minimoe.hub import load_pretrained
 from minimoe.microscope import build_page
+from minimoe.microscope.browser import BROWSERS, find_browser, measure_page
 from minimoe.microscope.page import MARK, samples
 from minimoe.quant import dequantize_model, quantize_model
 from minimoe.quant.layers import QuantEmbed, QuantExperts, QuantLinear
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
-browser = pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is installed")
+BROWSER = find_browser()
+browser = pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(BROWSERS)} is installed")
 LENGTH = 48
+MODES = ("float", "int8", "w8a8", "fp4")
 
 
 def run_in_browser(folder, page: str, body: str, data: object = None, milliseconds: int = 0):
@@ -132,7 +132,7 @@ def unseen(nano, tmp_path_factory):
     texts = [sample["text"] for sample in samples()]
     assert len(texts) == 6
     rows = [[tokenizer.eot_id, *tokenizer.encode(text)][:LENGTH] for text in texts]
-    modes = {"modes": ["float", "int8", "w8a8", "fp4"], "rows": rows}
+    modes = {"modes": MODES, "rows": rows}
     return rows, run_in_browser(tmp_path_factory.mktemp("unseen"), page, READ, modes)
 
 
@@ -313,6 +313,26 @@ def test_the_controls(nano, tmp_path):
     assert cut > 9_000
     assert f"Cut: the first {cut:,} tokens; shown: the last 255." in seen["notice"]
     assert (seen["long"], seen["slid"]) == (256, 1 + 128 + 3)
+
+
+@browser
+def test_the_page_is_measured(byte_model, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(build_page(byte_model, load_tokenizer("byte"), name="bytes"), encoding="utf-8")
+    seen = measure_page(path)
+    assert 0 < seen["first_paint_ms"] <= seen["drawn_ms"]
+    assert 0 < seen["ready_ms"] <= seen["drawn_ms"]
+    assert {mode: speed > 0 for mode, speed in seen["tokens_per_second"].items()} == dict.fromkeys(MODES, True)
+    assert seen["bytes"] == path.stat().st_size
+    path.write_text("<body></body>", encoding="utf-8")
+    with pytest.raises(UserError, match="did not answer within 2 seconds"):
+        measure_page(path, seconds=2)
+
+
+def test_without_a_browser_nothing_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="no browser found; install one of chromium"):
+        measure_page(tmp_path / "page.html")
 
 
 def test_the_page_is_whole_and_small(nano):

@@ -22,7 +22,7 @@ from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer, load_tokenizer
 from minimoe.data.tokenizer import TOKENIZER_FILE
 from minimoe.errors import UserError
-from minimoe.files import check_folder
+from minimoe.files import check_folder, read_text
 from minimoe.hub.layouts import is_transformers_folder, load_transformers, to_transformers
 from minimoe.hub.names import abstract_model, check_size, fill, named_arrays
 from minimoe.hub.quantized import Quantization, describe
@@ -142,7 +142,7 @@ def _load(directory: Path) -> tuple[MoETransformer, Tokenizer | None, ModelConfi
         records = {name: FileRecord(**record) for name, record in values["files"].items()}
         record = records[TENSOR_FILE]
         named = values["tokenizer"]
-        tokenizer_name = None if named is None else (named["name"], named["fingerprint"])
+        tokenizer_name = None if named is None else (str(named["name"]), str(named["fingerprint"]))
     with TensorFile(saved_file(directory, TENSOR_FILE, record.sha256), record) as file:
         check_size(config, file)
         with _broken(path):
@@ -167,7 +167,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{directory} is no saved model (no {CONFIG_FILE}); name one made by `minimoe quantize`")
     with _broken(path):
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         found = values["format"]
     if found != FORMAT:
         raise UserError(f"{path} has format {found!r}; this version reads {FORMAT!r}: save the model again with it")
@@ -203,7 +203,7 @@ def check_destination(directory: Path) -> None:
 def is_saved_folder(directory: Path) -> bool:
     """Whether its config.json says that `save` wrote it, in this format or a later one."""
     try:
-        values = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+        values = json.loads(read_text(directory / CONFIG_FILE))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and str(values.get("format")).startswith("minimoe-model-")

@@ -21,7 +21,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minimoe.files import UNFINISHED, made_folder, only_writer, replace, sync_folder, writing
+from minimoe.errors import UserError
+from minimoe.files import UNFINISHED, made_folder, only_writer, read_text, replace, sync_folder, writing
 
 CONFIG_FILE = "config.json"
 
@@ -52,6 +53,9 @@ def publish(directory: Path, aside: Path, config: Mapping[str, Any]) -> None:
     Args:
       config: content of config.json; ``config["files"]`` has the sha256 of each file in ``aside``.
     """
+    for name in (*config["files"], CONFIG_FILE):  # found out now: afterwards the new config would stand beside it
+        if (directory / name).is_dir():
+            raise UserError(f"{directory / name} is a folder and cannot be replaced; move it away")
     staged = {name: _staged(directory, name, record["sha256"]) for name, record in config["files"].items()}
     try:
         for name, path in staged.items():
@@ -91,7 +95,7 @@ def _staged(directory: Path, name: str, sha256: str) -> Path:
 def _named_files(directory: Path) -> dict[Path, str]:
     """The files that config.json names, as they are called before they have their usual names, and those."""
     try:
-        files = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))["files"]
+        files = json.loads(read_text(directory / CONFIG_FILE))["files"]
         return {_staged(directory, name, str(record["sha256"])): name for name, record in files.items()}
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return {}

@@ -122,7 +122,7 @@ class TensorFile:
             altered = record is not None and hashlib.file_digest(file, "sha256").hexdigest() != record.sha256
             with safe_open(path, framework="np"):
                 pass  # the library has now judged the header: its length, its JSON, and that the places fit the file
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, MemoryError) as error:
             raise UserError(f"{path} is no readable safetensors file ({error}); {repair}") from error
         if altered:
             raise UserError(f"{path} was altered: its sha256 is not the one in config.json; {repair}")

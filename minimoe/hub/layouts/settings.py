@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minimoe.errors import UserError
+from minimoe.files import read_text
 
 CONFIG_FILE = "config.json"
 _REQUIRED = object()
@@ -41,7 +42,7 @@ class Settings:
         if not path.is_file():
             raise UserError(f"{folder} holds no {CONFIG_FILE}; name a folder made by save_pretrained of Transformers")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(read_text(path))
         except (OSError, ValueError, RecursionError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"{path} is broken ({reason[:200]}); {COPY}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from minimoe.errors import UserError
+from minimoe.files import read_text
 from minimoe.hub.layouts.settings import COPY
 from minimoe.hub.tensorfile import TensorFile
 
@@ -75,14 +76,14 @@ def _files(folder: Path) -> list[Path]:
             return [folder / SINGLE]
         raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}; save the model as safetensors, or {COPY}")
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
         paths = [folder / name for name in names]
         inside = all(path.parent == folder for path in paths)
+        missing = [path.name for path in paths if inside and not path.is_file()]
     except Exception as error:
         raise UserError(f"{index} is broken ({type(error).__name__}: {error}); {COPY}") from error
     if not inside:
         raise UserError(f"{index} names files outside its folder; {COPY}")
-    missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise UserError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; {COPY}")
     return paths
