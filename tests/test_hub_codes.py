@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from minimoe import ModelConfig, MoETransformer, UserError
 from minimoe.cli import app
-from minimoe.hub import from_transformers, load, load_pretrained, resolve, save, to_transformers
+from minimoe.hub import from_transformers, load, load_pretrained, provenance_of, resolve, save, to_transformers
 from minimoe.hub.layouts import LAYOUTS
 from minimoe.hub.layouts.codes import (
     code_values,
@@ -29,8 +30,11 @@ from minimoe.hub.layouts.codes import (
     unpack_fp4,
 )
 from minimoe.hub.layouts.settings import Settings
+from minimoe.hub.names import named_arrays
+from minimoe.hub.quantized import describe
 from minimoe.hub.tensorfile import TensorFile
 from minimoe.model.paths import named_leaves
+from minimoe.quant import dequantize_model, quantize_model
 
 FIXTURES = Path(__file__).parent / "fixtures" / "transformers"
 REQUIRED = os.environ.get("MINIMOE_REQUIRE_INTEROP") == "1"
@@ -354,6 +358,118 @@ def test_the_command_writes_fp8_and_reads_it(tmp_path, capsys, monkeypatch):
     assert app.run(["import", "fp8", "--out", "ours"]) == 0
     for name, leaf in named_leaves(load("ours")[0]).items():
         np.testing.assert_array_equal(leaf[...], named_leaves(model)[name][...])
+
+
+def leaves_of(model: MoETransformer) -> dict[str, np.ndarray]:
+    """Every array as bytes: of quantized matrices codes and scales, of those rounded to bfloat16 that."""
+    return {name: np.asarray(array) for name, array in named_arrays(model).items()}
+
+
+def same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray], names) -> None:
+    for name in names:
+        assert one[name].dtype == other[name].dtype, name
+        assert one[name].tobytes() == other[name].tobytes(), name
+
+
+def test_v4_codes_travel_between_our_files_to_the_bit(tmp_path, capsys, monkeypatch):
+    """Saved by us, exported in the published layout, imported, and exported again."""
+    monkeypatch.chdir(tmp_path)
+    model = quantize_model(sliced("v4-nano"), "v4")
+    save(model, "first")
+    assert app.run(["export", "first", "--dtype", "fp4", "--out", "published"]) == 0
+    assert app.run(["import", "published", "--keep-codes", "--out", "second"]) == 0
+    assert app.run(["export", "second", "--dtype", "fp4", "--out", "again"]) == 0
+    first, second = (leaves_of(load(folder)[0]) for folder in ("first", "second"))
+    experts = [name for name in first if ".experts." in name and not name.startswith("mtp.")]
+    codes = [name for name in experts if name.endswith("codes")]
+    assert len(codes) == 2 * model.config.num_layers
+    assert {first[name].dtype for name in codes} == {np.dtype(np.uint8)}
+    attention = [
+        f"layers.1.attention.{part}_proj.weight.{kind}" for part in ("q_a", "kv", "o_b") for kind in ("codes", "scale")
+    ]
+    same_bits(first, second, experts + attention + ["embed.embedding", "norm.scale", "layers.1.ffn.router.kernel"])
+    # Compressors are codes of ours and bfloat16 there: what they stand for has not moved. Output matrices of groups are
+    # bfloat16 with us and codes there: they alone are rounded.
+    values = [named_leaves(dequantize_model(load(folder)[0])) for folder in ("first", "second")]
+    moved = {name for name, leaf in values[1].items() if not np.array_equal(leaf[...], values[0][name][...])}
+    assert moved == {f"layers.{i}.attention.o_a_proj.kernel" for i in range(model.config.num_layers)}
+    published, again = stored_tensors(Path("published")), stored_tensors(Path("again"))
+    assert set(published) == set(again)
+    same_bits(published, again, published)
+
+
+def test_v3_codes_are_kept_where_their_blocks_are_ours(tmp_path):
+    model = quantize_model(sliced("nano"), "fp8")
+    out = to_transformers(model, tmp_path / "out", dtype="fp8")
+    kept = from_transformers(out, keep_codes=True)
+    ours, theirs = leaves_of(model), leaves_of(kept)
+    codes = [
+        name for name in ours if name.endswith(("codes", "weight.scale")) or (".experts." in name and "scale" in name)
+    ]
+    assert len(codes) > 40
+    same_bits(ours, theirs, codes)
+    tokens = jnp.asarray(RNG.integers(0, 2048, (1, 12)))
+    assert describe(kept).modules == describe(model).modules
+    with pytest.raises(UserError, match="holds plain floats, no codes to keep"):
+        from_transformers(to_transformers(model, tmp_path / "plain"), keep_codes=True)
+    # 192 rows beside 192 do not meet at the edge of a block: these stay floats, and all values are those of the files.
+    ragged = to_transformers(sliced("nano", d_expert=192), tmp_path / "ragged", dtype="fp8")
+    mixed, floats = from_transformers(ragged, keep_codes=True), from_transformers(ragged)
+    assert type(mixed.layers[0].ffn.experts).__name__ == "Experts"
+    assert type(mixed.layers[0].attention.q_proj).__name__ == "QuantLinear"
+    wanted = named_leaves(floats)
+    for name, leaf in named_leaves(dequantize_model(mixed)).items():
+        np.testing.assert_array_equal(np.asarray(leaf[...]), np.asarray(wanted[name][...]), err_msg=name)
+    assert np.isfinite(np.asarray(mixed(tokens)[0])).all()
+
+
+def test_an_export_says_what_it_is_and_checks_itself(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert app.run(["export", "nano", "--dtype", "fp8", "--out", "hf"]) == 0
+    text = Path("hf/README.md").read_text()
+    head = text.split("---")[1]
+    for line in ("license: mit", "library_name: transformers", "- glm4_moe", "- fp8", '- "minimoe-corpus"', "- es"):
+        assert f"\n{line}\n" in head, line
+    assert "licence: MIT" in text
+    for path in Path("hf").iterdir():  # measured, the card aside
+        if path.name not in ("README.md", "config.json"):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            assert f"| {path.name} | {path.stat().st_size:,} | `{digest[:16]}` |" in text
+    codes = [array for array in stored_tensors(Path("hf")).values() if array.dtype == ml_dtypes.float8_e4m3fn]
+    assert f"| float8_e4m3fn | {len(codes)} | {sum(array.size for array in codes):,} |" in text
+    # What is imported keeps where it is from.
+    assert app.run(["import", "hf", "--out", "ours"]) == 0
+    past = provenance_of("ours")
+    assert past["transformers"] == "hf"
+    assert past["format"]["codes"]["weight_block_size"] == [128, 128]
+    digest = hashlib.sha256(Path("hf/model.safetensors").read_bytes()).hexdigest()
+    assert past["files"]["model.safetensors"] == {
+        "bytes": Path("hf/model.safetensors").stat().st_size,
+        "sha256": digest,
+    }
+    assert past["source"]["source"]["data"]["name"] == "minimoe-corpus"
+    assert past["source"]["shipped"] == "nano"
+    # What was altered since is not read.
+    for name, said in (("model.safetensors", "was altered"), ("tokenizer.json", "is not what was written")):
+        shutil.copytree("hf", name + "-altered")
+        path = Path(name + "-altered") / name
+        raw = bytearray(path.read_bytes())
+        raw[-3] ^= 1
+        path.write_bytes(raw)
+        with pytest.raises(UserError, match=said):
+            load(path.parent)
+    # A model that Transformers trained on and saved carries our entries, and is somebody else's.
+    config = Path("model.safetensors-altered/config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"transformers_version": "5.23.0"}))
+    load(config.parent)
+
+
+def test_a_model_of_unknown_origin_has_no_licence_made_up(tmp_path):
+    out = to_transformers(from_transformers(FIXTURES / "mixtral"), tmp_path / "out")
+    head = (out / "README.md").read_text().split("---")[1]
+    assert "license: unknown" in head
+    assert "datasets" not in head
+    assert "language" not in head
 
 
 @pytest.mark.skipif(not REQUIRED, reason="the gate sets MINIMOE_REQUIRE_INTEROP=1 and has minimoe[interop]")

@@ -58,11 +58,12 @@ def write(
     format: str, model: Any, tokenizer: Any, out: Path, checkpoint: str, dtype: str, batch: int, length: int | None
 ) -> None:
     """Writes the folder."""
-    from minimoe.hub import card, shipped, to_transformers
+    from minimoe.hub import card, provenance_of, shipped, to_transformers
 
     if format == "huggingface":
         known = not Path(checkpoint).exists() and checkpoint in shipped()
-        to_transformers(model, out, tokenizer, dtype=dtype, card=card(checkpoint) if known else "")
+        text, past = card(checkpoint) if known else "", provenance_of(checkpoint)
+        to_transformers(model, out, tokenizer, dtype=dtype, card=text, provenance=past)
         return
     from minimoe.export import export_onnx, export_stablehlo
     from minimoe.training import Recipe
@@ -79,21 +80,29 @@ def import_(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the model: new, empty, or an earlier save.")],
     dtype: Annotated[str, typer.Option(help="Of the stored weights: float32 or bfloat16.")] = "float32",
+    keep_codes: Annotated[
+        bool, typer.Option("--keep-codes", help="FP8 and FP4 weights stay codes, and compute as such.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Read a model that Transformers wrote and save it as ours. Other commands take such a folder as it is, too.
 
+    The saved config.json keeps, under provenance, the format and the checksums of what was read.
+
     Example: minimoe import downloads/tiny-mixtral --out runs/mixtral
+
+    Example: minimoe import small-fp8 --keep-codes --out runs/small-fp8
     """
     from minimoe.cost import count_params
     from minimoe.hub import check_destination, save
-    from minimoe.hub.layouts import load_transformers
+    from minimoe.hub.layouts import load_transformers, source_of
 
     check_destination(out)
     with Bar("import", 2) as bar:
-        model, tokenizer, config = load_transformers(folder, dtype=dtype)
+        model, tokenizer, config = load_transformers(folder, dtype=dtype, keep_codes=keep_codes)
+        source = source_of(folder)
         bar.update(1)
-        save(model, out, tokenizer, provenance={"transformers": folder.name})
+        save(model, out, tokenizer, provenance=source)
         bar.update(2)
     count = count_params(config)
     report = {"folder": str(folder), "out": str(out), "params_total": count.total, "params_active": count.active}

@@ -10,8 +10,8 @@ from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer
 from minimoe.errors import UserError
 from minimoe.hub.folder import TENSOR_FILE, is_saved_folder, load, read_config
-from minimoe.hub.layouts import is_transformers_folder
-from minimoe.hub.pretrained import shipped
+from minimoe.hub.layouts import is_transformers_folder, source_of
+from minimoe.hub.pretrained import WEIGHTS, shipped
 from minimoe.model import MoETransformer
 from minimoe.training.checkpoint import CheckpointFolder, load_checkpoint
 from minimoe.training.run_folder import read_run_config
@@ -64,9 +64,10 @@ def provenance_of(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     """Where a checkpoint comes from, as its folder tells: step, training recipe, data with its hash, versions."""
     folder = Path(checkpoint)
     if not folder.is_dir():
-        return {"shipped": str(checkpoint)}
+        made = read_config(WEIGHTS / str(checkpoint))["provenance"] if str(checkpoint) in shipped() else {}
+        return {"shipped": str(checkpoint), **made}
     if is_transformers_folder(folder):
-        return {"transformers": folder.name}
+        return source_of(folder)
     if _is_saved(folder):
         return dict(read_config(folder)["provenance"])
     run = read_run_config(folder)

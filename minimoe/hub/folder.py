@@ -83,7 +83,9 @@ def save(
     if tokenizer is not None:
         _check_vocabulary(tokenizer, model.config, "give the tokenizer that the model was trained with")
     if format == "huggingface":
-        return to_transformers(model, directory, tokenizer, dtype=dtype or "float32")
+        return to_transformers(
+            model, directory, tokenizer, dtype=dtype or "float32", provenance=_plain(provenance or {})
+        )
     if dtype is not None:
         raise UserError(
             f"dtype={dtype!r} goes with format='huggingface'; for few bits here, use minimoe.quant.quantize_model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from minimoe.hub.layouts.codes import (
 )
 from minimoe.hub.layouts.settings import COPY
 from minimoe.hub.layouts.shards import Shards
+from minimoe.hub.tensorfile import FileRecord
 from minimoe.model.paths import SHOWN
 
 CODES = {"float8_e4m3fn": "FP8", "int8": "FP4"}
@@ -43,8 +45,8 @@ class CodedShards(Shards):
       UserError: naming codes without scales, scales without codes, and scales of a wrong shape or dtype.
     """
 
-    def __init__(self, folder: Path, coding: Coding):
-        super().__init__(folder)
+    def __init__(self, folder: Path, coding: Coding, records: Mapping[str, FileRecord] | None = None):
+        super().__init__(folder, records)
         try:
             self.pairs = self._paired(coding)
         except BaseException:

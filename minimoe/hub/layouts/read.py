@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,61 +20,93 @@ from minimoe.errors import UserError
 from minimoe.hub.layouts.coded_read import CodedShards
 from minimoe.hub.layouts.codes import Coding
 from minimoe.hub.layouts.families import LAYOUTS
+from minimoe.hub.layouts.kept_codes import with_codes
 from minimoe.hub.layouts.layout import Layout, Row
 from minimoe.hub.layouts.settings import CONFIG_FILE, COPY, Settings
-from minimoe.hub.layouts.shards import Shards
+from minimoe.hub.layouts.shards import INDEX, Shards
+from minimoe.hub.layouts.source import check_file, records_of
 from minimoe.hub.names import abstract_model
 from minimoe.model import MoETransformer
 from minimoe.model.paths import filled_state, misfits, named_leaves
+from minimoe.quant.report import STORED
 
 
-def from_transformers(folder: str | os.PathLike[str], *, dtype: Any = "float32") -> MoETransformer:
+def from_transformers(
+    folder: str | os.PathLike[str], *, dtype: Any = "float32", keep_codes: bool = False
+) -> MoETransformer:
     """Reads a local folder that ``save_pretrained`` of Transformers wrote, or that was published in its form.
 
-    The tensors are read one after the other: beside the model, one array of it is in memory. A tokenizer is not read.
-    Layers for multi-token prediction are left out: the next token does not depend on them.
+     The tensors are read one after the other: beside the model, one array of it is in memory. A tokenizer is not read.
+     Layers for multi-token prediction are left out: the next token does not depend on them.
 
-    Args:
-      folder: holds config.json and model.safetensors, or several safetensors files and their index.
-      dtype: of the stored weights and of the matmuls; router weights and norms compute in float32 always.
+     Args:
+       folder: holds config.json and model.safetensors, or several safetensors files and their index.
+       dtype: of the stored weights and of the matmuls; router weights and norms compute in float32 always.
+       keep_codes: FP8 and FP4 weights stay the codes that the files hold, see `minimoe.hub.layouts.kept_codes`. They become
+         floats otherwise.
 
-    Returns:
-      The model; its ``config`` says what it is.
+     Returns:
+       The model; its ``config`` says what it is.
 
-    Raises:
-      UserError: for an unknown ``model_type``; for a value of config.json that our models cannot express, naming it;
-        for a file that is missing or broken; for tensors that are missing, unexpected or of a wrong shape, by name.
+     Raises:
+       UserError: for an unknown ``model_type``; for a value of config.json that our models cannot express, naming it;
+         for a file that is missing, broken or, in a folder that `to_transformers` wrote, altered; for tensors
+    X, unexpected or of a wrong shape, by name.
 
-    Example:
-      >>> from_transformers("no/such/folder")
-      Traceback (most recent call last):
-      minimoe.errors.UserError: no/such/folder does not exist; name a folder made by save_pretrained of Transformers
+     Example:
+       >>> from_transformers("no/such/folder")
+       Traceback (most recent call last):
+       minimoe.errors.UserError: no/such/folder does not exist; name a folder made by save_pretrained of Transformers
     """
     folder, dtype = Path(folder), dtype_name("dtype", dtype, owner="from_transformers")
     layout, settings, config = read_config(folder, dtype)
-    coding = Coding.read(settings)
-    with Shards(folder) if coding is None else CodedShards(folder, coding) as shards:
+    coding, records = Coding.read(settings), records_of(settings)
+    check_file(folder, INDEX, records)
+    with Shards(folder, records) if coding is None else CodedShards(folder, coding, records) as shards:
         _check_size(config, shards)
         graphdef, state = abstract_model(config)
         rows = layout.rows(config)
         _check(named_leaves(state), rows, shards, lambda name: layout.ignored(name, settings))
 
         def read(name: str, leaf: Any) -> Any:
-            array = np.zeros(leaf.shape) if not rows[name].names else _read(rows[name], shards, leaf.shape)
-            return leaf.replace(jnp.asarray(array, leaf.dtype))
+            return _filled(leaf, rows[name], shards, mark=keep_codes)
 
-        return nnx.merge(graphdef, filled_state(state, read))
+        model = nnx.merge(graphdef, filled_state(state, read))
+        if not keep_codes:
+            return model
+        if coding is None or not isinstance(shards, CodedShards):
+            raise UserError(f"{folder} holds plain floats, no codes to keep; leave keep_codes out")
+        return with_codes(model, rows, shards, coding, lambda row, shape, tensor: _read(row, shards, shape, tensor))
 
 
-def load_transformers(folder: Path, *, dtype: Any = "float32") -> tuple[MoETransformer, Tokenizer | None, ModelConfig]:
+def _filled(leaf: Any, row: Row, shards: Shards, mark: bool) -> Any:
+    """The leaf with its array; ``mark`` says of what is bfloat16 in the files that it can be stored so again."""
+    if not row.names:
+        return leaf.replace(jnp.zeros(leaf.shape, leaf.dtype))
+    dtypes = set()
+
+    def tensor(name: str) -> np.ndarray:
+        dtypes.add(shards.dtype(name))
+        return shards.read(name)
+
+    new = leaf.replace(jnp.asarray(_read(row, shards, leaf.shape, tensor), leaf.dtype))
+    if mark and dtypes == {"bfloat16"} and isinstance(leaf, nnx.Param):
+        new.set_metadata(**{STORED: "bfloat16"})
+    return new
+
+
+def load_transformers(
+    folder: Path, *, dtype: Any = "float32", keep_codes: bool = False
+) -> tuple[MoETransformer, Tokenizer | None, ModelConfig]:
     """`from_transformers` with the tokenizer of the folder (None if it has no tokenizer.json) and the config.
 
     Raises:
       UserError: also for a tokenizer that is not byte-level BPE, or has more ids than the model.
     """
-    model = from_transformers(folder, dtype=dtype)
+    model = from_transformers(folder, dtype=dtype, keep_codes=keep_codes)
     if not (folder / TOKENIZER_FILE).is_file():
         return model, None, model.config
+    check_file(folder, TOKENIZER_FILE, records_of(Settings.read(folder)))
     try:
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
     except UserError as error:
@@ -130,10 +163,11 @@ def _in_memory_form(row: Row, shards: Shards) -> bool:
     return not row.files or all(name in shards.shapes for name in row.names)
 
 
-def _read(row: Row, shards: Shards, shape: tuple[int, ...]) -> np.ndarray:
+def _read(row: Row, shards: Shards, shape: tuple[int, ...], tensor: Callable[[str], np.ndarray]) -> np.ndarray:
+    """One array of ours; ``tensor`` reads one of theirs by its name."""
     if _in_memory_form(row, shards):
-        return row.from_memory(shards.read)
-    return row.from_files(shards.read, num_experts=shape[0])
+        return row.from_memory(tensor)
+    return row.from_files(tensor, num_experts=shape[0])
 
 
 def _check(leaves: dict[str, Any], rows: dict[str, Row], shards: Shards, ignored: Any) -> None:

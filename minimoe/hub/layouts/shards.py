@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from minimoe.errors import UserError
 from minimoe.files import read_text
 from minimoe.hub.layouts.settings import COPY
-from minimoe.hub.tensorfile import TensorFile
+from minimoe.hub.tensorfile import FileRecord, TensorFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 READABLE = ("float32", "bfloat16", "float16", "int64")  # the last for the tables of hash routing
@@ -20,6 +21,9 @@ READABLE = ("float32", "bfloat16", "float16", "int64")  # the last for the table
 class Shards:
     """The files of a folder, open until the end of the ``with``; nothing but their headers is in memory.
 
+    Args:
+      records: what must be true of a file, by its name; of one that is not there nothing is known.
+
     Attributes:
       shapes: of every tensor by its name. bytes: of all files.
 
@@ -27,12 +31,13 @@ class Shards:
       UserError: if a file is missing, cut short or broken, or a tensor is stored twice.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, records: Mapping[str, FileRecord] | None = None):
         self.folder = folder
+        known = records or {}
         self._home: dict[str, TensorFile] = {}
         with contextlib.ExitStack() as stack:
-            for path in _files(folder):
-                file = stack.enter_context(TensorFile(path, repair=COPY))
+            for path in tensor_files(folder):
+                file = stack.enter_context(TensorFile(path, known.get(path.name), repair=COPY))
                 twice = sorted(set(file.header) & set(self._home))
                 if twice:
                     raise UserError(f"{folder} holds {twice[0]} in two files; {COPY}")
@@ -68,7 +73,7 @@ class Shards:
         return self.raw(name)
 
 
-def _files(folder: Path) -> list[Path]:
+def tensor_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, all of them there."""
     index = folder / INDEX
     if not index.is_file():

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from minimoe.data import Tokenizer
 from minimoe.errors import UserError
 from minimoe.files import check_folder
 from minimoe.hub.layouts import coded_write
+from minimoe.hub.layouts.card import README, readme
 from minimoe.hub.layouts.coded_write import Coder, coding_of
 from minimoe.hub.layouts.families import LAYOUTS
 from minimoe.hub.layouts.layout import Layout
@@ -53,6 +54,7 @@ def to_transformers(
     *,
     dtype: str = "float32",
     card: str = "",
+    provenance: Mapping[str, Any] | None = None,
     shard_bytes: Any = SHARD_BYTES,
 ) -> Path:
     """Writes a model in the layout of Transformers; all or nothing, like `minimoe.hub.save`.
@@ -65,7 +67,9 @@ def to_transformers(
       dtype: of the stored weights. "fp8" is DeepSeek's published layout, "fp4" that of V4's experts with the rest in FP8;
         see `minimoe.hub.layouts.codes`. What is no code is bfloat16 there, also in norms and
         routers, as in published files; in "bfloat16" those two stay float32.
-      card: of the model, what stands in README.md; a few lines are written if it is empty.
+      card: of the model, for README.md; a few lines are written if it is empty. Front matter and the sizes of all files are
+        added (see `minimoe.hub.layouts.card`).
+      provenance: where the model comes from, as `minimoe.hub.provenance_of` says; kept in config.json.
       shard_bytes: most bytes a file should hold; a larger tensor has a file of its own.
 
     Returns:
@@ -93,9 +97,10 @@ def to_transformers(
         names = write_shards(aside, tensors(model, layout, dtype, coder), limit)
         if coder is not None:
             values |= coder.coding.to_settings(coder.floats)
-        names += _write_texts(
-            aside, model.config, tokenizer, values, card or _card(directory.name, layout, model.config)
-        )
+        names += _write_texts(aside, model.config, tokenizer, values)
+        text = readme(aside, names, directory.name, layout, model.config, dtype, card, provenance or {})
+        names += _written(aside, {README: text})
+        values |= {"provenance": dict(provenance)} if provenance else {}
         files = {name: FileRecord.of(aside / name).to_dict() for name in names}
         old = _named(directory)
         publish(directory, aside, values | {"dtype": "float32" if dtype == "float32" else "bfloat16", "files": files})
@@ -236,14 +241,14 @@ def write_shards(folder: Path, named: Iterator[tuple[str, np.ndarray]], limit: i
     return [*files, INDEX]
 
 
-def _write_texts(
-    folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, values: dict[str, Any], card: str
-) -> list[str]:
-    """Tokenizer, generation settings and card; adds the end-of-text token to ``values``, the config.json."""
+def _write_texts(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, values: dict[str, Any]) -> list[str]:
+    """Tokenizer and generation settings; adds the end-of-text token to ``values``, the config.json."""
     end = None if tokenizer is None else tokenizer.eot_id
     values |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    # Drawn at temperature 1, like `minimoe.generate` and the published files of GLM-4.5 and DeepSeek: without do_sample
+    # `generate()` of Transformers would be greedy, and the most likely text of a small model repeats itself.
     generation = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "do_sample": True, "temperature": 1.0}
-    texts = {"generation_config.json": json.dumps(generation, indent=1), "README.md": card}
+    texts = {"generation_config.json": json.dumps(generation, indent=1)}
     if tokenizer is not None:
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(
@@ -257,30 +262,14 @@ def _write_texts(
         texts["tokenizer_config.json"] = json.dumps(
             kind | special | {"model_max_length": config.context_length}, indent=1
         )
+    return _written(folder, texts)
+
+
+def _written(folder: Path, texts: Mapping[str, str]) -> list[str]:
+    """Writes texts, each with a line end at its end; returns their names."""
     for name, text in texts.items():
         (folder / name).write_text(text + "\n" * (not text.endswith("\n")), encoding="utf-8", newline="")
     return list(texts)
-
-
-def _card(name: str, layout: Layout, config: ModelConfig) -> str:
-    from minimoe import __version__
-    from minimoe.cost import count_params
-
-    count = count_params(config)
-    return f"""---
-library_name: transformers
----
-# {name}
-
-A Mixture-of-Experts language model of {count.total / 1e6:.2f} million parameters, {count.active / 1e6:.2f} million of
-them active on a token, written by minimoe {__version__} in the layout of `{layout.model_type}`.
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained("{name}")
-
-What it was trained on, under which licence, and what it scores was not said when it was exported: whoever passes it on should
-add it here.
-"""
 
 
 def is_export(folder: Path) -> bool:
