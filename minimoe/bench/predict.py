@@ -7,8 +7,8 @@ counted in the timed run and given to the prediction.
 
 Where a decoded token's time goes, by a profile of dense-nano with 8 sequences on one core: 54% to matmuls, whose weights come
 from beyond the near cache, 16% to turning keys and values heads-first, 8% to picking the likeliest of 2,048 tokens; the rest
-to about 90 small operations, of half a microsecond to two each. In a sparse model, copying the weights of each token's
-experts out of their stack takes as long as the matmuls. Each of these has a rate of its own in `minimoe.cost.Machine`.
+to about 90 small operations, of half a microsecond to two each. A sparse model also copies the weights of each token's
+experts out of their stack. Each of these has a rate of its own in `minimoe.cost.Machine`.
 
 Not counted: the angles of the rotary positions, which the compiled program computes again for every number that they turn (4%
 of that token), and what Python does once a call. The recorded run is older than the rates of turning, slicing and picking:

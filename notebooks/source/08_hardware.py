@@ -46,6 +46,7 @@ from jax.sharding import PartitionSpec as P
 import minimoe
 from minimoe import MoEConfig, cost, data, hub, parallel, plots
 from minimoe.claims import ledger
+from minimoe.experiments import read_record
 from minimoe.moe import MoELayer, sparse_layers
 from minimoe.process import keep_compiled_programs, keep_memory
 from minimoe.training import evaluate
@@ -174,6 +175,25 @@ plots.roofline(peak, bandwidth, series, labels, "Figure 1: three layers, from 1 
 #
 # Points can lie above the slanted roof when the weights fit into the processor's own cache: then memory is not asked. Points far
 # below it are the price of what is not a product: choosing, sorting, gathering.
+#
+# ## Whole steps, predicted and measured
+#
+# Does a roofline say how long a whole step takes? `minimoe bench predict` asks that of training steps and of decoded tokens. It first
+# measures rates on operations that belong to no model, then predicts, and only then looks at the clock. This is a recorded run.
+
+# %%
+times = read_record("predicted-times")["rows"]
+for kind, what in {"train": "training steps", "decode": "decoded tokens"}.items():
+    for key, way in {"predicted_ms": "rates by shape", "peak_roofline_ms": "peak and bandwidth alone"}.items():
+        off = [abs(row[key] / row["measured_ms"] - 1) for row in times if row["kind"] == kind]
+        print(f"{what}, {way}: median error {np.median(off):.0%} of {len(off)} times")
+plots.predicted_times(times, "Recorded on two cores: whole steps, predicted and measured")
+
+# %% [markdown]
+# What to see: on the line a prediction is right, in the shade it is off by at most a quarter. Peak and bandwidth alone (crosses)
+# promise far too much. With a rate for each shape of product, training steps (filled) lie in the shade. Decoding (open) still takes
+# longer than predicted: its products are thin, and it also turns the cache, copies experts and starts many small operations. The
+# library now has a rate for each of these, but this record is older: **run the command here and see**.
 #
 # ## How many experts a batch wakes
 #
