@@ -10,15 +10,23 @@ import typer
 from minimoe.console import Bar, print_json, start, write_out
 from minimoe.errors import UserError
 
-DTYPES = {"huggingface": ("float32", "bfloat16", "fp8", "fp4"), "onnx": ("float32", "int8"), "stablehlo": ("float32",)}
+DTYPES = {
+    "huggingface": ("float32", "bfloat16", "fp8", "fp4"),
+    "onnx": ("float32", "int8"),
+    "stablehlo": ("float32",),
+    "gguf": ("float32", "bfloat16", "int8"),
+}
 
 
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A training folder, a saved folder, or a model of the package.")],
     out: Annotated[Path, typer.Option(help="Folder: new, empty, or an earlier export of this format.")],
-    format: Annotated[str, typer.Option(help="huggingface, onnx or stablehlo.")] = "huggingface",
+    format: Annotated[str, typer.Option(help="huggingface, onnx, stablehlo or gguf.")] = "huggingface",
     dtype: Annotated[
-        str, typer.Option(help="Of the weights: float32; bfloat16, fp8 or fp4 for huggingface; int8 for onnx.")
+        str,
+        typer.Option(
+            help="Of the weights: float32; bfloat16 (huggingface, gguf), fp8, fp4 (huggingface), int8 (onnx, gguf)."
+        ),
     ] = "float32",
     batch: Annotated[int, typer.Option(help="Sequences of the programs; stablehlo alone has fixed shapes.")] = 1,
     length: Annotated[int | None, typer.Option(help="Tokens of them; the context length by default.")] = None,
@@ -28,7 +36,7 @@ def export(
 
     huggingface: Transformers loads it with AutoModelForCausalLM. fp8 is DeepSeek's layout, codes in blocks of 128 x 128; fp4
     is that of DeepSeek-V4's experts, for models of that family. onnx: one file for ONNX Runtime. stablehlo: forward, decode
-    step and training step, lowered for cpu, cuda, rocm and tpu.
+    step and training step, lowered for cpu, cuda, rocm and tpu. gguf: one file for llama.cpp.
 
     Example: minimoe export small --out small-hf
 
@@ -65,11 +73,13 @@ def write(
         text, past = card(checkpoint) if known else "", provenance_of(checkpoint)
         to_transformers(model, out, tokenizer, dtype=dtype, card=text, provenance=past)
         return
-    from minimoe.export import export_onnx, export_stablehlo
+    from minimoe.export import export_gguf, export_onnx, export_stablehlo
     from minimoe.training import Recipe
 
     if format == "onnx":
         export_onnx(model, out, tokenizer, dtype=dtype)
+    elif format == "gguf":
+        export_gguf(model, out, tokenizer, dtype=dtype)
     else:
         export_stablehlo(model, out, tokenizer, batch=batch, length=length, recipe=Recipe.preset("nano"))
 

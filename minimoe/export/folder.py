@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -80,6 +80,12 @@ class FolderWriter(contextlib.AbstractContextManager["FolderWriter"]):
     def add(self, name: str, content: bytes) -> None:
         """A file with this content."""
         (self._aside / name).write_bytes(content)
+        self._files[name] = FileRecord.of(self._aside / name).to_dict()
+
+    @contextlib.contextmanager
+    def placing(self, name: str) -> Iterator[Path]:
+        """A path for the caller to write this file to."""
+        yield self._aside / name
         self._files[name] = FileRecord.of(self._aside / name).to_dict()
 
     def add_tensors(self, name: str, arrays: dict[str, Any]) -> None:
