@@ -33,6 +33,7 @@ from minimoe.experiments import (
     specialists,
     step_times,
     teacher,
+    v4_nano,
     v4_parts,
 )
 from minimoe.experiments.records import RECORDS, read_record_file, write_record
@@ -59,6 +60,7 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
     "distillation-ways": distillation_ways.runs,
     "reasoning": reasoning.runs,
     "specialists": specialists.runs,
+    "v4-nano": v4_nano.runs,
     "v4-parts": v4_parts.runs,
     "mtp": mtp.runs,
     "attention-kinds": attention_kinds.runs,
