@@ -28,7 +28,7 @@ DIGITS = 6
 # What figures draw. The other lines of metrics.jsonl stay in the run's folder.
 DRAWN = ("step", "tokens", "seconds", "loss", "max_violation")
 # What is kept of an evaluation on the way; the last one is kept whole.
-SCORED = ("kind", "step", "tokens", "seconds", "protocol", "bits_per_byte", "per_domain")
+SCORED = ("kind", "step", "tokens", "seconds", "protocol", "bits_per_byte")
 Record = dict[str, Any]
 
 

@@ -19,6 +19,7 @@ SHIPPED_AS = {
     "teacher/teacher": "teacher",
     "small-hour/small": "small",
     "nano/nano": "nano",
+    "v4-nano/v4-nano": "v4-nano",
     "reasoning/forward-kl-0": "student",
     "specialists/stories": "stories",
     "specialists/bibles": "bibles",
