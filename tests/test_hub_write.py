@@ -21,6 +21,7 @@ from minimoe.hub.layouts.write import choose_layout
 from minimoe.inference import generate
 from minimoe.model.paths import named_leaves
 from minimoe.moe import sparse_layers
+from minimoe.quant import dequantize_model
 
 FIXTURES = Path(__file__).parent / "fixtures" / "transformers"
 REQUIRED = os.environ.get("MINIMOE_REQUIRE_INTEROP") == "1"
@@ -208,11 +209,10 @@ def test_transformers_loads_what_we_write_and_says_the_same(name, tmp_path):
     import torch
     import transformers
 
-    tokenizer = load_tokenizer()
-    if name == "v4-nano":
-        model = MoETransformer(ModelConfig.preset(name), rngs=nnx.Rngs(0))
-    else:
-        model, tokenizer, _ = load_pretrained(name)
+    model, tokenizer, _ = load_pretrained(name)
+    model = dequantize_model(
+        model
+    )  # what is written; the recipe of v4-nano rounds activations too, which no file can hold
     out = save(model, tmp_path / "out", tokenizer, format="huggingface")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     read = transformers.AutoTokenizer.from_pretrained(out)
