@@ -204,7 +204,7 @@ def test_the_ladder_is_drawn_into_a_file(capsys, tmp_path):
     """One panel for each quantity, by name; what is printed stays the ladder."""
     path = tmp_path / "ladder.svg"
     assert app.run(["claims", "--ladder", "--figure", str(path)]) == 0
-    assert "v4-small is not trained yet" in " ".join(capsys.readouterr().out.split())
+    assert "the whole block of DeepSeek-V4" in " ".join(capsys.readouterr().out.split())
     drawn = path.read_text(encoding="utf-8")
     words = [title for title, _, _ in FIELDS.values()] + [rung.name for rung in ladder()]
     assert [word for word in words if f"<!-- {word} -->" not in drawn] == []  # above the curves that spell it
@@ -216,6 +216,6 @@ def test_the_commands_print_rows_and_rungs(capsys):
     assert app.run(["claims"]) == 0
     assert "most-with-least" in capsys.readouterr().out
     assert app.run(["claims", "--ladder"]) == 0
-    assert "v4-small is not trained yet" in " ".join(capsys.readouterr().out.split())
+    assert "the whole block of DeepSeek-V4" in " ".join(capsys.readouterr().out.split())
     assert app.run(["claims", "--only", "huawei"]) == 0
     assert "not testable here" in " ".join(capsys.readouterr().out.split())

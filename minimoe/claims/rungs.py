@@ -206,13 +206,14 @@ def _small_cache() -> Rung:
     from minimoe.config import ModelConfig
     from minimoe.hub import shipped
 
-    untrained = "v4-small is not trained yet, and neither is v4-nano; the sizes are those of v4-nano"
     values: dict[str, int | float | None] = sizes(ModelConfig.preset("v4-nano"), RECIPE)
     why = {"facts_per_param": "attention-kinds has facts for other sizes: see claim 7"}
     if "v4-nano" not in shipped():
         values |= {"bits_per_byte": None, "exact_match": None}
-        why |= dict.fromkeys(("bits_per_byte", "exact_match"), untrained)
-    change = f"v4-nano: the attention of DeepSeek-V4 at the width of nano, recipe {RECIPE}; v4-small is not trained yet"
+        why |= dict.fromkeys(("bits_per_byte", "exact_match"), "v4-nano is not trained; the sizes are its")
+    change = (
+        f"v4-nano: the whole block of DeepSeek-V4 at the width of nano, by Muon, on nano's text alone; recipe {RECIPE}"
+    )
     return _rung("small cache", change, values | {"facts_per_param": None}, why)
 
 

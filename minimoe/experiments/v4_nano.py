@@ -5,8 +5,9 @@ multi-token prediction. It is trained by Muon, as V4 was, on the tokens that the
 6.1 million. Two parts of the recipe change at once against ``nano``, the block and the optimizer, so ``nano`` is also
 trained by Muon, for as long: the distance between these two is the block's.
 
-One seed: a distance smaller than the range between seeds in the experiment ``v4-parts`` says nothing. The trained model is
-the one that the package ships as ``v4-nano``.
+Two thirds of the distance are the optimizer's: 1.66 bits per byte, 1.56 with Muon, 1.51 with the block as well. The last step
+is no proof: there is one seed, and in ``v4-parts`` seeds alone lie 0.06 apart. The trained model is the one that the package
+ships as ``v4-nano``.
 """
 
 from __future__ import annotations
