@@ -42,6 +42,8 @@ BOXES = {
     '"Cheaper to operate': "cheaper",
     "It does the most with the least": "most-with-least",
 }
+# Asked by a lesson, not by the press: the ledger has no row for it. The numbers come from a record, in the cell.
+ASKED_BY_US = ('"The other parts of DeepSeek-V4 make a better model."',)
 PARTS = {
     ("00_tour", "active"): "holds",
     ("00_tour", "tflops"): "holds when capacity is what the task lacks",
@@ -113,6 +115,8 @@ def test_a_row_refuses_a_verdict_of_another_kind(rows):
 def test_the_lessons_say_what_the_ledger_says(rows):
     seen = set()
     for lesson, claim, verdict in boxes():
+        if claim in ASKED_BY_US:
+            continue
         id = next((row for beginning, row in BOXES.items() if claim.startswith(beginning)), None)
         assert id is not None, f"{lesson}: no row of the ledger for {claim!r}; add it to BOXES"
         seen.add(id)
