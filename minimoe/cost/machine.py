@@ -20,7 +20,7 @@ from minimoe.errors import UserError
 ROWS, INNER, COLUMNS = (1, 8, 64, 1024), (32, 128, 512), (32, 256, 2048)  # m, k, n of the grid
 FEW_ROWS = (1, 8, 64)  # of those that read weights in turn
 LARGE = (1024, 1024, 1024)  # the peak
-WORKING_SETS = (2**20, 2**22, 2**24, 2**28)  # bytes
+WORKING_SETS = (2**20, 2**22, 2**24, 2**27)  # bytes
 TURNED = (2**14, 2**17, 2**20, 2**23)  # bytes of an array whose heads are put first
 KINDS = ("exponentials", "summed", "gathered", "sorted", "picked")
 MEASURED = "measured on this machine"

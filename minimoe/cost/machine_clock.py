@@ -21,7 +21,7 @@ from minimoe.cost.machine import FEW_ROWS, KINDS, LARGE, TURNED, WORKING_SETS, M
 ROUND_SECONDS, ROUNDS = 0.004, 3
 SIDE = 256  # of matrices that are read in turn
 PIECE = 128  # side of matrices that are copied out of a stack
-MOST_MATRICES = 64  # of this side; what is larger has fewer, larger ones, or compiling would take longer than timing
+MOST_MATRICES = 16  # of this side; what is larger has fewer, larger ones, or compiling would take longer than timing
 TURNED_HEADS, TURNED_WIDTH = 2, 32  # of the array that is turned
 SMALL = 1024  # numbers of a small operation; below 128, XLA plans nothing, whatever the size of the program
 LEVELS = (4, 16, 64)  # of `_small_operations`
