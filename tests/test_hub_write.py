@@ -182,7 +182,7 @@ def test_a_tokenizer_of_another_kind_is_named_with_the_repair(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["export", "nano", "--out", "new", "--format", "gguf"], "choose one of huggingface, onnx, stablehlo"),
+        (["export", "nano", "--out", "new", "--format", "pickle"], "choose one of huggingface, onnx, stablehlo, gguf"),
         (["export", "nano", "--out", "new", "--dtype", "int8"], "choose one of float32, bfloat16"),
         (["export", "nosuch", "--out", "new"], "nosuch does not exist"),
         (["export", "nano", "--out", "taken"], "taken"),

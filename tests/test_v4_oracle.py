@@ -84,9 +84,9 @@ def uniform_in_hash_layers(scores, bias, experts, scale):
     return COMBINE(np.ones_like(scores) if bias is None else scores, bias, experts, scale)
 
 
-def clamped_on_both_sides(row, gate_up, down, limit):
-    gate, up = np.clip(np.split(row @ gate_up, 2), -limit, limit)
-    return (gate * oracles.sigmoid(gate) * up) @ down
+def clamped_on_both_sides(row, gate_up, down, limit, product=np.matmul):
+    gate, up = np.clip(np.split(product(row, gate_up), 2), -limit, limit)
+    return product(gate * oracles.sigmoid(gate) * up, down)
 
 
 def other_dims_turned(x, position, freqs):
