@@ -170,6 +170,13 @@ def test_equal_scores_go_to_the_lower_entry():
     assert real.all()
 
 
+def test_a_zero_of_either_sign_is_the_same_score():
+    """Shut ReLUs and negative weights add up to -0, which `jax.lax.top_k` puts after 0."""
+    scores = jnp.array([[[-0.0, 0.0, -1.0, -0.0, 0.0]]])
+    index, _ = jax.jit(indexer.choose, static_argnums=2)(scores, jnp.ones((1, 5), bool), 3)
+    np.testing.assert_array_equal(index[0, 0], [0, 1, 3])
+
+
 @kinds
 def test_without_a_sink_the_loops_have_one_of_minus_infinity(kind):
     config = dataclasses.replace(CONFIGS[kind], sink=False)

@@ -115,6 +115,15 @@ def test_decode(bench):
     assert report["results"]["minimoe"]["tokens_per_second"] > 0
 
 
+def test_texts_that_part_have_tokens_before_it():
+    from minimoe.bench.decode import _before_parting
+
+    same = np.array([[True, True, False, True], [True, True, True, False]])
+    assert _before_parting(same) == 2
+    assert _before_parting(np.ones((2, 4), bool)) == 4
+    assert _before_parting(~same) == 0
+
+
 def test_attention(bench):
     whole = only_json(bench("attention", "--shape", "2,70,4,2,6", "--json"))
     check_envelope(whole, "attention")

@@ -44,7 +44,15 @@ def index_scores(
 def choose(
     scores: Float[Array, "B L E"], visible: Bool[Array, "L E"], top_k: int
 ) -> tuple[Int[Array, "B L K"], Bool[Array, "B L K"]]:
-    """The K best of the visible entries, and which of the K are visible at all: early queries see fewer."""
+    """The K best of the visible entries, and which of the K are visible at all: early queries see fewer.
+
+    Of equal scores the earlier entry wins. They are common with few heads: n ReLUs are all shut for about one entry in 2^n,
+    whose score is 0. The equations leave the order open, and ``torch.topk`` has another one, so a small model's text may
+    part from Transformers' at such a tie. The published 64 heads have none.
+    """
+    scores = jnp.where(
+        scores == 0, 0.0, scores
+    )  # top_k would put 0 before -0, the sum of shut ReLUs and negative weights
     index = jax.lax.top_k(jnp.where(visible[None], scores, -jnp.inf), min(top_k, scores.shape[2]))[1]
     seen = jnp.broadcast_to(visible[None], scores.shape)
     return index, jnp.take_along_axis(seen, index, axis=2)

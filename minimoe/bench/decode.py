@@ -3,6 +3,9 @@
 What is timed is a whole call: prefill of the prompt, then one token at a time from the key/value cache. A model with a head
 for multi-token prediction also decodes speculatively: two tokens go through the model at a time, and it depends on the
 text how often both are kept.
+
+Texts that part once have nothing in common from there on. It need not be a fault: where scores of an indexer with few
+heads tie, torch takes other entries than we do (`minimoe.attention.indexer.choose`).
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ def measure(
         "speculation": _drafts(model, ids, new_tokens, texts["minimoe"]),
         "tokens_identical": bool(same.all()) if same is not None else None,
         "tokens_agreeing": float(same[:, prompt:].mean()) if same is not None else None,
+        "tokens_before_parting": _before_parting(same[:, prompt:]) if same is not None else None,
         "results": {
             name: {
                 "tokens_per_second": round(batch * new_tokens / timing.median, 1),
@@ -65,6 +69,11 @@ def measure(
             for name, timing in times.items()
         },
     }
+
+
+def _before_parting(same: np.ndarray) -> int:
+    """New tokens that the texts have in common from their beginning: of the sequence whose texts part first."""
+    return int(np.logical_and.accumulate(same, axis=1).sum(axis=1).min())
 
 
 def random_model(config: ModelConfig, mtp: bool = False) -> tuple[MoETransformer, None]:

@@ -157,8 +157,9 @@ def decode(
 ) -> None:
     """Greedy generation: tokens per second, against Transformers with the same weights.
 
-    Speed ratios: above 1 is faster than Transformers. The tokens of both must be identical. A model with a head for
-    multi-token prediction decodes speculatively too. An untrained head is always wrong, which is the worst that
+    Speed ratios: above 1 is faster than Transformers. The tokens of both must be identical, but for ties: of equal
+    scores of an indexer torch takes other entries, and v4-22m has such ties. A model with a head for multi-token
+    prediction decodes speculatively too. An untrained head is always wrong, which is the worst that
     speculation can cost; a trained one (--model) is asked after text of the corpus.
 
     Example: minimoe bench decode --batch 4 --new-tokens 64

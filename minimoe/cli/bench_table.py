@@ -80,6 +80,8 @@ def _facts(report: dict[str, Any]) -> Iterable[str]:
             yield f"Losses of the first steps, {name}: {', '.join(f'{loss:.6f}' for loss in losses)}"
     if report.get("tokens_identical") is not None:
         yield f"Tokens identical: {report['tokens_identical']} ({report['tokens_agreeing']:.1%} of the new ones)"
+        if not report["tokens_identical"]:
+            yield f"Tokens before the texts part: {report['tokens_before_parting']} of {report['shape']['new_tokens']}"
     if report.get("speculation"):
         drafts = report["speculation"]
         rate = "none written" if drafts["acceptance_rate"] is None else f"{drafts['acceptance_rate']:.1%}"
