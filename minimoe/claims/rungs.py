@@ -257,13 +257,13 @@ def most_with_least() -> Row:
         knowledge="facts per parameter: "
         + shown({name: rungs[name].values["facts_per_param"] for name in ("dense", "sparse", "quantized")}, ".4f"),
         other=f"the distilled model in recipe {RECIPE} weighs {smaller:.1f} times less than the dense one in float32; "
-        f"the small cache holds {less_cache:.1f} times less a token, and is not trained yet",
+        f"the small cache holds {less_cache:.1f} times less a token",
         verdict="holds when each saving is judged by what it spares: sparse saves FLOPs and quantized saves bytes; "
         "the facts of a full model and the text of a student are the price"
         if gained and kept
         else "does not show here",
-        not_established="That the savings multiply in one model: "
-        "every rung has weights of its own, and the smallest cache none yet.",
+        not_established="That the savings multiply in one model: every rung has weights of its own, "
+        "and that of the small cache had another optimizer as well.",
         command="minimoe claims --ladder",
         numbers={"ladder": [rung.to_record() for rung in rungs.values()]},
     )

@@ -92,8 +92,15 @@ def _title(name: str) -> str:
     """The question of an experiment as a heading, its names explained below."""
     module = importlib.import_module(f"minimoe.experiments.{name.replace('-', '_')}")
     question, _, rest = (module.__doc__ or "").partition("\n")
-    words = re.sub(r"\s+", " ", rest).strip().replace("``", "`")
+    words = "\n\n".join(_paragraph(lines) for lines in re.split(r"\n\s*\n", rest.strip()))
     return f"## {question}\n\n`minimoe experiments show {name}`. {words}".replace("``", "`")
+
+
+def _paragraph(lines: str) -> str:
+    """A paragraph of a docstring; indented lines, a name, two spaces or more, and what it is, as a list."""
+    if lines.startswith("  "):
+        return re.sub(r"(?m)^  (\S.*?) {2,}", r"- `\1`: ", lines)
+    return re.sub(r"\s+", " ", lines).strip()
 
 
 def _score_tables(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
