@@ -17,7 +17,7 @@ def test_bars_are_multiples_of_the_first_number():
     first, second = (axes for axes in figure.axes if axes.get_visible())
     assert [bar.get_width() for bar in first.patches] == [math.log2(v / 8) for v in values["bytes"]]
     assert [bar.get_width() for bar in second.patches] == [0.0, -1.0]
-    assert [text.get_text() for text in second.texts] == ["none", "1x", "none", "0.5x"]
+    assert [text.get_text() for text in second.texts] == ["none", "1x", "0", "0.5x"]
     assert first.get_title(loc="left") == "bytes\nlower is better"
     assert [label.get_text() for label in first.get_yticklabels()] == ["a", "b", "c", "d"]
 

@@ -47,8 +47,8 @@ def bytes_against_context(
         axes.plot([at], [size], "o", color=style.INK, markersize=11, fillstyle="none", markeredgewidth=1.5)
         axes.axvline(at, color=style.QUIET, linewidth=0.8, linestyle=":")
         axes.annotate(
-            text, (at, size), xytext=(10, -22), textcoords="offset points", fontsize=style.TICK_PT, color=style.INK,
-            parse_math=False,
+            text, (at, 0.03), xycoords=("data", "axes fraction"), xytext=(6, 0), textcoords="offset points",
+            fontsize=style.TICK_PT, color=style.INK, parse_math=False,
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

@@ -22,8 +22,8 @@ def rungs(
     """A panel for each quantity, a bar for each rung, on a scale of multiples: half and twice are equally far from 1.
 
     Args:
-      values: for each quantity one value a rung, None (or 0, of which there is no multiple) where there is none. Such a rung
-        has a short line "none" in place of a bar.
+      values: for each quantity one value a rung, None where there is none: the word "none" stands in place of a bar, and "0"
+        for a value of 0, which is no multiple.
       names: of the rungs, from the top.
       better: "lower" or "higher" for a quantity, shown beside its name; "" for none.
       title: above the figure.
@@ -50,7 +50,7 @@ def rungs(
         reach = max(1.0, *(abs(power) for power in powers if power is not None)) if any(row) else 1.0
         for place, power in enumerate(powers):
             if power is None:
-                words, at = "none", 0.0
+                words, at = "none" if row[place] is None else "0", 0.0
             else:
                 axes.barh(place, power, height=0.6, color=style.color_of(place))
                 words, at = f"{2**power:.3g}x", max(power, 0.0)

@@ -117,8 +117,9 @@ print(f"this machine: {peak / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s")
 print(f"{peak / bandwidth:.1f} operations in the time of a byte")
 
 # %% [markdown]
-# (`minimoe doctor` measures the same more carefully, and says what is wrong with a set-up.) The last number is the **ridge point**. A program of less intensity waits for memory, whatever the processor can do. A
-# program of more intensity waits for arithmetic.
+# The operations in the time of a byte are the **ridge point**. A program of less intensity waits for memory, whatever the
+# processor can do. A program of more intensity waits for arithmetic. (`minimoe doctor` measures the same more carefully, and
+# says what is wrong with a set-up.)
 #
 # ### Exercise: the roofline
 
@@ -168,10 +169,10 @@ labels = {"matrix product": [f"T={t}" for t in counts]}
 plots.roofline(peak, bandwidth, series, labels, "Figure 1: three layers, from 1 to 1,024 tokens")
 
 # %% [markdown]
-# What to see: every curve begins at the left, under the slanted roof. With one token a layer reads each number once and uses it
-# once. The dense layer reaches the ridge point after a few dozen tokens. The sparse layer is at the same arithmetic for a token,
-# and its curve hardly moves to the right at first: **each further token wakes further experts**, so bytes grow as fast as
-# operations. It needs many times more tokens to leave the slanted roof.
+# What to see: every curve begins at the left, where the roof is slanted. With one token a layer reads each number once and uses
+# it once. The dense layer does about T / 2 operations for a byte, so it passes the ridge point when T is about twice its number.
+# The sparse layer does the same arithmetic for a token, and its curve hardly moves to the right at first: **each further token
+# wakes further experts**, so bytes grow as fast as operations. It needs many times more tokens to leave the slanted roof.
 #
 # Points can lie above the slanted roof when the weights fit into the processor's own cache: then memory is not asked. Points far
 # below it are the price of what is not a product: choosing, sorting, gathering.
@@ -191,9 +192,9 @@ plots.predicted_times(times, "Recorded on two cores: whole steps, predicted and 
 
 # %% [markdown]
 # What to see: on the line a prediction is right, in the shade it is off by at most a quarter. Peak and bandwidth alone (crosses)
-# promise far too much. With a rate for each shape of product, training steps (filled) lie in the shade. Decoding (open) still takes
-# longer than predicted: its products are thin, and it also turns the cache, copies experts and starts many small operations. The
-# library now has a rate for each of these, but this record is older: **run the command here and see**.
+# promise far too much. With a rate for each shape of product, training steps (filled) lie in the shade. Decoding (open) mostly
+# takes longer than predicted: its products are thin, and it also turns the cache, copies experts and starts many small operations.
+# The library now has a rate for each of these, but this record is older: **run the command here and see**.
 #
 # ## How many experts a batch wakes
 #
@@ -229,7 +230,7 @@ head = ["texts at once", "experts read, of 256", "reading, ms", "computing, ms",
 table(head, lines, "DeepSeek-V4-Flash on eight H800, 4,096 tokens read, by data sheets:")
 
 # %% [markdown]
-# Writing text waits for memory at every batch that people use. That is why the three ideas of this course matter for it: sparse
+# Writing text waits for memory at every batch of this table. That is why the three ideas of this course matter for it: sparse
 # layers, few bits, and a small cache all **reduce what is read**. Here is each of them alone, on the same eight chips.
 
 # %%
@@ -260,7 +261,8 @@ table(head, lines, "One H800, were its memory large enough: reading in one step"
 #
 # ## What the export rules cut
 #
-# The A800 is an A100 and the H800 an H100, with one number changed: the link between chips.
+# The A800 is an A100 and the H800 an H100 with a slower link between chips. (The H800 also lost most of its float64, which no
+# model here uses.)
 
 # %%
 def cut(full, less):
@@ -300,7 +302,7 @@ table(["chip", "operations in the time of a link byte", "offered by an expert of
 
 # %% [markdown]
 # What to see: on an H100 the experts' arithmetic covers the traffic, on an H800 it does not: there the cut link *would* decide. What
-# DeepSeek did about it is the next section: send less.
+# DeepSeek-V3 did about it comes below: send less.
 #
 # ## Experts on eight devices
 #
@@ -385,7 +387,7 @@ print(f"a round sends {found:,} bytes, {found / needed:.1f} times what is needed
 #
 # ## Sending less: the group limit
 #
-# DeepSeek-V3 chooses experts in two steps. First a token chooses a few *groups*, one group being the experts of a few machines.
+# DeepSeek-V3 chooses experts in two steps. First a token chooses a few *groups*, one group being the experts of one machine.
 # Then it chooses experts inside them. So its row travels to few machines. Here are real tokens in the trained `small`, over eight
 # devices with two experts each: free choice, and a choice within the best group of four experts, which is two devices. Nobody
 # trained `small` for the second way.
