@@ -147,6 +147,42 @@ def test_the_saved_byte_tokenizer_means_the_same_to_the_library() -> None:
     assert reference.encode("<|endoftext|>").ids == [256]
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+END = json.loads(SHIPPED.read_text(encoding="utf-8"))["added_tokens"][0]
+
+
+def without_a_byte() -> dict:
+    """A vocabulary in which the bell, a byte of many texts, has no token, as after training on text that never rings it."""
+    model = json.loads(SHIPPED.read_text(encoding="utf-8"))["model"]
+    bell = "\u0107"
+    model["vocab"]["never"] = model["vocab"].pop(bell)
+    return model
+
+
+def test_tokens_added_to_a_vocabulary_keep_the_laws() -> None:
+    """Special ones stand for no text and text never becomes one; the others are words, in characters."""
+    added = [END, *(END | {"id": 2061 + i, "content": content} for i, content in enumerate(("<｜x▁y｜>", "<s>")))]
+    word = END | {"id": 2063, "content": "Straße ", "special": False}
+    tokenizer = minimoe.data.tokenizer._from_json(edited(model=moved_to(2060), added_tokens=[*added, word]))
+    special = [tokenizer._backend.token_to_id(name) for name in ("<｜x▁y｜>", "<s>")]
+    number = tokenizer._backend.token_to_id("Straße ")
+    assert tokenizer.vocab_size == 2061
+    assert tokenizer.token_bytes(number) == "Straße ".encode()
+    assert tokenizer.decode(special) == ""
+    text = "die Straße <｜x▁y｜> <s> ieldción"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert number in tokenizer.encode(text)
+    assert not {*special} & set(tokenizer.encode(text))
+    assert tokenizer.byte_lengths[tokenizer.encode(text)].sum() == len(text.encode())
+
+
+def moved_to(number: int) -> dict:
+    """The model with its last token under another id: ids may have gaps."""
+    model = json.loads(SHIPPED.read_text(encoding="utf-8"))["model"]
+    model["vocab"][max(model["vocab"], key=model["vocab"].get)] = number
+    return model
+
+
 def edited(**changes: object) -> str:
     return json.dumps(dict(json.loads(SHIPPED.read_text(encoding="utf-8")), **changes))
 
@@ -160,6 +196,13 @@ def edited(**changes: object) -> str:
             "not byte-level",
         ),
         (edited(normalizer={"type": "Lowercase"}), "changes the text it encodes"),
+        (edited(pre_tokenizer=BYTES | {"add_prefix_space": True}), "changes the text it encodes"),
+        (edited(model=without_a_byte()), "not byte-level BPE with all 256 bytes: no token is 0x07"),
+        (
+            edited(added_tokens=[END, END | {"id": 2048, "content": "x", "special": False, "lstrip": True}]),
+            "changes the",
+        ),
+        (edited(model=moved_to(2**31)), "has the id 2147483648"),
         (ByteTokenizer().to_json().replace("<|endoftext|>", "<s>"), r"has no <\|endoftext\|> token"),
     ],
 )

@@ -17,8 +17,8 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from minimoe import ModelConfig, MoETransformer, UserError
-from minimoe.data import load_tokenizer
-from minimoe.export import export_gguf
+from minimoe.data import Tokenizer, load_tokenizer
+from minimoe.export import export_gguf, export_onnx, export_stablehlo
 from minimoe.export.gguf_file import DTYPES, pre_tokenizer
 from minimoe.hub import to_transformers
 
@@ -133,12 +133,45 @@ def test_a_tokenizer_whose_rule_llama_cpp_lacks_is_left_out_and_it_says_so(tmp_p
     assert pre_tokenizer(None) is None
 
 
+def test_a_rule_that_only_resembles_one_of_llama_cpp_is_not_taken_for_it():
+    values = json.loads(load_tokenizer().to_json())
+    cut = values["pre_tokenizer"]["pretokenizers"][0]
+    assert pre_tokenizer(Content(values)) == "qwen2"
+    contractions = {"Regex": cut["pattern"]["Regex"].replace("(?i:'s|", "(?i:'s|'x|")}
+    for change in ({"pattern": contractions}, {"behavior": "Removed"}, {"invert": True}):
+        steps = [cut | change, values["pre_tokenizer"]["pretokenizers"][1]]
+        assert pre_tokenizer(Content(values | {"pre_tokenizer": {"pretokenizers": steps}})) is None, change
+    assert pre_tokenizer(Content(values | {"model": values["model"] | {"ignore_merges": True}})) is None
+
+
+class Content(Tokenizer):
+    """A tokenizer as far as its file goes."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def to_json(self):
+        return json.dumps(self.values)
+
+    def encode_documents(self, texts):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("export", [export_gguf, export_onnx, export_stablehlo])
+def test_a_tokenizer_of_more_ids_than_the_model_is_refused(export, tmp_path):
+    model = MoETransformer(ModelConfig.preset("nano").replace(num_layers=1, vocab_size=64), rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="tokenizer 'byte' has 257 ids, the model 64"):
+        export(model, tmp_path / "out", load_tokenizer("byte"))
+    assert not any(tmp_path.iterdir())
+
+
 def test_what_llama_cpp_lacks_is_refused_and_leaves_nothing(tmp_path):
     nano = ModelConfig.preset("nano")
     for config, said in (
         (nano.replace_moe(select="group_limited", num_groups=4, top_k_groups=2), "num_groups=4"),
         (nano.replace_moe(num_shared_experts=0), "needs a shared expert, and this model has num_shared_experts=0"),
         (ModelConfig.preset("v4-nano").replace(mtp=None), "this model is a deepseek_v4"),
+        (nano.dense_equivalent(), "this model is dense"),
         (nano.replace_moe(score="sqrtsoftplus"), "no family of Transformers can express this model"),
     ):
         with pytest.raises(UserError, match=said):

@@ -10,8 +10,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from minimoe import ModelConfig, MoETransformer, UserError
 from minimoe.cli import app
@@ -129,8 +130,6 @@ def test_what_no_family_has_is_refused_with_the_reason_of_each(tmp_path):
     assert choose_layout(nano.replace_moe(dispatch="dense"))[0].model_type == "glm4_moe"
     with pytest.raises(UserError, match="deepseek_v4: swiglu_limit=None"):
         choose_layout(ModelConfig.preset("v4-nano").replace_moe(swiglu_limit=None))
-    with pytest.raises(UserError, match="no sparse layer"):
-        choose_layout(nano.dense_equivalent())
     model = MoETransformer(nano.replace(vocab_size=32), rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match="has 2048 ids"):
         to_transformers(model, tmp_path / "out", load_tokenizer())
@@ -139,6 +138,84 @@ def test_what_no_family_has_is_refused_with_the_reason_of_each(tmp_path):
     ):
         to_transformers(model, tmp_path / "out", dtype="int8")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_dense_model_is_a_glm4_moe_of_dense_layers_alone(tmp_path):
+    config = ModelConfig.preset("nano").dense_equivalent().replace(num_layers=2, vocab_size=33)
+    model = MoETransformer(config, rngs=nnx.Rngs(0))
+    values = json.loads((to_transformers(model, tmp_path / "out") / "config.json").read_text())
+    assert (values["model_type"], values["first_k_dense_replace"]) == ("glm4_moe", 2)
+    again = from_transformers(tmp_path / "out")
+    assert again.config.layers == config.layers
+    assert again.config.moe is None
+    same_arrays(model, again)
+
+
+def test_matrices_of_no_shared_experts_are_nothing(tmp_path):
+    """Transformers writes them, without elements, for ``n_shared_experts: 0``."""
+    config = ModelConfig.preset("nano").replace(num_layers=1, vocab_size=33).replace_moe(num_shared_experts=0)
+    model = MoETransformer(config, rngs=nnx.Rngs(0))
+    out = to_transformers(model, tmp_path / "out")
+    values = json.loads((out / "config.json").read_text())
+    del values["files"]  # their checksums
+    (out / "config.json").write_text(json.dumps(values))
+    shape = (0, config.d_model)
+    empty = {f"model.layers.0.mlp.shared_experts.{n}_proj.weight": np.zeros(shape, np.float32) for n in ("gate", "up")}
+    save_file(load_file(out / "model.safetensors") | empty, out / "model.safetensors")
+    same_arrays(model, from_transformers(out))
+
+
+def bytelevel(special: list[str]) -> tokenizers.Tokenizer:
+    """A tokenizer as anybody would train it, on text that is not ours."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    how = {"vocab_size": 290, "initial_alphabet": alphabet, "show_progress": False}
+    made.train_from_iterator(
+        ["Über die Straße läuft der Hund."] * 9, tokenizers.trainers.BpeTrainer(special_tokens=special, **how)
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "end"),
+    [
+        ("tokenizer_config.json", {"eos_token": "</s>"}, 1),
+        ("tokenizer_config.json", {"eos_token": {"content": "<｜end▁of▁sentence｜>"}}, 2),
+        ("special_tokens_map.json", {"eos_token": "</s>"}, 1),
+        ("generation_config.json", {"eos_token_id": [7, 2]}, 2),  # 7 is a letter
+        ("config.json", {"eos_token_id": 1}, 1),
+    ],
+)
+def test_a_tokenizer_may_call_its_end_of_text_otherwise(file, values, end, tmp_path):
+    model = MoETransformer(ModelConfig.preset("nano").replace(num_layers=1, vocab_size=290), rngs=nnx.Rngs(0))
+    out = to_transformers(model, tmp_path / "out")
+    tokenizer = bytelevel(["<s>", "</s>", "<｜end▁of▁sentence｜>"])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(out / "tokenizer.json"))
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        (out / name).unlink(missing_ok=True)
+    old = json.loads((out / file).read_text()) if (out / file).exists() else {}
+    (out / file).write_text(json.dumps(old | values))
+    found = load(out)[1]
+    assert found.eot_id == end
+    text = "Über </s> die<｜end▁of▁sentence｜>Straße\r\n\x00<s>"
+    assert found.decode(found.encode(text)) == text
+    assert found.byte_lengths[found.encode(text)].sum() == len(text.encode())
+    assert found.decode([0, 1, 2]) == ""
+    again = load(to_transformers(model, tmp_path / "again", found))[1]  # which names it in the file itself
+    assert (again.fingerprint, again.eot_id) == (found.fingerprint, end)
+
+
+def test_a_tokenizer_that_names_no_end_of_text_is_refused(tmp_path):
+    model = MoETransformer(ModelConfig.preset("nano").replace(num_layers=1, vocab_size=290), rngs=nnx.Rngs(0))
+    out = to_transformers(model, tmp_path / "out")
+    bytelevel([]).save(str(out / "tokenizer.json"))
+    for content in ("{", '{"eos_token": 3}', '{"eos_token": "</s>"}', "[]"):
+        (out / "tokenizer_config.json").write_text(content)
+        with pytest.raises(UserError, match=r"has no <\|endoftext\|> token"):
+            load(out)
 
 
 def test_a_bias_that_mixtral_has_no_place_for_is_not_dropped(tmp_path):
@@ -167,8 +244,6 @@ def test_a_folder_of_theirs_is_a_checkpoint(tmp_path, capsys, monkeypatch):
 
 
 def test_a_tokenizer_of_another_kind_is_named_with_the_repair(tmp_path):
-    import tokenizers
-
     out = to_transformers(from_transformers(FIXTURES / "glm4_moe"), tmp_path / "out")
     assert load(out)[1] is None
     tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(out / "tokenizer.json"))

@@ -367,6 +367,24 @@ def test_what_the_page_cannot_compute_is_refused(config, what):
         check_supported(config)
 
 
+def test_a_tokenizer_that_the_page_would_cut_otherwise_is_refused():
+    from minimoe.data.tokenizer import _from_json
+    from minimoe.microscope.pack import pack_tokenizer
+
+    values = json.loads(load_tokenizer().to_json())
+    split, end = values["pre_tokenizer"]["pretokenizers"]
+    word = {**values["added_tokens"][0], "id": 2048, "content": "xyz", "special": False}
+    assert pack_tokenizer(_from_json(json.dumps(values)))["cut"]
+    for change in (
+        {"pre_tokenizer": end | {"use_regex": True}},  # by GPT-2's rule, which is in no Split
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split | {"behavior": "MergedWithNext"}, end]}},
+        {"model": values["model"] | {"ignore_merges": True}},
+        {"added_tokens": [*values["added_tokens"], word]},
+    ):
+        with pytest.raises(UserError, match="cuts text by a rule of its own"):
+            pack_tokenizer(_from_json(json.dumps(values | change)))
+
+
 def test_the_command(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert app.run(["microscope", "nano", "--out", "page.html"]) == 0

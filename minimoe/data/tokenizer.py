@@ -26,6 +26,7 @@ from minimoe.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 NAMES = ("bpe2048", "byte")
+MOST_TOKENS = 2**22  # of a vocabulary; those of today have 2**18
 TOKENIZER_FILE = "tokenizer.json"  # its name in every folder
 
 
@@ -111,7 +112,8 @@ class BPETokenizer(Tokenizer):
     """Byte-level byte-pair encoding, done by the ``tokenizers`` library.
 
     Args:
-      backend: a byte-level BPE with a ``<|endoftext|>`` token, such as one read from a ``tokenizer.json``.
+      backend: a byte-level BPE with a ``<|endoftext|>`` token, such as one read from a ``tokenizer.json``. Other special
+        tokens stand for no text either, and no text becomes one.
 
     Raises:
       UserError: if the token is missing, or if text does not come back as it went in (the tokenizer is not byte-level,
@@ -124,22 +126,35 @@ class BPETokenizer(Tokenizer):
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        # Documents are data. Without this, text that spells a special token would end the document.
+        backend.encode_special_tokens = True
+        self._backend = backend
+        size = 1 + max(backend.get_vocab().values(), default=0)  # ids may have gaps
+        if size > MOST_TOKENS:
+            raise UserError(
+                f"the tokenizer has the id {size - 1}, and at most {MOST_TOKENS - 1} is read; number it anew"
+            )
+        self.name = f"bpe{size}"
+        added = backend.get_added_tokens_decoder()
+        tokens = [backend.id_to_token(i) or "" for i in range(size)]
+        try:
+            pieces = tuple(_added_bytes(added[i]) if i in added else _to_bytes(token) for i, token in enumerate(tokens))
+        except KeyError:
+            raise UserError(f"the tokenizer is not byte-level BPE; choose one of {', '.join(NAMES)}") from None
+        lacks = sorted({bytes([value]) for value in range(256)} - set(pieces))
+        if lacks:  # text that needs one would vanish
+            lost = f"the tokenizer is not byte-level BPE with all 256 bytes: no token is 0x{lacks[0].hex()}"
+            raise UserError(f"{lost}; choose one of {', '.join(NAMES)}, or train one with minimoe.data.train_tokenizer")
         eot_id = backend.token_to_id(END_OF_TEXT)
         if eot_id is None:
             raise UserError(f"the tokenizer has no {END_OF_TEXT} token; train one with minimoe.data.train_tokenizer")
-        # Documents are data. Without this, text that spells the special token would end the document.
-        backend.encode_special_tokens = True
-        self._backend = backend
         self.eot_id = eot_id
-        self.name = f"bpe{backend.get_vocab_size()}"
-        tokens = [backend.id_to_token(i) or "" for i in range(backend.get_vocab_size())]
-        try:
-            self._pieces = tuple(b"" if i == eot_id else _to_bytes(token) for i, token in enumerate(tokens))
-        except KeyError:
-            raise UserError(f"the tokenizer is not byte-level BPE; choose one of {', '.join(NAMES)}") from None
-        probe = f" A  b\tc\r\n\u00e9e\u0301 \U0001f600 12{END_OF_TEXT}"
-        if self.decode(self.encode(probe)) != probe:
-            raise UserError(f"the tokenizer changes the text it encodes; choose one of {', '.join(NAMES)}")
+        self._pieces = (*pieces[:eot_id], b"", *pieces[eot_id + 1 :])
+        words = [token.content for token in added.values() if not token.special]
+        text = f"A  b\tc\r\n\u00e9e\u0301 \U0001f600 12{END_OF_TEXT}" + "".join(f" {word}  {word}a" for word in words)
+        for probe in (text, f" {text}"):  # some put a space before the first word
+            if self.decode(self.encode(probe)) != probe:
+                raise UserError(f"the tokenizer changes the text it encodes; choose one of {', '.join(NAMES)}")
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         _check_encodable(texts)
@@ -176,8 +191,12 @@ class ByteTokenizer(Tokenizer):
         return backend.to_str(pretty=True)
 
 
-def load_tokenizer(name_or_path: str | os.PathLike[str] = "bpe2048") -> Tokenizer:
+def load_tokenizer(name_or_path: str | os.PathLike[str] = "bpe2048", end: str | None = None) -> Tokenizer:
     """A tokenizer by name, ``"bpe2048"`` or ``"byte"``, or from a ``tokenizer.json`` or a folder that holds one.
+
+    Args:
+      end: the special token that ends a text in that file. It is called ``<|endoftext|>`` from then on, under the same id,
+        unless there is one of that name.
 
     Raises:
       UserError: if there is no such name or file, or the file is broken or not byte-level BPE.
@@ -197,7 +216,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str] = "bpe2048") -> Tokenize
         raise UserError(f"tokenizer {os.fspath(name_or_path)!r} is neither a known name nor a file; {choices}")
     try:
         content = path.read_bytes().decode()
-        return _from_json(content)
+        return _from_json(content if end is None else with_end(content, end))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (OSError, UnicodeDecodeError):
@@ -207,6 +226,25 @@ def load_tokenizer(name_or_path: str | os.PathLike[str] = "bpe2048") -> Tokenize
 @functools.cache
 def _bundled() -> Tokenizer:
     return _from_json(resources.files("minimoe.data").joinpath(TOKENIZER_FILE).read_text(encoding="utf-8"))
+
+
+def with_end(content: str, end: str) -> str:
+    """A ``tokenizer.json`` in which the special token ``end`` is called ``<|endoftext|>``; as it is if it has no such token.
+
+    What it puts around a text (its post-processor) goes: that names tokens, and nothing is put around a text here.
+    """
+    try:
+        values = json.loads(content)
+        vocabulary, added = values["model"]["vocab"], values["added_tokens"]
+        found = [token for token in added if token["content"] == end and token["special"]]
+        if not found or any(END_OF_TEXT in names for names in (vocabulary, [token["content"] for token in added])):
+            return content
+        found[0]["content"] = END_OF_TEXT
+        if end in vocabulary:
+            vocabulary[END_OF_TEXT] = vocabulary.pop(end)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return content  # whoever reads it says what is wrong
+    return json.dumps(values | {"post_processor": None}, ensure_ascii=False)
 
 
 def _from_json(content: str) -> Tokenizer:
@@ -235,6 +273,11 @@ def _byte_characters() -> tuple[str, ...]:
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return tuple(chr(byte) if byte in printable else chr(next(others)) for byte in range(256))
+
+
+def _added_bytes(token: tokenizers.AddedToken) -> bytes:
+    """What a token beside the vocabulary stands for; it is spelled in characters, not in bytes."""
+    return b"" if token.special else token.content.encode()
 
 
 def _to_bytes(token: str) -> bytes:

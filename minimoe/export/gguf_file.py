@@ -22,7 +22,7 @@ from minimoe.attention import GroupedQueryConfig
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer
 from minimoe.errors import UserError
-from minimoe.export.folder import FolderWriter, needs
+from minimoe.export.folder import FolderWriter, check_vocabulary, needs
 from minimoe.export.gguf_rows import architecture_of, rows
 from minimoe.hub.layouts.write import choose_layout
 from minimoe.model import MoETransformer
@@ -36,9 +36,11 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0"}
 FLOATS = ("ffn_gate_inp.weight", "bias", "norm.weight")  # llama.cpp computes with these in float32
 # Where a text may be cut before byte pairs are merged is a rule that llama.cpp knows by name. Ours is that of "qwen2" but
 # for the indent of a line, which ours keeps apart from the line break before it.
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
+_SPACE = r"|\s+(?!\S)|\s+"
 PRE_TOKENIZERS = {
-    r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+(?:[\r\n]+(?: +(?= ))?)?|\s*[\r\n]+(?: +(?= ))?|": "qwen2",
-    r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|": "qwen2",
+    _WORDS + r"(?:[\r\n]+(?: +(?= ))?)?|\s*[\r\n]+(?: +(?= ))?" + _SPACE: "qwen2",
+    _WORDS + r"[\r\n]*|\s*[\r\n]+" + _SPACE: "qwen2",
 }
 
 README = """# {name} as GGUF
@@ -86,6 +88,7 @@ def export_gguf(
       `GGUF <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>`_.
     """
     needs("gguf")
+    check_vocabulary(tokenizer, model.config)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not written as GGUF; choose one of {', '.join(DTYPES)}")
     directory, model = Path(directory), dequantize_model(model)
@@ -114,14 +117,23 @@ def pre_tokenizer(tokenizer: Tokenizer | None) -> str | None:
     steps = json.loads(tokenizer.to_json()) if tokenizer is not None else {}
     if not steps or not steps["model"].get("merges") or steps.get("normalizer") is not None:
         return None
+    if steps["model"].get("ignore_merges"):
+        return None
     parts = steps.get("pre_tokenizer") or {}
     parts = parts.get("pretokenizers", [parts])
     if [part.get("type") for part in parts] == ["ByteLevel"]:
         return "gpt-2" if parts[0].get("use_regex", True) and not parts[0].get("add_prefix_space") else None
-    if [part.get("type") for part in parts] != ["Split", "ByteLevel"] or parts[1].get("use_regex", True):
+    if [part.get("type") for part in parts] != ["Split", "ByteLevel"]:
         return None
-    pattern = parts[0].get("pattern", {}).get("Regex", "")
-    return next((name for middle, name in PRE_TOKENIZERS.items() if middle in pattern), None)
+    cut, last = parts
+    if (
+        last.get("use_regex", True)
+        or last.get("add_prefix_space")
+        or cut.get("behavior") != "Isolated"
+        or cut["invert"]
+    ):
+        return None
+    return PRE_TOKENIZERS.get(cut.get("pattern", {}).get("Regex", ""))
 
 
 def _write(
@@ -205,7 +217,8 @@ def _add_vocabulary(writer: Any, size: int, tokenizer: Tokenizer | None, rule: s
     for token, i in content["model"]["vocab"].items():
         tokens[i], kinds[i] = token, gguf.TokenType.NORMAL
     for added in content["added_tokens"]:
-        tokens[added["id"]], kinds[added["id"]] = added["content"], gguf.TokenType.CONTROL
+        kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+        tokens[added["id"]], kinds[added["id"]] = added["content"], kind
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(rule)
     writer.add_token_list(tokens)

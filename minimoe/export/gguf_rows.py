@@ -56,6 +56,8 @@ def architecture_of(config: ModelConfig, family: str) -> str:
     if family not in ARCHITECTURES:
         known = " and ".join(ARCHITECTURES)
         raise UserError(f"GGUF is written for {known}, and this model is a {family}; choose another --format")
+    if all(layer.moe is None for layer in config.layers):  # whose expert count would be 0
+        raise UserError("glm4moe of llama.cpp needs experts, and this model is dense; choose another --format")
     for moe in (layer.moe for layer in config.layers if family == "glm4_moe" and layer.moe is not None):
         if moe.num_groups > 1:  # it would choose among all experts
             raise UserError(f"glm4moe of llama.cpp has no groups, and this model has num_groups={moe.num_groups}")

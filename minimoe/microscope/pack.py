@@ -29,6 +29,7 @@ from minimoe.quant.specs import INT8_CHANNEL, MXFP4
 from minimoe.quant.tensor import QTensor, quantize
 
 DTYPES = {"float32": 4, "bfloat16": 2, "int8": 1, "uint8": 1}
+MOST_TOKENS = 65_536  # the page counts pairs of tokens as one number
 CUT = (  # how bpe2048 cuts text, which tokenizer.js does too
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+(?:[\r\n]+(?: +(?= ))?)?|"
     r"\s*[\r\n]+(?: +(?= ))?|\s+(?!\S)|\s+"
@@ -166,12 +167,13 @@ def pack_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     pieces = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
     tokens = {piece: token for token, piece in enumerate(pieces) if piece}
     parsed = json.loads(tokenizer.to_json())
-    cuts = [
-        part["pattern"]["Regex"]
-        for part in parsed["pre_tokenizer"].get("pretokenizers", [])
-        if part["type"] == "Split" and "Regex" in part["pattern"]
-    ]
-    if cuts not in ([], [CUT]):
+    steps = parsed["pre_tokenizer"] or {}
+    parts = steps.get("pretokenizers", [steps])
+    cuts, last = [part.get("pattern", {}).get("Regex") for part in parts[:-1]], parts[-1]
+    plain = last.get("type") == "ByteLevel" and not last.get("use_regex", True) and not last.get("add_prefix_space")
+    alone = all(part.get("behavior") == "Isolated" and not part.get("invert") for part in parts[:-1])
+    whole = parsed["model"].get("ignore_merges") or any(not one["special"] for one in parsed["added_tokens"])
+    if cuts not in ([], [CUT]) or not plain or not alone or whole or tokenizer.vocab_size > MOST_TOKENS:
         raise UserError(f"the tokenizer {tokenizer.name!r} cuts text by a rule of its own; use bpe2048 or byte")
     names = parsed["model"]["vocab"]
     pairs = [(names[left], names[right]) for left, right in parsed["model"]["merges"]]

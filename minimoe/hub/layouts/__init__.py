@@ -2,8 +2,8 @@
 
 In reading order: `settings` (a config.json), `layout` (what a table row is), `codes` (FP8 and FP4), `common` (what families
 share), one file a family (`mixtral`, `glm4_moe`, `deepseek_v3`, `deepseek_v4`), `families` (all of them); `shards` (the
-tensor files), `coded_read` (codes as floats), `kept_codes` (codes as they are), `source` (checksums), `read`; `coded_write`
-(floats as codes), `card`, `write`.
+tensor files), `coded_read` (codes as floats), `kept_codes` (codes as they are), `source` (checksums), `tokens` (which token
+ends a text), `read`; `coded_write` (floats as codes), `card`, `write`.
 """
 
 from minimoe.hub.layouts.families import LAYOUTS

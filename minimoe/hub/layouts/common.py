@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from minimoe.config import LayerConfig, ModelConfig, MoEConfig
-from minimoe.errors import UserError
 from minimoe.hub.layouts.codes import Coding
 from minimoe.hub.layouts.layout import Row, experts, layer_number, same, side_by_side, swapped
 from minimoe.hub.layouts.settings import Settings
@@ -129,10 +128,12 @@ def sigmoid_experts(settings: Settings, dtype: str) -> MoEConfig:
     )
 
 
-def dense_first(settings: Settings) -> tuple[LayerConfig, ...]:
-    """The dense layers with which GLM-4-MoE and V3 begin."""
-    count = min(settings.get("first_k_dense_replace"), layer_count(settings))
-    return (LayerConfig(d_ff=settings.get("intermediate_size")),) * count
+def feed_forwards(settings: Settings, dtype: str) -> dict[str, Any]:
+    """The fields of `ModelConfig` for feed-forwards in GLM-4-MoE and V3: dense layers first, then `sigmoid_experts`."""
+    count, width = settings.get("first_k_dense_replace"), settings.get("intermediate_size")
+    if count >= layer_count(settings):
+        return {"d_ff": width}
+    return {"moe": sigmoid_experts(settings, dtype), "first_layers": (LayerConfig(d_ff=width),) * count}
 
 
 def written_sizes(config: ModelConfig, architecture: str, model_type: str) -> dict[str, Any]:
@@ -152,15 +153,11 @@ def written_sizes(config: ModelConfig, architecture: str, model_type: str) -> di
 
 
 def written_sigmoid_experts(config: ModelConfig) -> dict[str, Any]:
-    """The inverse of `sigmoid_experts` and `dense_first`.
-
-    Raises:
-      UserError: for a model without sparse layers.
-    """
+    """The inverse of `feed_forwards`."""
     moe = next((layer.moe for layer in reversed(config.layers) if layer.moe is not None), None)
     dense = [layer for layer in config.layers if layer.moe is None]
-    if moe is None:
-        raise UserError("it has no sparse layer")
+    if moe is None:  # no layer is what these say, and they have to be there
+        moe = MoEConfig(config.d_model, d_expert=1, num_experts=1, top_k=1, num_shared_experts=1, score="sigmoid")
     return {
         "moe_intermediate_size": moe.d_expert,
         "n_routed_experts": moe.num_experts,

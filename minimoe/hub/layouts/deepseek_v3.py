@@ -101,8 +101,7 @@ def read_config(settings: Settings, dtype: str) -> ModelConfig:
         yarn=yarn_of(settings),
         norm_eps=LATENT_EPS,
     )
-    moe, first = common.sigmoid_experts(settings, dtype), common.dense_first(settings)
-    return ModelConfig(attention=attention, moe=moe, first_layers=first, **common.sizes(settings, dtype))
+    return ModelConfig(attention=attention, **common.feed_forwards(settings, dtype), **common.sizes(settings, dtype))
 
 
 def written_rope(theta: int | float, yarn: YarnConfig | None) -> dict[str, Any]:

@@ -41,8 +41,7 @@ def read_config(settings: Settings, dtype: str) -> ModelConfig:
         bias=settings.get("attention_bias", False),
         norm_eps=shared["norm_eps"],
     )
-    moe = common.sigmoid_experts(settings, dtype)
-    return ModelConfig(attention=attention, moe=moe, first_layers=common.dense_first(settings), **shared)
+    return ModelConfig(attention=attention, **common.feed_forwards(settings, dtype), **shared)
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:

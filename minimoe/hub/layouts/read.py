@@ -25,6 +25,7 @@ from minimoe.hub.layouts.layout import Layout, Row
 from minimoe.hub.layouts.settings import CONFIG_FILE, COPY, Settings
 from minimoe.hub.layouts.shards import INDEX, Shards
 from minimoe.hub.layouts.source import check_file, records_of
+from minimoe.hub.layouts.tokens import end_token
 from minimoe.hub.names import abstract_model
 from minimoe.model import MoETransformer
 from minimoe.model.paths import filled_state, misfits, named_leaves
@@ -108,7 +109,7 @@ def load_transformers(
         return model, None, model.config
     check_file(folder, TOKENIZER_FILE, records_of(Settings.read(folder)))
     try:
-        tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+        tokenizer = load_tokenizer(folder / TOKENIZER_FILE, end_token(folder))
     except UserError as error:
         raise UserError(f"{error}; without that file the folder loads, and the model takes token ids") from None
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -180,7 +181,8 @@ def _check(leaves: dict[str, Any], rows: dict[str, Row], shards: Shards, ignored
         nothing = np.broadcast_to(np.int8(0), shape)  # takes no memory: only the shapes of its parts are wanted
         form = row.to_memory(nothing) if _in_memory_form(row, shards) else row.to_files(nothing, num_experts=shape[0])
         wanted |= {name: part.shape for name, part in form.items()}
-    found = {name: shape for name, shape in shards.shapes.items() if name in wanted or not ignored(name)}
+    # a tensor without elements is no part of a model: Transformers writes the matrices of no shared experts
+    found = {n: shape for n, shape in shards.shapes.items() if n in wanted or (0 not in shape and not ignored(n))}
     said = misfits(wanted, found)
     if said:
         raise UserError(f"the tensors of {shards.folder} do not fit its {CONFIG_FILE}: {said}; {COPY}")
