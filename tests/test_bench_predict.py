@@ -77,11 +77,12 @@ def test_unknown_model(capsys):
 
 
 def test_the_record_says_what_its_rows_say():
-    """Of the machine on which it was recorded: training within a quarter; decoding nearer than peaks alone, no more."""
+    """Of the machine on which it was recorded: training within a quarter, and more than half of all times."""
     record = read_record("predicted-times")
     rows = record["rows"]
     assert predict.errors(rows)["errors"] == record["errors"]
     assert max(abs(row["error"]) for row in rows if row["kind"] == "train") < 0.25
+    assert record["errors"]["predicted"]["median_error"] < 0.25
     assert record["errors"]["predicted"]["median_error"] < record["errors"]["peak_roofline"]["median_error"] / 2
     assert [row["model"] for row in rows] == [name for name in predict.MODELS for _ in range(4)]
     assert all(sum(row["parts_ms"].values()) == pytest.approx(row["predicted_ms"], rel=1e-3) for row in rows)
