@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -117,8 +118,16 @@ _stdout = Stream("stdout")
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """One JSON object on stdout."""
-    write_out(json.dumps(values, indent=1))
+    """One JSON object on stdout; NaN and infinity, which JSON has not, become null."""
+    write_out(json.dumps(_finite(values), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_out(text: str) -> None:

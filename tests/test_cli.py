@@ -23,6 +23,7 @@ from minimoe.cost import account
 from minimoe.data import load_tokenizer
 from minimoe.experiments import EXPERIMENTS, Run
 from minimoe.experiments.records import RECORDS, read_record_file
+from minimoe.hub import save
 from minimoe.quant import quantize_model
 from minimoe.tour import cached, claims, report
 from minimoe.tour.run import TRAINED
@@ -120,6 +121,22 @@ def test_eval_and_generate(trained, capsys):
     assert first == second
     assert app.run([*arguments]) == 0
     assert capsys.readouterr().out.startswith("The quick")
+
+
+def test_a_model_whose_logits_are_nan_is_named_and_its_json_is_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = MoETransformer(TINY, rngs=nnx.Rngs(0))
+    model.norm.scale[...] = model.norm.scale[...] * float("nan")
+    save(model, tmp_path / "nan", load_tokenizer())
+    assert app.run(["generate", "nan", "--prompt", "a", "--max-new-tokens", "2"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith("minimoe: the logits of nan are NaN")
+    (tmp_path / "a.txt").write_text("Some text.")
+    assert app.run(["eval", "nan", "--text", "a.txt", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert report["bits_per_byte"] is None
+    assert report["num_bytes"] == 10
 
 
 def test_resuming_a_finished_run_changes_nothing(trained, tmp_path, capsys):

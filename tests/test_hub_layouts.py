@@ -104,6 +104,11 @@ def refused(folder: Path, match: str) -> None:
         ("mixtral", {"sliding_window": 8}, "sliding_window=8 is not supported, only None is; set it to null"),
         ("mixtral", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ("mixtral", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "rope_type='linear'"),
+        (
+            "mixtral",
+            {"max_position_embeddings": 10**18},
+            "context_length=10{18} must be a whole number in 1..2147483647",
+        ),
         ("mixtral", {"hidden_size": -4}, "d_model=-4 must be a whole number"),
         ("mixtral", {"quantization_config": {"quant_method": "gptq"}}, "convert it to bfloat16 first"),
         (
@@ -127,6 +132,17 @@ def test_a_config_that_cannot_be_expressed_is_one_line(family, values, match, tm
     folder = copied(family, tmp_path)
     changed(folder, **values)
     refused(folder, match)
+
+
+def test_an_index_that_is_not_of_these_files_is_refused(tmp_path):
+    folder = copied("mixtral", tmp_path)
+    path = folder / "model.safetensors.index.json"
+    whole = json.loads(path.read_text())
+    (name, home), other = next(iter(whole["weight_map"].items())), sorted(set(whole["weight_map"].values()))[-1]
+    assert home != other
+    for change, said in (({"ghost.weight": home}, "'ghost.weight'"), ({name: other}, f"{other} holds '{name}'")):
+        path.write_text(json.dumps({**whole, "weight_map": whole["weight_map"] | change}))
+        refused(folder, f"{said}, which it does not")
 
 
 def test_broken_files_are_one_line_each(tmp_path):

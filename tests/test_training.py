@@ -479,6 +479,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         ("{}", "is broken .*format"),
         ('{"format": "other"}', "format 'other' is not known; this version reads 'minimoe-training-1'"),
         (b"\xff\xfe", "is broken"),
+        pytest.param("[" * 100_000, "is broken", id="deep"),
     ],
     ids=str,
 )
@@ -570,6 +571,14 @@ def test_batching_and_padding_change_nothing(model, monkeypatch):
     assert calls == [(2, 3), (3, 3)]
     assert found.per_domain == pytest.approx(want.per_domain, rel=1e-6)
     np.testing.assert_array_equal(found.load, want.load)
+
+
+def test_a_context_of_any_length_is_evaluated_in_windows_that_fit_in_memory():
+    """Many published configs name 131,072 positions; attention over that many would take 180 GB here."""
+    config = ModelConfig(257, 16, 1, GroupedQueryConfig(2, 1, 8), d_ff=16, context_length=131_072)
+    long, short = (MoETransformer(config.replace(context_length=n), rngs=nnx.Rngs(0)) for n in (131_072, 4096))
+    text = [Document("a", "val", "1", "So it goes. " * 400)]
+    assert evaluate(long, text, ByteTokenizer()).to_record() == evaluate(short, text, ByteTokenizer()).to_record()
 
 
 def test_nothing_to_evaluate_is_refused(model):

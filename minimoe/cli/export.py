@@ -29,7 +29,9 @@ def export(
         ),
     ] = "float32",
     batch: Annotated[int, typer.Option(help="Sequences of the programs; stablehlo alone has fixed shapes.")] = 1,
-    length: Annotated[int | None, typer.Option(help="Tokens of them; the context length by default.")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of them; the context length, up to 4,096, by default.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Write a model in a format that other programs read; the folder's README says how.

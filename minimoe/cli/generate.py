@@ -45,6 +45,7 @@ def generate(
     from minimoe.hub import resolve_with_tokenizer
     from minimoe.inference import generate as run_generation
     from minimoe.inference import generate_speculative
+    from minimoe.inference.decoding import NO_TOKEN
 
     if samples < 1:
         raise UserError(f"--samples {samples} must be at least 1")
@@ -63,6 +64,8 @@ def generate(
         drafts = {"acceptance_rate": found.acceptance_rate, "tokens_per_forward": found.tokens_per_forward}
     else:
         out = run_generation(model, prompts, max_new_tokens, **settings)
+    if (np.asarray(out) == NO_TOKEN).any():
+        raise UserError(f"the logits of {checkpoint} are NaN, so no token can be chosen; check its weights")
     new = [_until_stop(row[len(ids) :].tolist(), tokenizer.eot_id) for row in np.asarray(out)]
     texts = [tokenizer.decode(row) for row in new]
     if json:

@@ -77,7 +77,8 @@ class ModelConfig:
     mtp: MTPConfig | None = None
 
     def __post_init__(self) -> None:
-        whole_fields(self, "vocab_size", "d_model", "num_layers", "context_length")
+        whole_fields(self, "vocab_size", "d_model", "num_layers")
+        whole_fields(self, "context_length", most=2**31 - 1, hint="positions are int32")
         number_fields(self, "dropout", low=0, high=1, hint="use 0 for none")
         number_fields(self, "norm_eps", low=1e-30, high=1, hint="1e-5 is usual")
         if self.swiglu_limit is not None:

@@ -21,6 +21,7 @@ from minimoe.data.tokenizer import Tokenizer
 from minimoe.errors import UserError
 
 PROTOCOLS = ("full", "quick")
+LONGEST_WINDOW = 4096  # attention to all of a longer one takes gigabytes
 QUICK_BYTES = 18_000  # a domain; about 40,000 tokens in all with the bundled tokenizer
 
 
@@ -97,6 +98,16 @@ def _first_bytes(documents: Sequence[Document], budget: int) -> list[Document]:
         chosen.append(document)
         budget -= len(raw)
     return chosen
+
+
+def window_length(context_length: int) -> int:
+    """L of the windows in which a model is scored: its context length, and no more than `LONGEST_WINDOW`.
+
+    Example:
+      >>> window_length(256), window_length(131_072)
+      (256, 4096)
+    """
+    return min(context_length, LONGEST_WINDOW)
 
 
 def windows(documents: Sequence[Document], tokenizer: Tokenizer, length: int, stride: int | None = None) -> Windows:

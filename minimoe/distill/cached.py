@@ -255,7 +255,7 @@ def load_cache(folder: str | Path, **expected: Any) -> TeacherCache:
         if values.pop("format") != FORMAT:
             raise UserError(f"the format is not {FORMAT!r}")
         header = from_fields(CacheHeader, values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is broken ({error}); delete the folder and write the cache again") from None
     known = dataclasses.asdict(header)
     differ = [

@@ -101,7 +101,7 @@ def _read(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values["documents"], list):
             raise TypeError("documents is no list")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is broken ({type(error).__name__}: {error}); delete it to write it again") from error
     return values
 

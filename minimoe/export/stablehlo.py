@@ -22,6 +22,7 @@ import numpy as np
 
 from minimoe import checks
 from minimoe.data import Tokenizer
+from minimoe.data.evaluation import window_length
 from minimoe.errors import UserError
 from minimoe.export.folder import FolderWriter, check_vocabulary, needs, read_folder
 from minimoe.export.programs import Arrays, Program, decode_program, forward_program, train_program
@@ -71,7 +72,8 @@ def export_stablehlo(
       model: of any configuration. A quantized model is written with the values that its codes stand for.
       directory: new, empty, or holding an earlier export of this format.
       tokenizer: goes along.
-      batch: B of all programs. length: L of forward and training, and room in the cache; the context length by default.
+      batch: B of all programs. length: L of forward and training, and room in the cache; the context length by default, up
+        to 4,096.
       platforms: names that `jax.export` knows.
       recipe: of training; with None there is no training step.
 
@@ -89,7 +91,7 @@ def export_stablehlo(
     check_vocabulary(tokenizer, model.config)
     limit = model.config.context_length
     batch = checks.whole("batch", batch)
-    length = checks.whole("length", limit if length is None else length, 1, limit)
+    length = checks.whole("length", window_length(limit) if length is None else length, 1, limit)
     unknown = [name for name in platforms if name not in PLATFORMS]
     if unknown or not platforms:
         raise UserError(f"platforms {list(platforms)} must be some of {', '.join(PLATFORMS)}")

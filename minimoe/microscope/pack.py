@@ -21,6 +21,7 @@ from flax import nnx
 from minimoe.attention import GroupedQueryConfig
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer
+from minimoe.data.evaluation import window_length
 from minimoe.errors import UserError
 from minimoe.layers import AddConfig
 from minimoe.model import MoETransformer
@@ -145,7 +146,7 @@ def check_supported(config: ModelConfig) -> dict[str, Any]:
     assert gqa is not None
     assert moe is not None
     sizes: dict[str, Any] = {name: getattr(config, name) for name in ("vocab_size", "d_model", "num_layers")}
-    sizes |= {name: getattr(config, name) for name in ("context_length", "norm_eps")}
+    sizes |= {"context_length": window_length(config.context_length), "norm_eps": config.norm_eps}  # the page's memory
     sizes |= {name: getattr(gqa, name) for name in ("num_heads", "num_kv_heads", "head_dim", "rope_theta")}
     sizes |= {name: getattr(moe, name) for name in ("num_experts", "top_k", "score", "normalize_weights")}
     sizes |= {name: getattr(moe, name) for name in ("routed_scaling_factor", "swiglu_limit")}

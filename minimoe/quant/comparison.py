@@ -10,6 +10,7 @@ import numpy as np
 
 from minimoe import data
 from minimoe.data import Document, Tokenizer, evaluation_documents, windows
+from minimoe.data.evaluation import window_length
 from minimoe.model import MoETransformer
 from minimoe.quant.report import routing_changes
 from minimoe.training import evaluate
@@ -56,7 +57,7 @@ def _changed_choices(
     model: MoETransformer, quantized: MoETransformer, scored: list[Document], tokenizer: Tokenizer
 ) -> float:
     """`minimoe.quant.routing_changes` on windows spread evenly over the text."""
-    cut = windows(scored, tokenizer, model.config.context_length)
+    cut = windows(scored, tokenizer, window_length(model.config.context_length))
     chosen = np.unique(np.linspace(0, len(cut.tokens) - 1, ROUTED_WINDOWS).astype(int))
     tokens, where = (jnp.asarray(array[chosen]) for array in (cut.tokens, cut.where))
     return routing_changes(model, quantized, tokens, where=where)

@@ -30,7 +30,7 @@ def prepare(out: Path) -> None:
 def _is_report(out: Path) -> bool:
     try:
         return json.loads((out / REPORT_FILE).read_text(encoding="utf-8")).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import ModelConfig
 from minimoe.data import Document, Tokenizer, windows
+from minimoe.data.evaluation import window_length
 from minimoe.errors import UserError
 from minimoe.layers import as_mask
 from minimoe.layers.token_ids import as_labels, spoil
@@ -32,7 +33,7 @@ class Scorer(Protocol):
 
     @property
     def config(self) -> ModelConfig:
-        """Its context length is the window, its vocabulary the tokenizer's limit."""
+        """Its context length is the window (see `window_length`), its vocabulary the tokenizer's limit."""
 
     def __call__(self, tokens: Int[Array, "B L"], /) -> tuple[Float[Array, "B L V"], tuple[Routing, ...]]:
         """Logits of the next token at every position, and a `Routing` for each sparse layer."""
@@ -119,7 +120,7 @@ def evaluate(
     its own; within it experts still choose among all tokens, the later ones included, and so the score flatters.
 
     Args:
-      model: its context length is the window.
+      model: its context length is the window, up to 4,096 tokens.
       documents: from `minimoe.data.evaluation_documents`, or any.
       tokenizer: the one the model was trained with.
       progress: called with (windows done, windows in all) after each batch.
@@ -132,7 +133,7 @@ def evaluate(
             f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but the model knows "
             f"{model.config.vocab_size}; use the tokenizer the model was trained with"
         )
-    cut = windows(documents, tokenizer, model.config.context_length)
+    cut = windows(documents, tokenizer, window_length(model.config.context_length))
     names, num_bytes = cut.domain_names, cut.domain_bytes
     nats, load = _score(without_drops(model), cut, progress)
     domain_of_row = np.asarray(cut.domains)

@@ -142,7 +142,7 @@ def read_run_config(folder: Path) -> RunConfig:
         return RunConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is broken ({type(error).__name__}: {error}); restore the file or train again"
         ) from error

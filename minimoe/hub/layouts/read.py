@@ -68,6 +68,7 @@ def from_transformers(
         graphdef, state = abstract_model(config)
         rows = layout.rows(config)
         _check(named_leaves(state), rows, shards, lambda name: layout.ignored(name, settings))
+        shards.check_index()
 
         def read(name: str, leaf: Any) -> Any:
             return _filled(leaf, rows[name], shards, mark=keep_codes)

@@ -52,6 +52,14 @@ class Shards:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
+    def check_index(self) -> None:
+        """Raises:
+        UserError: if the index says of a tensor that it is where it is not.
+        """
+        for name, home in tensor_homes(self.folder).items():
+            if name not in self._home or self._home[name].path.name != home:
+                raise UserError(f"{self.folder / INDEX} says that {home} holds {name!r}, which it does not; {COPY}")
+
     def dtype(self, name: str) -> str:
         """Our name of a tensor's dtype."""
         return self._home[name].dtype(name)
@@ -73,6 +81,17 @@ class Shards:
         return self.raw(name)
 
 
+def tensor_homes(folder: Path) -> dict[str, str]:
+    """The file of each tensor as the index says; empty without an index."""
+    index = folder / INDEX
+    if not index.is_file():
+        return {}
+    try:
+        return dict(json.loads(read_text(index))["weight_map"])
+    except Exception as error:
+        raise UserError(f"{index} is broken ({type(error).__name__}: {error}); {COPY}") from error
+
+
 def tensor_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, all of them there."""
     index = folder / INDEX
@@ -81,11 +100,10 @@ def tensor_files(folder: Path) -> list[Path]:
             return [folder / SINGLE]
         raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}; save the model as safetensors, or {COPY}")
     try:
-        names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
-        paths = [folder / name for name in names]
+        paths = [folder / name for name in sorted(set(tensor_homes(folder).values()))]
         inside = all(path.parent == folder for path in paths)
         missing = [path.name for path in paths if inside and not path.is_file()]
-    except Exception as error:
+    except (TypeError, ValueError, OSError) as error:
         raise UserError(f"{index} is broken ({type(error).__name__}: {error}); {COPY}") from error
     if not inside:
         raise UserError(f"{index} names files outside its folder; {COPY}")
