@@ -11,8 +11,8 @@ to about 90 small operations, of half a microsecond to two each. A sparse model 
 experts out of their stack. Each of these has a rate of its own in `minimoe.cost.Machine`.
 
 Not counted: the angles of the rotary positions, which the compiled program computes again for every number that they turn (4%
-of that token), and what Python does once a call. Where the recorded run is off by more than a quarter, decoding 8 or 32
-sequences at once, took longer than predicted.
+of that token), and what Python does once a call. Where the recorded run is off by more than a quarter, decoding, mostly
+of 8 or 32 sequences at once, took longer than predicted.
 """
 
 from __future__ import annotations
