@@ -155,15 +155,23 @@ def _draw(rungs: list[Rung], path: Path) -> None:
     plots.save(plots.rungs(values, [rung.name for rung in rungs], better), path)
 
 
+def _number(value: float) -> str:
+    """Counts in full, other numbers to four digits."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
+
+
 def _show_again(again: list[Again]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     words = {True: "as recorded", False: "DIFFERS", None: ""}
-    table = Table("row", "measured again", "recorded", "here", "may differ by", "", title="measured here")
+    table = Table(Column("row", no_wrap=True), "measured again", title="measured here")
+    for head in ("recorded", "here", "may differ by"):
+        table.add_column(head, justify="right", no_wrap=head != "may differ by")
+    table.add_column()
     for one in again:
-        recorded = "-" if one.recorded is None else f"{one.recorded:,.6g}"
+        recorded = "-" if one.recorded is None else _number(one.recorded)
         most = "" if one.tolerance is None else f"{one.tolerance:g}"
-        table.add_row(one.row, one.name, recorded, f"{one.now:,.6g}", most, words[one.same])
+        table.add_row(one.row, one.name, recorded, _number(one.now), most, words[one.same])
     show(table)
     if any(one.same is False for one in again):
         write_out("a number differs by more than its tolerance; see the rows above")
