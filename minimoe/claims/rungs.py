@@ -222,12 +222,11 @@ def _exported() -> Rung:
     known = dict(measured().get("exported", {}))
     values = sizes(config, RECIPE) | {"weight_bytes": known.get("weight_bytes"), "euros": None, "facts_per_param": None}
     why = {
-        "bits_per_byte": "ONNX Runtime was not scored on text; its logits are those of the model up to rounding",
         "facts_per_param": "as the rung of its weights",
         "euros": "the roofline says nothing of ONNX Runtime",
     }
     change = "student as an ONNX file in int8, run by ONNX Runtime; compressed attention is not written as ONNX"
-    made = _rung("exported", change, values | {"bits_per_byte": None}, why)
+    made = _rung("exported", change, values, why)
     return dataclasses.replace(made, builds_on="distilled")  # compressed attention is not written as ONNX
 
 
