@@ -238,7 +238,7 @@ def _speed() -> Values:
 
 
 def speeds(model: MoETransformer, rounds: int = 7) -> dict[str, float]:
-    """Tokens a second of one sequence: ``prefill``, read 256 at once, and ``decode``, 64 written after 64; of the best round."""
+    """Tokens a second of one sequence: ``prefill``, read 256 at once, and ``decode``, 64 written after 64. The best round."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
