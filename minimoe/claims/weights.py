@@ -25,7 +25,7 @@ def open_weights() -> Row:
         knowledge=NO_QUALITY,
         other=f"{sum(sizes.values()) / 1e6:.0f} MB of safetensors. "
         "Written in the layout of Transformers and read back, every number is the same; "
-        "Transformers and ONNX Runtime give the same logits up to rounding (the tests compare them)",
+        "Transformers, ONNX Runtime and llama.cpp give the same logits up to rounding (the tests compare them)",
         verdict="holds for the numbers: they are files that any program can read; data and recipe of V4 are not open",
         not_established="That a published V4 loads here, or that weights without data and recipe can be made again.",
         command="minimoe export small --out small-hf; pytest tests/test_hub_write.py",

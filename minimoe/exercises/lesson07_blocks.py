@@ -78,12 +78,12 @@ BLOCKS = Exercise(
     title="Published FP8 weights: one scale a block",
     signature="dequantize(values, scale_inv, block)",
     task=(
-        "Weights of DeepSeek-V3 and V4 are published as FP8 codes with one scale for each square of 128 x 128 numbers; the "
+        "Weights of DeepSeek-V3 are published as FP8 codes with one scale for each square of 128 x 128 numbers; the "
         "file calls the scales `weight_scale_inv`. Make the matrix of them. `values` `[R, C]` float32 are the codes, already "
         "turned into numbers. `scale_inv` float32 has one number for each square, `block` (an int) is its side. Squares are "
         "counted from the top left, so those at the right and at the bottom may be cut. A weight is its value *times* the "
-        "scale of its square: `inv` says that the weights were divided by the inverse when they were written. Returns "
-        "weights `[R, C]` float32."
+        "scale of its square: `inv` says that it is the inverse of the factor by which the weights were multiplied when they "
+        "were written. Returns weights `[R, C]` float32."
     ),
     difficulty=2,
     minutes=15,

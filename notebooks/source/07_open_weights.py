@@ -20,9 +20,9 @@
 # | | |
 # | --- | --- |
 # | **You should know** | lesson 00; lesson 04 helps (what int8 and FP8 are) |
-# | **You will be able to** | read a tensor out of a safetensors file; say why a pickle is a program and a header is not; undo the FP8 blocks of published weights; run a model in ONNX Runtime and in a browser; tell "lowered for a chip" from "run on a chip" |
+# | **You will be able to** | read a tensor out of a safetensors file; say why a pickle is a program and a header is not; undo the FP8 blocks of published weights, and write such files; run a model in Transformers, in ONNX Runtime and in a browser; tell "lowered for a chip" from "run on a chip" |
 # | **Time to study** | 45 minutes |
-# | **Time to run** | five minutes on two busy CPU cores |
+# | **Time to run** | about five minutes on two CPU cores |
 
 # %%
 import importlib.util
@@ -44,6 +44,7 @@ from IPython.display import Markdown, display
 import minimoe
 from minimoe import hub, plots
 from minimoe.inference import generate
+from minimoe.model.paths import named_leaves
 from minimoe.process import keep_compiled_programs, keep_memory
 from minimoe.quant import dequantize_model, quantize_model
 
@@ -66,6 +67,7 @@ my_guesses = {
     "bytes of a file of weights that are not weights: percent": None,
     "size of small in recipe v4: percent of float32": None,
     "words of 40 that another program writes differently": None,
+    "size of small in the FP8 layout of DeepSeek-V3: percent of float32": None,
 }
 questions = list(my_guesses)
 
@@ -177,9 +179,10 @@ check("weights.shards", shards);
 # %% [markdown]
 # ## What a format weighs
 #
-# The same model in five formats, on disk. Recipe `v4` stores experts in FP4 and other matrices in FP8, as the report says of
-# DeepSeek-V4. The last column counts the words of one greedy text that differ from float32. (`small` is shipped in int8. Its
-# float32 form holds the values of those codes, so int8 loses nothing here a second time.)
+# The same model in five formats of ours, on disk. Recipe `mxfp4` packs the experts into four bits and leaves the rest in float32.
+# Recipe `v4` stores experts in FP4, attention and shared expert in FP8, and the rest in bfloat16, as the report says of
+# DeepSeek-V4. The last column counts the words (tokens) of one greedy text that differ from float32. (`small` is shipped in int8.
+# Its float32 form holds the values of those codes, so int8 loses nothing here a second time.)
 
 # %%
 prompt = jnp.asarray([tokenizer.encode("In the beginning")])
@@ -209,8 +212,8 @@ compare(questions[1], 100 * sizes["v4"] / sizes["float32"])
 #
 # ## Published FP8
 #
-# DeepSeek publishes matrices in FP8 with one scale for each square of 128 x 128 numbers. The scales are called
-# `weight_scale_inv`. The name has misled many.
+# DeepSeek publishes matrices in FP8 with one scale for each square of 128 x 128 numbers. In V3 the scales are float32 and called
+# `weight_scale_inv`. The name has misled many. In V4 they are powers of two, one byte each, and called `scale`.
 #
 # ### Exercise: published FP8 weights
 
@@ -236,12 +239,13 @@ print(sorted(path.name for path in theirs_folder.iterdir()))
 back, _, _ = hub.load(theirs_folder)
 equal = all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(floats), jax.tree.leaves(back), strict=True))
 print("and read back, every number is the same:", equal)
-have_transformers = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+have_transformers = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "accelerate"))
 if have_transformers:
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     other = transformers.AutoModelForCausalLM.from_pretrained(theirs_folder, dtype=torch.float32).eval()
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 64))
     with torch.no_grad():
@@ -252,9 +256,106 @@ else:
     print('Transformers is not installed here; pip install "minimoe[interop]" and run this cell again')
 
 # %% [markdown]
+# ### The published formats, written by us
+#
+# On the command line this is `minimoe export small --dtype fp8 --out small-fp8`. Matrices become codes with scales, in the blocks
+# of the exercise. Embedding, head, norms and routers become bfloat16, as in published files. Transformers knows this layout. It
+# has no fast arithmetic for it on a CPU, so it multiplies codes by scales while it loads, and keeps bfloat16.
+
+# %%
+def tensors_in(folder):
+    """The header of a folder's weights: dtype, shape and place of each tensor."""
+    data = (folder / "model.safetensors").read_bytes()
+    found = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return {name: about for name, about in found.items() if name != "__metadata__"}
+
+
+published = hub.to_transformers(small, work / "fp8", tokenizer, dtype="fp8")
+for name, about in tensors_in(published).items():
+    if "layers.0.mlp.experts.0.down_proj" in name or "embed" in name:
+        print(f"{name}: {about['dtype']} {about['shape']}")
+if have_transformers:
+    rounded = hub.load(published)[0]  # the values of the codes; now in bfloat16, as there
+    for name, leaf in named_leaves(rounded).items():
+        if not name.endswith("router.bias"):  # stays float32 there
+            leaf[...] = leaf[...].astype("bfloat16").astype("float32")
+    other_fp8 = transformers.AutoModelForCausalLM.from_pretrained(published).eval().float()
+    with torch.no_grad():
+        found = other_fp8(torch.from_numpy(tokens)).logits.numpy()
+    wanted = np.asarray(rounded(jnp.asarray(tokens))[0])
+    fp8_error = float(np.abs(found - wanted).max() / wanted.std())
+    print(f"Transformers, from FP8: logits differ by {fp8_error:.1e} of their spread")
+    print(f"what the rounding to FP8 and bfloat16 itself changes: up to {np.abs(wanted - ours).max() / ours.std():.1e}")
+
+# %% [markdown]
+# What to see: Transformers reads the weights that we meant. The last number is much larger. It is what rounding costs, not what
+# the file costs: the largest of a quarter of a million differences, on random tokens. Where rounding changes the choice of an
+# expert, all logits of a token change. Lesson 04 measures what FP8 does to quality.
+#
+# V4 goes one step further: its experts are FP4, two codes in a byte, with a one-byte scale for 32 of them (`--dtype fp4`). The
+# layout belongs to V4's family, so we take `v4-nano`, our small model with V4's block. Codes that are read and written again
+# must not change. So we ask for equal *bytes*.
+
+# %%
+v4_nano, v4_tokenizer, _ = hub.load_pretrained("v4-nano")
+first_file = hub.to_transformers(v4_nano, work / "fp4", v4_tokenizer, dtype="fp4")
+for name, about in tensors_in(first_file).items():
+    if "layers.0.ffn.experts.0.w1" in name:
+        print(f"{name}: {about['dtype']} {about['shape']}")
+kept = hub.from_transformers(first_file, keep_codes=True)
+second_file = hub.to_transformers(kept, work / "fp4-again", v4_tokenizer, dtype="fp4")
+same_bytes = (first_file / "model.safetensors").read_bytes() == (second_file / "model.safetensors").read_bytes()
+print("read, kept as codes and written again, the file is the same byte for byte:", same_bytes)
+
+# %% [markdown]
+# ## In another program: llama.cpp
+#
+# *llama.cpp* runs open weights on laptops and phones. Its format is *GGUF*: one file that holds weights, sizes and vocabulary.
+# `minimoe export nano --format gguf --out nano-gguf` writes it. Its int8 is called Q8_0 and has a scale for each 32 numbers.
+# llama.cpp has two architectures that fit ours, so not every model can be written. What cannot be said exactly is refused.
+
+# %%
+have_gguf = importlib.util.find_spec("gguf") is not None
+shelf = {"nano": hub.load_pretrained("nano"), "small": (small, tokenizer, config), "v4-nano": (v4_nano, v4_tokenizer, None)}
+files = {f"Transformers, {dtype}": (hub.to_transformers, dtype) for dtype in ("float32", "bfloat16", "fp8", "fp4")}
+if have_gguf:
+    from minimoe.export import export_gguf
+
+    files |= {f"GGUF, {dtype}": (export_gguf, dtype) for dtype in ("float32", "bfloat16", "int8")}
+else:
+    print('gguf is not installed here; pip install "minimoe[export]" and run this cell again')
+weighed, refused = {}, {}
+for name, (model, its_tokenizer, _) in shelf.items():
+    for file, (write, dtype) in files.items():
+        try:
+            folder = write(model, work / f"{name} {file}", its_tokenizer, dtype=dtype)
+            weighed[name, file] = sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf"))
+        except minimoe.UserError as error:
+            refused[file, str(error)] = [*refused.get((file, str(error)), []), name]
+head = [f"| bytes on disk | {' | '.join(shelf)} |", "| --- |" + " ---: |" * len(shelf)]
+cells = {file: [f"{weighed[name, file]:,}" if (name, file) in weighed else "refused" for name in shelf] for file in files}
+display(Markdown("\n".join([*head, *(f"| {file} | {' | '.join(row)} |" for file, row in cells.items())])))
+fp8_share = weighed["small", "Transformers, fp8"] / weighed["small", "Transformers, float32"]
+compare(questions[3], 100 * fp8_share)
+
+# %%
+for (file, reason), names in refused.items():
+    print(f"{file}, {' and '.join(names)}: {reason}")
+if have_gguf:
+    print("\n".join((work / "nano GGUF, int8" / "README.md").read_text(encoding="utf-8").splitlines()[2:9]))
+
+# %% [markdown]
+# What to see: bfloat16 is half of float32. FP8 is more than a quarter, because the embedding stays bfloat16: in a model as small
+# as `nano` it is a large part. FP4 is smaller still, though only the experts change. The scales of Q8_0 add a sixteenth to its
+# codes: two bytes for every 32.
+#
+# llama.cpp itself is not installed with this package, so it was asked apart: `tests/llama_cpp_answers.py` in the repository runs
+# such files in it. What it answered for `nano` in float32 is recorded. A test compares our logits with its logits, to a
+# ten-thousandth of their spread, and our greedy text with its text, word for word.
+#
 # ## In another program: ONNX Runtime
 #
-# ONNX is a file of operators, 200 of them with fixed meanings. Runtimes for it exist for phones, browsers and most accelerators;
+# ONNX is a file of operators. About 200 are defined, each with a fixed meaning. Runtimes for it exist for phones, browsers and most accelerators;
 # one of them is for Huawei's Ascend. Our whole model is written in about thirty of these operators, routing included:
 # `minimoe/export/onnx_model.py` is the model once more, on a few screens.
 
@@ -402,8 +503,8 @@ if have_onnx:
 display(Markdown("\n".join([f"| measured here, {os.cpu_count()} cores | |", "| --- | ---: |", *lines])))
 
 # %% [markdown]
-# The bytes of each format are in the table further up. The machine did other work while these times were taken: compare them with
-# each other, and run the cell on your own machine.
+# The bytes of each format are in the tables further up. The machine trained another model while these times were taken, and the
+# whole lesson took longer for it: compare the times with each other, and run the cell on your own machine.
 #
 # ## What a licence and a card are for
 #
@@ -419,6 +520,8 @@ display(Markdown("\n".join(f"> {line}" for line in card.read_text(encoding="utf-
 
 # %%
 ran = f"ONNX Runtime: logits within {onnx_error:.0e} of their spread, {onnx_differ} of {new_words} words different. " if have_onnx else ""
+if have_transformers:
+    ran += f"Transformers, from the published FP8 layout: {fp8_error:.0e}; that file is {fp8_share:.1%} of float32. "
 plots.verdict(
     claim='"Open-weight."',
     means="Everybody can download the numbers, and a program by somebody else can run them.",

@@ -192,9 +192,9 @@ plots.predicted_times(times, "Recorded on two cores: whole steps, predicted and 
 
 # %% [markdown]
 # What to see: on the line a prediction is right, in the shade it is off by at most a quarter. Peak and bandwidth alone (crosses)
-# promise far too much. With a rate for each shape of product, training steps (filled) lie in the shade. Decoding (open) mostly
-# takes longer than predicted: its products are thin, and it also turns the cache, copies experts and starts many small operations.
-# The library now has a rate for each of these, but this record is older: **run the command here and see**.
+# promise far too much. With a rate for each shape of product, and for what is no product, training steps (filled) lie in the
+# shade. So do more than half of the decoded tokens (open). The others take longer than predicted, most of them in the dense
+# models. We do not know why. **Run the command on your machine and see.**
 #
 # ## How many experts a batch wakes
 #
