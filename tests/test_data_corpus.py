@@ -256,3 +256,13 @@ def test_names_that_are_not_utf8_are_read_and_described(tmp_path: Path) -> None:
     alone = tmp_path / os.fsdecode(b"caf\xe9.txt")
     assert load_text(alone)[0].domain == r"caf\xe9"
     assert describe_data(alone, load_text(alone))["name"] == r"caf\xe9.txt"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_a_pipe_in_a_folder_is_no_text_and_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two three four five six seven")
+    os.mkfifo(tmp_path / "b.txt")  # who reads it would wait for ever
+    assert {document.key.partition("#")[0] for document in load_text(tmp_path)} == {"a.txt"}
+    (tmp_path / "c.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"c\.txt: cannot be read \(No such file or directory\)"):
+        load_text(tmp_path)

@@ -8,6 +8,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from minimoe.parallel import (
     step_bytes,
     zero_spec,
 )
+from minimoe.parallel.meeting import meet
 from minimoe.parallel.reach import rows_per_device
 
 HERE = Path(__file__).parent
@@ -217,6 +220,76 @@ def test_processes_that_cannot_join_are_refused(values, said):
         join(*values)
     assert said in str(caught.value)
     assert join(None, None, None, None)  # one process, which writes
+
+
+def open_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def met(port: int, members: list[tuple[int, int]], seconds: float = 20.0) -> list[str]:
+    """What ``(count, index)`` members hear who come to one port, one after the other; "" of whom all went well."""
+
+    def come(member: tuple[int, int]) -> str:
+        try:
+            meet(f"127.0.0.1:{port}", *member, seconds)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(members)) as pool:
+        waiting = []
+        for member in members:
+            waiting.append(pool.submit(come, member))
+            time.sleep(0.3)
+        return [one.result() for one in waiting]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_processes_meet_in_any_order_and_leave_the_port_free(order):
+    port = open_port()
+    assert met(port, [(3, index) for index in order]) == ["", "", ""]
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_who_does_not_come_is_named_to_all_in_time():
+    began = time.monotonic()
+    first, second = met(open_port(), [(3, 0), (3, 1)], seconds=2)
+    assert "process 0 of 3: --process 2 did not come to 127.0.0.1:" in first
+    assert "process 1 of 3: --process 2 did not come" in second
+    assert time.monotonic() - began < 10
+    assert "nobody listened at 127.0.0.1:" in met(open_port(), [(2, 1)], seconds=1)[0]
+
+
+def test_wrong_numbers_are_refused_and_the_others_still_meet():
+    said = met(open_port(), [(3, 0), (3, 1), (3, 1), (2, 1), (3, 2)])
+    assert [said[0], said[1], said[4]] == ["", "", ""]
+    assert "another process is --process 1 already" in said[2]
+    assert "process 0 waits for --processes 3, not 2" in said[3]
+
+
+def test_a_port_that_cannot_be_used_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        assert f"127.0.0.1:{taken} cannot be used (Address already in use)" in met(taken, [(2, 0)])[0]
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(lambda: server.accept()[0].sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
+            assert "is no process 0 that waits for others" in met(taken, [(2, 1)], seconds=2)[0]
+            answer.result()
+    for port in (0, 99_999):
+        assert "is not in 1..65535" in met(port, [(2, 0)])[0]
+
+
+def test_a_stranger_at_the_port_does_not_count():
+    port = open_port()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(met, port, [(2, 0)])
+        time.sleep(0.5)
+        for line in (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"process": [7], "processes": 2}\n'):
+            with socket.create_connection(("127.0.0.1", port)) as stranger:
+                stranger.sendall(line)
+        assert met(port, [(2, 1)]) == [""]
+        assert first.result() == [""]
 
 
 def mesh_of(**sizes: int) -> AbstractMesh:

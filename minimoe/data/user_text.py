@@ -121,7 +121,8 @@ def _text_files(folder: Path) -> Iterator[Path]:
     """Sorted, so that the documents come in one order on every file system; links to folders are not followed."""
     for parent, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__pycache__")
-        yield from (Path(parent, name) for name in sorted(files) if name.lower().endswith(SUFFIXES) and name[0] != ".")
+        named = (Path(parent, name) for name in sorted(files) if name.lower().endswith(SUFFIXES) and name[0] != ".")
+        yield from (path for path in named if path.is_file() or not path.exists())  # of a pipe nobody knows the end
 
 
 def _read_text(path: Path) -> str:

@@ -5,7 +5,7 @@ is wanted. Eight devices can be simulated on one CPU, for laws and for counting 
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 minimoe train --mesh data=2,expert=4 --out runs/eight
 
-Several processes join by `minimoe.parallel.processes`.
+Several processes join by `minimoe.parallel.processes`, after they have found each other in `minimoe.parallel.meeting`.
 
 In your own code:
 

@@ -15,6 +15,7 @@ import jax
 
 from minimoe import checks
 from minimoe.errors import UserError
+from minimoe.parallel.meeting import meet
 
 WAIT_SECONDS = 120  # for the other processes to come
 
@@ -47,6 +48,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, me
     index = checks.whole("--process", process, 0, count - 1)
     if mesh is None:
         raise UserError("--processes train one model over a mesh; give --mesh too, such as --mesh data=2")
+    meet(str(coordinator), count, index, WAIT_SECONDS)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # what CPUs send through; others ignore it
     try:
         jax.distributed.initialize(
