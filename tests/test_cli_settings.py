@@ -22,8 +22,10 @@ COMMANDS = {
     "experiments": ["experiments", "run", "nano", "--work", "new"],
     "tour": ["tour", "--out", "new"],
     "exercises": ["exercises", "list"],
+    "claims": ["claims"],
+    "bench predict": ["bench", "predict"],
 }
-DRAW = ("train", "quantize", "distill", "experiments", "tour")
+DRAW = ("train", "quantize", "distill", "experiments", "tour", "claims", "bench predict")
 
 
 def refused(folder: Path, arguments: list[str], **environment: str) -> str:

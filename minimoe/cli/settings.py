@@ -9,7 +9,7 @@ from minimoe.errors import UserError
 
 PLATFORM = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 HARMLESS = "cpu"  # every JAX has it
-DRAWING = ("train", "distill", "quantize", "tour", "experiments")  # commands that end in a picture
+DRAWING = ("train", "distill", "quantize", "tour", "experiments", "claims", "bench predict")  # they load Matplotlib
 FOR_HELP = ("-h", "--help", "--version")
 
 
@@ -28,7 +28,7 @@ def check_settings(arguments: Sequence[str]) -> None:
         return
     if any(name.startswith("JAX_") and value != HARMLESS for name, value in os.environ.items()):
         _check_jax()
-    if arguments[0] in DRAWING and os.environ.get("MPLBACKEND"):
+    if {arguments[0], " ".join(arguments[:2])} & {*DRAWING} and os.environ.get("MPLBACKEND"):
         _check_matplotlib()
 
 
