@@ -129,7 +129,7 @@ BAD = {
     "out is a file": (["quantize", "run", "--recipe", "int8", "--out", "file.txt"], "file.txt"),
     "out is the checkpoint": (["quantize", "float", "--recipe", "int8", "--out", "float"], "the checkpoint itself"),
     "quantized already": (["quantize", "twice", "--recipe", "int8", "--out", "new"], "quantized already"),
-    "no tokenizer": (["quantize", "mute", "--recipe", "int8", "--out", "new"], "holds no tokenizer"),
+    "no tokenizer": (["quantize", "mute", "--recipe", "int8", "--out", "new"], "add --no-eval"),
     "eval without tokenizer": (["eval", "mute"], "holds no tokenizer"),
     "damaged": (["eval", "damaged"], "model.safetensors is cut short"),
 }

@@ -32,7 +32,7 @@ def quantize(
     Example: minimoe quantize runs/small --recipe v4 --out runs/small-v4
     """
     from minimoe.data.evaluation import PROTOCOLS
-    from minimoe.hub import check_destination, load, provenance_of, resolve, resolve_with_tokenizer, save
+    from minimoe.hub import check_destination, load, provenance_of, resolve, save
     from minimoe.quant.comparison import compare_models
     from minimoe.quant.models import get_recipe, quantize_model, size_report
 
@@ -42,7 +42,9 @@ def quantize(
     if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
         raise UserError(f"--out {out} is the checkpoint itself; name another folder")
     check_destination(out)
-    model, tokenizer, _, description = resolve_with_tokenizer(checkpoint) if evaluate else resolve(checkpoint)
+    model, tokenizer, _, description = resolve(checkpoint)
+    if evaluate and tokenizer is None:
+        raise UserError(f"{description} holds no tokenizer, so its quality cannot be measured; add --no-eval")
     start(f"{recipe}: {description}")
     with Bar("quantize", 3) as bar:
         quantized = quantize_model(model, recipe)
