@@ -4,12 +4,20 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """Runs the command line; a `UserError` becomes one line on stderr and exit code 2."""
-    from minimoe.process import keep_memory
+    """Runs the command line; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C at any time code 130."""
+    import signal
 
-    keep_memory()
-    from minimoe.cli.app import run
-    from minimoe.console import protect_streams
+    try:
+        from minimoe.process import keep_memory
 
-    protect_streams()
-    raise SystemExit(run())
+        keep_memory()
+        from minimoe.cli.app import run
+        from minimoe.console import protect_streams
+
+        protect_streams()
+        code = run()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends anyway
+    except KeyboardInterrupt:  # before the command began, or again while it stopped
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        code = 130
+    raise SystemExit(code)
