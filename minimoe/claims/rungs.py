@@ -237,7 +237,10 @@ def most_with_least() -> Row:
     smaller = 1 / (small.first["weight_bytes"] or 1)
     less_cache = 1 / (cache.first["kv_bytes_per_token"] or 1)
     solved = {name: rungs[name].values["exact_match"] for name in ("sparse", "distilled")}
-    bits = {name: rungs[name].values["bits_per_byte"] for name in ("dense", "sparse", "quantized", "distilled")}
+    bits = {
+        name: rungs[name].values["bits_per_byte"]
+        for name in ("dense", "sparse", "quantized", "distilled", "small cache")
+    }
     known = all(value is not None for value in (*solved.values(), *bits.values()))
     gained = known and (solved["distilled"] or 0) > (solved["sparse"] or 0) + 10
     kept = known and (bits["quantized"] or 9) < (bits["dense"] or 0)
@@ -257,8 +260,8 @@ def most_with_least() -> Row:
         + shown({name: rungs[name].values["facts_per_param"] for name in ("dense", "sparse", "quantized")}, ".4f"),
         other=f"the distilled model in recipe {RECIPE} weighs {smaller:.1f} times less than the dense one in float32; "
         f"the small cache holds {less_cache:.1f} times less a token",
-        verdict="holds when each saving is judged by what it spares: sparse saves FLOPs and quantized saves bytes; "
-        "the facts of a full model and the text of a student are the price"
+        verdict="holds when each step is judged by what it changes: sparse adds capacity for no FLOPs, quantized saves "
+        "bytes, compressed attention saves cache; the facts of a full model and the text of a student are the price"
         if gained and kept
         else "does not show here",
         not_established="That the savings multiply in one model: every rung has weights of its own, "

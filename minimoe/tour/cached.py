@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from minimoe.config import ModelConfig
     from minimoe.data import Tokenizer
 
-OURS = ("nano", "small", "v4-nano")
+OURS = ("nano", "v4-nano", "small", "v4-small")
 CONTEXTS = (64, 256, 1024)
 WRITER, PLAIN = "v4-nano", "nano"
 PROMPT = "The cache keeps entries of four or sixteen tokens, and a window of the last ones. "

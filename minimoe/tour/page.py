@@ -251,15 +251,15 @@ def _caches(values: dict[str, Any], figures: dict[str, Figure]) -> Section:
     rows = [
         (one["name"], f"{one['bytes_per_token']:,.0f}", *(f"{size:,}" for size in one["bytes"])) for one in rung["ours"]
     ]
-    grouped, compressed = rung["ours"][0], rung["ours"][-1]
+    grouped, compressed = rung["ours"][:2]
     ratios = ", ".join(f"{ratio:.2f} at {int(context):,} tokens" for context, ratio in published["ratios"].items())
     wrote = rung["written"]
     return Section(
         heading="What a model keeps of a text",
         paragraphs=(
             "To write the next token a model keeps keys and values of all tokens before it: the KV cache. nano and small "
-            "keep them for every token (grouped-query attention). v4-nano has nano's width and DeepSeek-V4's attention: a "
-            "window of the last tokens, and one learnt entry for 4 or 16 older ones.",
+            "keep them for every token (grouped-query attention). v4-nano and v4-small have their widths and DeepSeek-V4's "
+            "attention: a window of the last tokens, and one learnt entry for 4 or 16 older ones.",
             f"One more token costs {grouped['name']} {grouped['bytes_per_token'] / compressed['bytes_per_token']:.0f} "
             f"times the bytes of {compressed['name']}. A short text shows less of it, because the window costs the same "
             f"at any length. The table weighs the arrays themselves.",
