@@ -35,6 +35,7 @@ from minimoe.experiments import (
     teacher,
     v4_nano,
     v4_parts,
+    v4_small,
 )
 from minimoe.experiments.records import RECORDS, read_record_file, write_record
 from minimoe.experiments.run import Run, train_run
@@ -62,6 +63,7 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
     "specialists": specialists.runs,
     "v4-nano": v4_nano.runs,
     "v4-parts": v4_parts.runs,
+    "v4-small": v4_small.runs,
     "mtp": mtp.runs,
     "attention-kinds": attention_kinds.runs,
 }

@@ -20,6 +20,7 @@ SHIPPED_AS = {
     "small-hour/small": "small",
     "nano/nano": "nano",
     "v4-nano/v4-nano": "v4-nano",
+    "v4-small/v4-small": "v4-small",
     "reasoning/forward-kl-0": "student",
     "specialists/stories": "stories",
     "specialists/bibles": "bibles",
