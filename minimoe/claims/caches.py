@@ -12,6 +12,7 @@ NEW, OLD = "deepseek-v4-pro", "deepseek-v3.2"
 SHORT, LONG = 4096, 2**20
 OURS = ("nano", "v4-nano", "small", "v4-small")
 KINDS = ("grouped-query", "latent", "CSA", "HCA")
+SPREAD = 0.02  # bits per byte; seeds of one model lie farther apart (`v4-parts`)
 FAR = "96"  # tokens back: within what was trained
 
 
@@ -102,7 +103,7 @@ def cache_quality() -> Row:
     facts = {k: gain("attention-kinds", f"facts-{k}", "facts-multi-head", recalled) for k in KINDS}
     blocks = whole_blocks()
     every = min(mean(found[k]) for k in ("grouped-query", "latent"))
-    on_text = min(block["bits"] for block in blocks.values()) > 0
+    on_text = min(block["bits"] for block in blocks.values()) > -SPREAD
     several = max(mean(found[k]) for k in ("CSA", "HCA"))
     yes = (
         "holds when it is asked of text; for needles when something of every token is kept (grouped-query, latent), as far "
