@@ -48,7 +48,7 @@ MOE_ERRORS = [
 ]
 MODEL_ERRORS = [
     *(({name: -1}, (f"{name}=-1", "at least 1")) for name in SIZES),
-    ({"context_length": 0}, ("context_length=0", "at least 1")),
+    ({"context_length": 0}, ("context_length=0", "1..2147483647")),
     ({"dropout": 1.0}, ("dropout=1.0", "[0, 1)", "use 0")),
     ({"dropout": -0.1}, ("dropout=-0.1", "[0, 1)")),
     ({"norm_eps": 0.0}, ("norm_eps=0.0", "1e-5 is usual")),

@@ -38,14 +38,19 @@ def table_of(name: str) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_scores_what_its_card_says(name, optimised):
-    """All the text for the fastest. For each of the others two domains, in turn, which are as good a proof of its weights."""
+    """All the text for the fastest. For each of the others two domains, in turn, which are as good a proof of its weights.
+
+    The recipe v4 rounds activations too: there the last bit of a sum, which another batch or processor adds up in another
+    order, can decide a code and then a route.
+    """
     model, tokenizer, config = load_pretrained(name)
     assert model.config == config
     text = evaluation_documents(documents(split="val"), "quick")
     first = sorted(shipped()).index(name)
     chosen = DOMAINS if name == "nano" else [DOMAINS[(first + i) % len(DOMAINS)] for i in (0, 3)]
+    close = 2e-3 if name.startswith("v4") else 2e-4
     quick = evaluate(model, [document for document in text if document.domain in chosen], tokenizer)
-    assert quick.per_domain == pytest.approx({domain: table_of(name)[domain][0] for domain in chosen}, abs=2e-4)
+    assert quick.per_domain == pytest.approx({domain: table_of(name)[domain][0] for domain in chosen}, abs=close)
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
