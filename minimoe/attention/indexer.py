@@ -50,9 +50,8 @@ def choose(
     whose score is 0. The equations leave the order open, and ``torch.topk`` has another one, so a small model's text may
     part from Transformers' at such a tie. The published 64 heads have none.
     """
-    scores = jnp.where(
-        scores == 0, 0.0, scores
-    )  # top_k would put 0 before -0, the sum of shut ReLUs and negative weights
+    # Shut ReLUs and negative weights add up to -0, which top_k puts after 0.
+    scores = jnp.where(scores == 0, 0.0, scores)
     index = jax.lax.top_k(jnp.where(visible[None], scores, -jnp.inf), min(top_k, scores.shape[2]))[1]
     seen = jnp.broadcast_to(visible[None], scores.shape)
     return index, jnp.take_along_axis(seen, index, axis=2)

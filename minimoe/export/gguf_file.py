@@ -21,6 +21,7 @@ import numpy as np
 from minimoe.attention import GroupedQueryConfig
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer
+from minimoe.data.train_tokenizer import SPLIT_PATTERN
 from minimoe.errors import UserError
 from minimoe.export.folder import FolderWriter, check_vocabulary, needs
 from minimoe.export.gguf_rows import architecture_of, rows
@@ -36,11 +37,10 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0"}
 FLOATS = ("ffn_gate_inp.weight", "bias", "norm.weight")  # llama.cpp computes with these in float32
 # Where a text may be cut before byte pairs are merged is a rule that llama.cpp knows by name. Ours is that of "qwen2" but
 # for the indent of a line, which ours keeps apart from the line break before it.
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
-_SPACE = r"|\s+(?!\S)|\s+"
+INDENT = r"(?: +(?= ))?"
 PRE_TOKENIZERS = {
-    _WORDS + r"(?:[\r\n]+(?: +(?= ))?)?|\s*[\r\n]+(?: +(?= ))?" + _SPACE: "qwen2",
-    _WORDS + r"[\r\n]*|\s*[\r\n]+" + _SPACE: "qwen2",
+    SPLIT_PATTERN: "qwen2",
+    SPLIT_PATTERN.replace(rf"(?:[\r\n]+{INDENT})?", r"[\r\n]*").replace(INDENT, ""): "qwen2",  # qwen2's own
 }
 
 README = """# {name} as GGUF

@@ -22,6 +22,7 @@ from minimoe.attention import GroupedQueryConfig
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer
 from minimoe.data.evaluation import window_length
+from minimoe.data.train_tokenizer import SPLIT_PATTERN
 from minimoe.errors import UserError
 from minimoe.layers import AddConfig
 from minimoe.model import MoETransformer
@@ -31,10 +32,6 @@ from minimoe.quant.tensor import QTensor, quantize
 
 DTYPES = {"float32": 4, "bfloat16": 2, "int8": 1, "uint8": 1}
 MOST_TOKENS = 65_536  # the page counts pairs of tokens as one number
-CUT = (  # how bpe2048 cuts text, which tokenizer.js does too
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+(?:[\r\n]+(?: +(?= ))?)?|"
-    r"\s*[\r\n]+(?: +(?= ))?|\s+(?!\S)|\s+"
-)
 
 
 class Packer:
@@ -174,7 +171,7 @@ def pack_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     plain = last.get("type") == "ByteLevel" and not last.get("use_regex", True) and not last.get("add_prefix_space")
     alone = all(part.get("behavior") == "Isolated" and not part.get("invert") for part in parts[:-1])
     whole = parsed["model"].get("ignore_merges") or any(not one["special"] for one in parsed["added_tokens"])
-    if cuts not in ([], [CUT]) or not plain or not alone or whole or tokenizer.vocab_size > MOST_TOKENS:
+    if cuts not in ([], [SPLIT_PATTERN]) or not plain or not alone or whole or tokenizer.vocab_size > MOST_TOKENS:
         raise UserError(f"the tokenizer {tokenizer.name!r} cuts text by a rule of its own; use bpe2048 or byte")
     names = parsed["model"]["vocab"]
     pairs = [(names[left], names[right]) for left, right in parsed["model"]["merges"]]
