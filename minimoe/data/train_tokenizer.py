@@ -8,8 +8,9 @@ The result depends on the text and the size alone: a second run writes the same 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tokenizers
 
@@ -32,13 +33,16 @@ SPLIT_PATTERN = "|".join(
         r"\s+",
     ]
 )
+# The trainer's time grows with the square of the longest piece: two million letters in a row would take it half a day.
+LONGEST_RUN = re.compile(r"\S{1000}|\s{1000}")
 
 
 def train(texts: Sequence[str], vocab_size: int = 2048) -> BPETokenizer:
     """Learns the merges of byte-pair encoding from some texts.
 
     Args:
-      texts: training documents.
+      texts: training documents. A run of signs or of white space is cut after each 1,000 characters, and no merge crosses
+        the cut.
       vocab_size: V, end of text (id 0) and the 256 single bytes included; fewer come out if the texts run out of pairs.
 
     Raises:
@@ -63,8 +67,17 @@ def train(texts: Sequence[str], vocab_size: int = 2048) -> BPETokenizer:
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((part for text in texts for part in _cut_runs(text)), trainer)
     return BPETokenizer(backend)
+
+
+def _cut_runs(text: str) -> Iterator[str]:
+    """The text, cut where `LONGEST_RUN` ends."""
+    begin = 0
+    for run in LONGEST_RUN.finditer(text):
+        yield text[begin : run.end()]
+        begin = run.end()
+    yield text[begin:]
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: Sequence[Document]) -> dict[str, float]:
