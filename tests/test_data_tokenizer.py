@@ -117,7 +117,10 @@ def test_a_megabyte_without_a_break_is_learnt_in_parts(run: str) -> None:
     """In one piece it would take half a day: the trainer's time grows with the square of a piece."""
     part = run * (1000 // len(run))
     assert train([part * 1000 + "."], 300).fingerprint == train([part] * 1000 + ["."], 300).fingerprint
-    assert train([f"a {part[:999]} b"], 300).fingerprint != train([f"a {part[:500]}", f"{part[500:999]} b"], 300).fingerprint
+    assert (
+        train([f"a {part[:999]} b"], 300).fingerprint
+        != train([f"a {part[:500]}", f"{part[500:999]} b"], 300).fingerprint
+    )
 
 
 def test_training_errors_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

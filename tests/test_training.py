@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer, UserError
-from minimoe.data import ByteTokenizer, Document, training_data
+from minimoe import GroupedQueryConfig, ModelConfig, MoEConfig, MoETransformer, UserError, files
+from minimoe.data import ByteTokenizer, Document, load_tokenizer, training_data
 from minimoe.moe import RouterBias
 from minimoe.training import (
     Method,
@@ -247,6 +247,31 @@ def test_a_killed_run_resumes_to_the_same_bits(unbroken, tmp_path):
     assert_same_bits(saved_state(tmp_path / "run"), unbroken[2])
     assert without_times(result.records) == without_times(unbroken[1].records)
     assert without_times(read_metrics(tmp_path / "run")) == without_times(unbroken[1].records)
+
+
+@pytest.mark.parametrize("written", [[], ["config.json"], ["config.json", "tokenizer.json"]])
+def test_a_run_killed_while_its_folder_is_begun_can_be_continued(tmp_path, monkeypatch, written):
+    """The process ends when it has renamed as many files to their names as ``written`` has."""
+    replace, done = files.replace, []
+
+    def renamed(source, target):
+        if len(done) == len(written):
+            raise Crash
+        done.append(target.name)
+        replace(source, target)
+
+    out, tokenizer = tmp_path / "run", load_tokenizer("bpe2048")
+    model = MODEL.replace(vocab_size=tokenizer.vocab_size)
+    run = RunConfig(model, Recipe(**RECIPE.to_dict() | {"steps": 1}), {"name": "test"}, tokenizer.name)
+    arguments = (run, training_data(TRAINING, tokenizer), [], tokenizer)
+    monkeypatch.setattr(files, "replace", renamed)
+    monkeypatch.setattr("minimoe.training.loop._Session", lambda *arguments: files.replace(Path(), Path("end")))
+    with pytest.raises(Crash):
+        train(*arguments, out=out)
+    monkeypatch.undo()
+    assert sorted(path.name for path in out.iterdir()) == written == done
+    assert train(*arguments, out=out, resume=True).step == 1
+    assert load_checkpoint(out)[1].fingerprint == tokenizer.fingerprint
 
 
 @pytest.mark.parametrize("name", [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)])

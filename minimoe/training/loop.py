@@ -288,8 +288,7 @@ def _open_session(
     prepare_folder(out)
     with files.only_writer(out):
         check_folder(out, run, resume=resume, parts=PARTS)
-        if not (out / CONFIG_FILE).is_file():
-            write_run_config(out, run, tokenizer)
+        write_run_config(out, run, tokenizer)
         session = _Session(run, tokenizer, out, on_record)
         try:
             yield session

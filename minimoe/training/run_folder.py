@@ -121,10 +121,15 @@ def _is_ours(folder: Path) -> bool:
 
 
 def write_run_config(out: Path, run: RunConfig, tokenizer: Tokenizer) -> None:
-    """Writes ``config.json`` and, where the tokenizer needs one, its file."""
-    if tokenizer.name != "byte":
+    """Writes ``config.json`` and, where the tokenizer needs one, its file; of a run that is there, what is missing.
+
+    ``config.json`` comes first: it makes the folder a run's. A run that was killed before the other file is continued.
+    """
+    new = not _is_run(out)
+    if new:
+        write_atomically(out / CONFIG_FILE, json.dumps(run.to_dict(), indent=1) + "\n")
+    if tokenizer.name != "byte" and (new or not (out / TOKENIZER_FILE).is_file()):
         tokenizer.save(out / TOKENIZER_FILE)
-    write_atomically(out / CONFIG_FILE, json.dumps(run.to_dict(), indent=1) + "\n")
 
 
 def read_run_config(folder: Path) -> RunConfig:
