@@ -319,7 +319,7 @@ def test_a_plan_of_3_million_assignments_for_1024_experts():
     ("plan", "message"),
     [
         (lambda x: make_plan(x, 8), r"dropless: T\*K=3000000000 assignments exceed .* 2147483647; use fewer tokens"),
-        (lambda x: make_plan(x[:2], 2**29), r"dropless: E\*C=3221225472 slots exceed"),
+        (lambda x: make_plan(x[:2], 2**29), r"dropless: E\*C=4294967296 slots exceed"),
         (lambda x: make_capacity_plan(x, jnp.ones(x.shape, bool), 8, 1), r"capacity: T\*K=3000000000 assignments"),
         (lambda x: make_capacity_plan(x[:9], jnp.ones((9, 3), bool), 8, 2**30), r"capacity: E\*C=8589934592 slots"),
     ],

@@ -40,7 +40,7 @@ def causal_attention(
     """
     length = q.shape[1]
     q, k, v = _heads_first(q, k, v)
-    blocks = max(1, min(QUERY_BLOCKS, length // SMALLEST_BLOCK))
+    blocks = 1 if jax.export.is_symbolic_dim(length) else max(1, min(QUERY_BLOCKS, length // SMALLEST_BLOCK))
     edges = [length * i // blocks for i in range(blocks + 1)]
     outs = []
     for start, end in itertools.pairwise(edges):

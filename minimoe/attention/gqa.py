@@ -26,6 +26,7 @@ from minimoe.attention.cache import Cache
 from minimoe.attention.core import causal_attention, masked_attention
 from minimoe.attention.gqa_config import GroupedQueryConfig
 from minimoe.layers import RMSNorm, apply_rope, fan_in, rope_angles
+from minimoe.layers.sizes import surely_at_most
 
 
 class GroupedQueryAttention(nnx.Module):
@@ -107,7 +108,7 @@ class GroupedQueryAttention(nnx.Module):
         """
         layers = (self.q_proj, self.k_proj, self.v_proj)
         flat = x.reshape(-1, x.shape[-1])
-        if x.shape[1] <= 2 or not all(isinstance(layer, nnx.Linear) for layer in layers):
+        if surely_at_most(x.shape[1], 2) or not all(isinstance(layer, nnx.Linear) for layer in layers):
             return jnp.concatenate([layer(flat) for layer in layers], axis=-1)
         kernels = [layer.kernel[...].astype(x.dtype) for layer in layers]
         joined = flat @ jnp.concatenate(kernels, axis=-1)

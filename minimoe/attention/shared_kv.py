@@ -31,6 +31,7 @@ from minimoe.attention.ring import ring_read, ring_slots
 from minimoe.attention.rotary import rotary_angles, turn_last
 from minimoe.attention.storage import Rows
 from minimoe.attention.window import attend
+from minimoe.errors import UserError
 from minimoe.layers import RMSNorm, fan_in
 
 
@@ -112,8 +113,15 @@ class SharedKVAttention(nnx.Module):
 
         Returns:
           The output and the cache with the new tokens appended. If none was given: None, or what the indexer lost.
+
+        Raises:
+          UserError: for a symbolic length (`jax.export.symbolic_shape`).
         """
         config = self.config
+        if jax.export.is_symbolic_dim(x.shape[1]):
+            raise UserError(
+                f"{config.kind}: the length is {x.shape[1]}, but its windows need a number; export one length"
+            )
         left: Cache | IndexLoss | None = None
         held: tuple[Compressed, ...] = ()
         start = jnp.zeros((), jnp.int32) if cache is None else cache.length

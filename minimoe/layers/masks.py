@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from minimoe.errors import UserError
+from minimoe.layers.sizes import Size
 
 
-def as_mask(where: Any, shape: tuple[int, ...], owner: str) -> Bool[Array, "..."]:
+def as_mask(where: Any, shape: tuple[Size, ...], owner: str) -> Bool[Array, "..."]:
     """The mask of a call: True where a position counts, and True everywhere if ``where`` is None.
 
     A mask must be boolean and have exactly the shape of what it masks. One that broadcasts would be counted at its own

@@ -162,6 +162,8 @@ class MoETransformer(nnx.Module):
           ``logits [B, L, V]`` float32 and one `Routing` a sparse layer (none for a dense model).
 
         An id outside the vocabulary is an error; under `jax.jit`, where no value is known, all that depends on it is NaN.
+        B and L may be symbolic dimensions of `jax.export`; logits of positions from ``config.context_length`` on are then
+        NaN. A length is needed where tokens compete for slots, and by the windows of DeepSeek-V4's attention.
 
         Raises:
           UserError: for tokens of another shape or dtype, an id outside the vocabulary, or L above
@@ -332,6 +334,11 @@ class MoETransformer(nnx.Module):
         tokens = as_token_ids(tokens, self.config.vocab_size)
         if tokens.ndim != 2:
             raise UserError(f"tokens has shape {tuple(tokens.shape)}; give [B, L], one row a sequence")
+        if jax.export.is_symbolic_dim(
+            tokens.shape[1]
+        ):  # positions beyond the context count as ids outside the vocabulary
+            within = jnp.arange(tokens.shape[1], dtype=jnp.int32) < self.config.context_length
+            return jnp.where(within[None, :], tokens, -1)
         self._check_length(tokens.shape[1])
         return tokens
 

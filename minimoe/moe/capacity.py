@@ -16,12 +16,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import MoEConfig
+from minimoe.errors import UserError
 from minimoe.layers import swiglu
+from minimoe.layers.sizes import Size
 from minimoe.moe.indices import check_countable
 from minimoe.moe.pairs import one_hot_experts
 
 
-def expert_capacity(tokens: int, config: MoEConfig) -> int:
+def expert_capacity(tokens: Size, config: MoEConfig) -> int:
     """C = ``ceil(capacity_factor * T * K / E)``, never above T: no token can use a second slot of one expert.
 
     T counts padding too, since it is the static size of the batch.
@@ -30,10 +32,18 @@ def expert_capacity(tokens: int, config: MoEConfig) -> int:
       >>> expert_capacity(64, MoEConfig(d_model=8, d_expert=8, num_experts=8, top_k=2, capacity_factor=1.25))
       20
 
+    Raises:
+      UserError: for a symbolic number of tokens (`jax.export.symbolic_shape`), since the slots are part of the shapes.
+
     References:
       Lepikhin et al., `GShard <https://arxiv.org/abs/2006.16668>`_, section 2.2, with the factor of Fedus et al.,
       `Switch Transformers <https://arxiv.org/abs/2101.03961>`_, eq. 3.
     """
+    if jax.export.is_symbolic_dim(tokens):
+        raise UserError(
+            f"the slots of an expert are counted from the number of tokens, which is {tokens} here; export fixed sizes, "
+            'or a layer without slots: MoEConfig(select="topk", dispatch="dropless")'
+        )
     return config.slots(tokens)
 
 

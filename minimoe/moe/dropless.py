@@ -24,17 +24,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.layers import clamp_gate_up, swiglu
 from minimoe.layers.reverse_mode import reverse_mode_only
-from minimoe.moe.indices import check_countable, sort_by_expert
+from minimoe.layers.sizes import Size, surely_at_most
+from minimoe.moe.indices import check_countable, first_of_each, sort_by_expert
 
 BLOCK_ROWS = 64
 FEW_ASSIGNMENTS = 16  # up to here, each assignment slices out its own expert
@@ -67,9 +66,9 @@ class Plan:
     block_end: Int[Array, "E"]
 
 
-def slots_per_expert(assignments: int, num_experts: int) -> int:
-    """C: the mean load, rounded up to a multiple of 8, never above A."""
-    return min(assignments, 8 * math.ceil(assignments / num_experts / 8))
+def slots_per_expert(assignments: Size, num_experts: int) -> Size:
+    """C: the mean load, rounded up to a multiple of 8."""
+    return 8 * -(-assignments // (8 * num_experts))
 
 
 def make_plan(experts: Int[Array, "T K"], num_experts: int, expected: int | None = None) -> Plan:
@@ -84,8 +83,7 @@ def make_plan(experts: Int[Array, "T K"], num_experts: int, expected: int | None
     slots = slots_per_expert(count if expected is None else expected, num_experts)
     check_countable("dropless", T__K_assignments=count, E__C_slots=num_experts * slots)
     by_expert, order = sort_by_expert(experts.reshape(-1), num_experts + 1)
-    ids = jnp.arange(num_experts + 1, dtype=jnp.int32)
-    start = jnp.searchsorted(by_expert, ids).astype(jnp.int32)
+    start = first_of_each(by_expert, num_experts + 1)
     load = jnp.diff(start)
     column = jnp.arange(slots, dtype=jnp.int32)
     rank = jnp.where(column[None, :] < load[:, None], start[:-1, None] + column[None, :], count)  # [E, C]
@@ -97,7 +95,7 @@ def make_plan(experts: Int[Array, "T K"], num_experts: int, expected: int | None
     return Plan(order, load, start, held, seat, block_end)
 
 
-def overflow_block(plan: Plan, index: Int[Array, ""], slots: int) -> tuple[Int[Array, ""], Int[Array, "R"]]:
+def overflow_block(plan: Plan, index: Int[Array, ""], slots: Size) -> tuple[Int[Array, ""], Int[Array, "R"]]:
     """The expert of overflow block ``index``, and its assignments ``[R]`` beyond ``slots``; A where a row is empty."""
     expert = jnp.searchsorted(plan.block_end, index, side="right").astype(jnp.int32)
     first_block = jnp.where(expert > 0, plan.block_end[expert - 1], 0)
@@ -205,7 +203,7 @@ def _backward(limit, expected, residuals, dy):
     dx, d_weights, d_gate_up, d_down = grads
     return (
         dx.astype(x.dtype),
-        np.zeros(experts.shape, jax.dtypes.float0),
+        None,  # experts are integers
         d_weights.reshape(weights.shape).astype(weights.dtype),
         d_gate_up.astype(gate_up.dtype),
         d_down.astype(down.dtype),
@@ -256,7 +254,7 @@ def dropless_dispatch(
     del capacity, used
     if not experts.size:
         return jnp.zeros_like(x)
-    if experts.size <= FEW_ASSIGNMENTS:
+    if surely_at_most(experts.size, FEW_ASSIGNMENTS):
 
         def expert_of_row(row, expert):
             return row_times(swiglu(row_times(row, gate_up, expert), limit), down, expert)

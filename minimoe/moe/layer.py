@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minimoe.config import MoEConfig
 from minimoe.errors import UserError
 from minimoe.layers import SwiGLU, as_mask, fan_in
+from minimoe.layers.sizes import Size
 from minimoe.moe.capacity import drop_rate, expert_capacity
 from minimoe.moe.dispatch import DISPATCHERS
 from minimoe.moe.routing import Router, Routing
@@ -152,6 +153,8 @@ class MoELayer(nnx.Module):
         Returns:
           ``(y [..., D], routing)``; the record is by token, ``[T, ...]``.
 
+        Leading axes may be symbolic dimensions of `jax.export`, except where tokens compete for slots.
+
         Raises:
           UserError: for a wrong width, a wrong dtype, or a wrong number of tokens, naming both.
         """
@@ -163,8 +166,9 @@ class MoELayer(nnx.Module):
             for name, value in (("tokens", tokens), ("where", where), ("segments", segments))
         )
         routing = self.router(flat, tokens=tokens, where=where, rngs=rngs)
-        capacity = expert_capacity(flat.shape[0], config)
+        capacity = None
         if config.dispatch == "capacity":
+            capacity = expert_capacity(flat.shape[0], config)
             routing = dataclasses.replace(routing, dropped=drop_rate(routing.load, capacity))
         with jax.named_scope("experts"):
             kwargs: dict[str, Any] = {"dispatch": config.dispatch, "capacity": capacity, "used": routing.used}
@@ -175,7 +179,7 @@ class MoELayer(nnx.Module):
         return y.astype(x.dtype).reshape(x.shape), routing
 
 
-def _check_input(x: Any, width: int) -> tuple[int, ...]:
+def _check_input(x: Any, width: int) -> tuple[Size, ...]:
     """The leading axes of ``x``, which must be one float array of this width."""
     if not hasattr(x, "dtype"):
         raise UserError(
@@ -192,7 +196,7 @@ def _check_input(x: Any, width: int) -> tuple[int, ...]:
     return tuple(x.shape[:-1])
 
 
-def _by_token(name: str, value: Any, lead: tuple[int, ...]) -> Array | None:
+def _by_token(name: str, value: Any, lead: tuple[Size, ...]) -> Array | None:
     """``value`` as ``[T]``, from the leading shape of x or from ``[T]``."""
     if value is None:
         return None
