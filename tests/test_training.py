@@ -348,7 +348,7 @@ def test_what_divergence_saves_is_finite(tmp_path):
 
 def test_a_tokenizer_with_more_ids_is_refused():
     small = RunConfig(MODEL.replace(vocab_size=256), RECIPE, {}, "byte")
-    with pytest.raises(UserError, match="'byte' has 257 ids but vocab_size=256; raise vocab_size to 257"):
+    with pytest.raises(UserError, match="'byte' has 257 ids but the model knows 256; raise vocab_size to 257"):
         go(None, small)
     model = MoETransformer(small.model, rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match="257 ids but the model knows 256"):

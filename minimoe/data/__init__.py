@@ -19,7 +19,7 @@ from minimoe.data.sources import choose_documents, describe_data
 from minimoe.data.task_answers import StepCheck, check_answer, check_steps, parse_answer
 from minimoe.data.task_families import Step
 from minimoe.data.tasks import FAMILIES, FORMS, LEVELS, Problem, is_held_out, problem, task_documents
-from minimoe.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
+from minimoe.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
 from minimoe.data.user_text import load_text
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "beginnings",
     "check_answer",
     "check_steps",
+    "check_vocabulary",
     "choose_documents",
     "corpus_hash",
     "describe_data",

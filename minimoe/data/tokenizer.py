@@ -191,6 +191,28 @@ class ByteTokenizer(Tokenizer):
         return backend.to_str(pretty=True)
 
 
+def check_vocabulary(
+    tokenizer: Tokenizer | None, vocab_size: int, repair: str = "give the tokenizer that the model was trained with"
+) -> None:
+    """Refuses a tokenizer that has ids a model does not know; it may have fewer.
+
+    Args:
+      tokenizer: None passes. vocab_size: V of the model. repair: what to do about it.
+
+    Raises:
+      UserError: naming both sizes.
+
+    Example:
+      >>> check_vocabulary(ByteTokenizer(), 257)
+      >>> check_vocabulary(ByteTokenizer(), 256, "raise vocab_size")
+      Traceback (most recent call last):
+      minimoe.errors.UserError: tokenizer 'byte' has 257 ids but the model knows 256; raise vocab_size
+    """
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        many = f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids"
+        raise UserError(f"{many} but the model knows {vocab_size}; {repair}")
+
+
 def load_tokenizer(name_or_path: str | os.PathLike[str] = "bpe2048", end: str | None = None) -> Tokenizer:
     """A tokenizer by name, ``"bpe2048"`` or ``"byte"``, or from a ``tokenizer.json`` or a folder that holds one.
 

@@ -27,15 +27,6 @@ def needs(package: str) -> None:
         raise UserError(f'the package {package} is not installed; pip install "minimoe[export]" brings it')
 
 
-def check_vocabulary(tokenizer: Tokenizer | None, config: ModelConfig) -> None:
-    """Raises:
-    UserError: for a tokenizer whose ids the model does not all know.
-    """
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        many = f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids, the model {config.vocab_size}"
-        raise UserError(f"{many}; give the tokenizer that the model was trained with")
-
-
 def read_config(directory: Path, format: str) -> dict[str, Any]:
     """The content of config.json, which says that the folder is one of this format.
 

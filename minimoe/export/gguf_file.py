@@ -20,10 +20,10 @@ import numpy as np
 
 from minimoe.attention import GroupedQueryConfig
 from minimoe.config import ModelConfig
-from minimoe.data import Tokenizer
+from minimoe.data import Tokenizer, check_vocabulary
 from minimoe.data.train_tokenizer import SPLIT_PATTERN
 from minimoe.errors import UserError
-from minimoe.export.folder import FolderWriter, check_vocabulary, needs
+from minimoe.export.folder import FolderWriter, needs
 from minimoe.export.gguf_rows import architecture_of, rows
 from minimoe.hub.layouts.write import choose_layout
 from minimoe.model import MoETransformer
@@ -88,7 +88,7 @@ def export_gguf(
       `GGUF <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>`_.
     """
     needs("gguf")
-    check_vocabulary(tokenizer, model.config)
+    check_vocabulary(tokenizer, model.config.vocab_size)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not written as GGUF; choose one of {', '.join(DTYPES)}")
     directory, model = Path(directory), dequantize_model(model)

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from minimoe.data import Tokenizer
+from minimoe.data import Tokenizer, check_vocabulary
 from minimoe.errors import UserError
-from minimoe.export.folder import FolderWriter, check_vocabulary, needs
+from minimoe.export.folder import FolderWriter, needs
 from minimoe.export.graph import OPSET, Graph
 from minimoe.export.onnx_model import Writer
 from minimoe.model import MoETransformer
@@ -75,7 +75,7 @@ def export_onnx(
       The `ONNX operators <https://onnx.ai/onnx/operators/>`_, opset 18.
     """
     needs("onnx")
-    check_vocabulary(tokenizer, model.config)
+    check_vocabulary(tokenizer, model.config.vocab_size)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not written as ONNX; choose one of {', '.join(DTYPES)}")
     content = onnx_bytes(dequantize_model(model), dtype)

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from minimoe import checks
-from minimoe.data import Tokenizer
+from minimoe.data import Tokenizer, check_vocabulary
 from minimoe.data.evaluation import window_length
 from minimoe.errors import UserError
-from minimoe.export.folder import FolderWriter, check_vocabulary, needs, read_folder
+from minimoe.export.folder import FolderWriter, needs, read_folder
 from minimoe.export.programs import Arrays, Program, decode_program, forward_program, train_program
 from minimoe.hub.tensorfile import TensorFile
 from minimoe.model import MoETransformer
@@ -88,7 +88,7 @@ def export_stablehlo(
       OpenXLA, `StableHLO <https://openxla.org/stablehlo>`_; `jax.export`.
     """
     needs("flatbuffers")
-    check_vocabulary(tokenizer, model.config)
+    check_vocabulary(tokenizer, model.config.vocab_size)
     limit = model.config.context_length
     batch = checks.whole("batch", batch)
     length = checks.whole("length", window_length(limit) if length is None else length, 1, limit)

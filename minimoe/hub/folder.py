@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from minimoe.config import ModelConfig
-from minimoe.data import Tokenizer, load_tokenizer
+from minimoe.data import Tokenizer, check_vocabulary, load_tokenizer
 from minimoe.data.tokenizer import TOKENIZER_FILE
 from minimoe.errors import UserError
 from minimoe.files import check_folder, read_text
@@ -80,8 +80,7 @@ def save(
     directory = Path(directory)
     if format not in (None, *LAYOUTS):
         raise UserError(f"format {format!r} is not known; choose one of {', '.join(LAYOUTS)}")
-    if tokenizer is not None:
-        _check_vocabulary(tokenizer, model.config, "give the tokenizer that the model was trained with")
+    check_vocabulary(tokenizer, model.config.vocab_size)
     if format == "huggingface":
         return to_transformers(
             model, directory, tokenizer, dtype=dtype or "float32", provenance=_plain(provenance or {})
@@ -234,14 +233,8 @@ def _load_tokenizer(path: Path, config: ModelConfig, named: tuple[str, str] | No
     tokenizer = load_tokenizer("byte" if name == "byte" else path)
     if tokenizer.fingerprint != fingerprint:
         raise UserError(f"{path} was altered: its ids no longer mean what the model learned; {REPAIR}")
-    _check_vocabulary(tokenizer, config, REPAIR)
+    check_vocabulary(tokenizer, config.vocab_size, REPAIR)
     return tokenizer
-
-
-def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, repair: str) -> None:
-    if tokenizer.vocab_size > config.vocab_size:
-        many = f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids"
-        raise UserError(f"{many} but the model knows {config.vocab_size}; {repair}")
 
 
 def _plain(provenance: Mapping[str, Any]) -> dict[str, Any]:

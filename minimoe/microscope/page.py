@@ -9,7 +9,7 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from minimoe.data import Tokenizer, documents, evaluation_documents
+from minimoe.data import Tokenizer, check_vocabulary, documents, evaluation_documents
 from minimoe.errors import UserError
 from minimoe.files import write_atomically
 from minimoe.microscope.pack import pack_model, pack_tokenizer
@@ -58,9 +58,7 @@ def build_page(model: MoETransformer, tokenizer: Tokenizer, *, name: str) -> str
     Raises:
       UserError: for a model or a tokenizer that the page cannot compute.
     """
-    if tokenizer.vocab_size > model.config.vocab_size:
-        many = f"the tokenizer has {tokenizer.vocab_size} ids"
-        raise UserError(f"{many} but the model knows {model.config.vocab_size}; give the tokenizer it was trained with")
+    check_vocabulary(tokenizer, model.config.vocab_size)
     header, content = pack_model(model)
     header |= {"name": name, "tokenizer": pack_tokenizer(tokenizer), "samples": samples()}
     header |= {"params": _params(model), "stored": "float" if "embed.float" in header["tensors"] else "int8"}

@@ -17,9 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.config import ModelConfig
-from minimoe.data import Document, Tokenizer, windows
+from minimoe.data import Document, Tokenizer, check_vocabulary, windows
 from minimoe.data.evaluation import window_length
-from minimoe.errors import UserError
 from minimoe.layers import as_mask
 from minimoe.layers.token_ids import as_labels, spoil
 from minimoe.moe import Routing, expert_load, experts_choose, stack_loads, without_drops
@@ -128,11 +127,7 @@ def evaluate(
     Raises:
       UserError: if there is nothing to score, or the tokenizer has more ids than the model.
     """
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but the model knows "
-            f"{model.config.vocab_size}; use the tokenizer the model was trained with"
-        )
+    check_vocabulary(tokenizer, model.config.vocab_size)
     cut = windows(documents, tokenizer, window_length(model.config.context_length))
     names, num_bytes = cut.domain_names, cut.domain_bytes
     nats, load = _score(without_drops(model), cut, progress)

@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 
 from minimoe import files
 from minimoe.config import ModelConfig
-from minimoe.data import Document, Tokenizer, TrainingData, evaluation_documents
+from minimoe.data import Document, Tokenizer, TrainingData, check_vocabulary, evaluation_documents
 from minimoe.errors import UserError
 from minimoe.files import write_atomically, writing
 from minimoe.model import MoETransformer, copy_model, model_fingerprint
@@ -185,11 +185,7 @@ def train(
       >>> train(run, training_data(texts, ByteTokenizer()), texts, ByteTokenizer()).step
       1
     """
-    if tokenizer.vocab_size > run.model.vocab_size:
-        raise UserError(
-            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but vocab_size={run.model.vocab_size}; "
-            f"raise vocab_size to {tokenizer.vocab_size}"
-        )
+    check_vocabulary(tokenizer, run.model.vocab_size, f"raise vocab_size to {tokenizer.vocab_size}")
     method = method or Method()
     place = placement(mesh, run.model, run.recipe.batch_size)
     out = None if out is None or not place.writes else Path(out)

@@ -14,7 +14,7 @@ from flax import nnx
 from minimoe.checks import dtype_name
 from minimoe.config import ModelConfig
 from minimoe.cost import count_params
-from minimoe.data import Tokenizer, load_tokenizer
+from minimoe.data import Tokenizer, check_vocabulary, load_tokenizer
 from minimoe.data.tokenizer import TOKENIZER_FILE
 from minimoe.errors import UserError
 from minimoe.hub.layouts.coded_read import CodedShards
@@ -113,9 +113,7 @@ def load_transformers(
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE, end_token(folder))
     except UserError as error:
         raise UserError(f"{error}; without that file the folder loads, and the model takes token ids") from None
-    if tokenizer.vocab_size > model.config.vocab_size:
-        many = f"{folder / TOKENIZER_FILE} has {tokenizer.vocab_size} ids but the model knows {model.config.vocab_size}"
-        raise UserError(f"{many}; {COPY}")
+    check_vocabulary(tokenizer, model.config.vocab_size, f"{folder}: {COPY}")
     return model, tokenizer, model.config
 
 

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 
 from minimoe import checks
 from minimoe.config import ModelConfig
-from minimoe.data import Tokenizer
+from minimoe.data import Tokenizer, check_vocabulary
 from minimoe.errors import UserError
 from minimoe.files import check_folder
 from minimoe.hub.layouts import coded_write
@@ -250,10 +250,7 @@ def _write_texts(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None,
     generation = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "do_sample": True, "temperature": 1.0}
     texts = {"generation_config.json": json.dumps(generation, indent=1)}
     if tokenizer is not None:
-        if tokenizer.vocab_size > config.vocab_size:
-            raise UserError(
-                f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids, the model {config.vocab_size}"
-            )
+        check_vocabulary(tokenizer, config.vocab_size)
         texts["tokenizer.json"] = content = tokenizer.to_json()
         token = next(one["content"] for one in json.loads(content)["added_tokens"] if one["id"] == end)
         special: dict[str, Any] = {f"{kind}_token": token for kind in ("bos", "eos", "pad")}
