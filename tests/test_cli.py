@@ -211,6 +211,10 @@ BAD = {
     "record is a folder": (["experiments", "run", "nano", "--work", "w", "--record", "foreign"], "foreign"),
     "record is something else": (["experiments", "run", "nano", "--work", "w", "--record", "other.json"], "other.json"),
     "record cannot be written": (["experiments", "run", "nano", "--work", "w", "--record", "/proc/r.json"], "/proc/r"),
+    "text of no name": (["train", "--text", "", "--out", "new"], "the argument after --text is empty"),
+    "text of no name, joined": (["train", "--text=", "--out", "new"], "the argument after --text is empty"),
+    "folder of no name": (["train", "--steps", "1", "--out", ""], "the argument after --out is empty"),
+    "checkpoint of no name": (["export", "", "--out", "new"], "the argument after export is empty"),
     "bad shape": (["bench", "moe", "--shape", "1,2"], "1,2"),
 }
 

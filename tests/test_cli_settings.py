@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import minimoe
+from minimoe.cli.settings import check_words
+from minimoe.errors import UserError
 
 ROOT = Path(minimoe.__file__).parent.parent
 COMMANDS = {
@@ -79,3 +81,14 @@ def test_help_needs_nothing(arguments, tmp_path):
     subprocess.run(
         [sys.executable, "-m", "minimoe", *arguments], env=settings, check=True, cwd=tmp_path, capture_output=True
     )
+
+
+@pytest.mark.parametrize("words", [["--prompt", ""], ["--prompt="], ["--prompt", "--text="]], ids=" ".join)
+def test_a_prompt_may_be_empty_or_look_like_an_empty_option(words):
+    check_words(["generate", "nano", *words, "--seed", "0"])
+
+
+@pytest.mark.parametrize("words", [["--text", ""], ["--text="], [""]], ids=" ".join)
+def test_nothing_else_may_be_empty(words):
+    with pytest.raises(UserError, match="is empty; give a value or leave it out"):
+        check_words(["train", *words, "--prompt", "x"])

@@ -27,7 +27,7 @@ from minimoe.cli import (
     tour,
     train,
 )
-from minimoe.cli.settings import check_settings
+from minimoe.cli.settings import check_settings, check_words
 from minimoe.console import messages, silence, write_out
 from minimoe.errors import UserError
 
@@ -77,7 +77,9 @@ def options(
 def run(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 2 for a mistake that can be repaired, 130 after Ctrl-C."""
     try:
-        check_settings(sys.argv[1:] if arguments is None else arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        check_words(words)
+        check_settings(words)
         code = _command()(arguments, standalone_mode=False)
     except UserError as error:
         return _complain(str(error))

@@ -1,4 +1,4 @@
-"""What the environment asks of JAX and Matplotlib, looked at before a command works: what cannot be met is one line."""
+"""The words of a command, and what the environment asks of JAX and Matplotlib, looked at before the command works."""
 
 from __future__ import annotations
 
@@ -11,6 +11,30 @@ PLATFORM = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 HARMLESS = "cpu"  # every JAX has it
 DRAWING = ("train", "distill", "quantize", "tour", "experiments", "claims", "bench predict")  # they load Matplotlib
 FOR_HELP = ("-h", "--help", "--version")
+MAY_BE_EMPTY = ("--prompt",)
+
+
+def check_words(arguments: Sequence[str]) -> None:
+    """Refuses an empty argument, as a variable of the shell gives that is not set: as a path it is the current folder.
+
+    Args:
+      arguments: of the command line, without the name of the program.
+
+    Raises:
+      UserError: naming what stands before it.
+
+    Example:
+      >>> check_words(["generate", "runs/nano", "--prompt", ""])
+      >>> check_words(["train", "--text", "", "--out", "runs/mine"])
+      Traceback (most recent call last):
+      minimoe.errors.UserError: the argument after --text is empty; give a value or leave it out
+    """
+    before = ""
+    for word in arguments:
+        name = word[:-1] if word.startswith("--") and word.endswith("=") else before
+        if word in ("", f"{name}=") and before not in MAY_BE_EMPTY and name not in MAY_BE_EMPTY:
+            raise UserError(f"the argument after {name or 'minimoe'} is empty; give a value or leave it out")
+        before = word
 
 
 def check_settings(arguments: Sequence[str]) -> None:
