@@ -90,9 +90,21 @@ def divides(affinities, bias, k):
     return affinities / 0 + 1 // 0
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise AttributeError("text")
+
+    __repr__ = __str__
+
+
+def raises_what_has_no_message(affinities, bias, k):
+    raise Speechless
+
+
 @pytest.mark.parametrize(
     ("answer", "aspect", "words"),
     [
+        (raises_what_has_no_message, "error", "raised Speechless on case 'first shape'"),
         (unfilled, "unwritten", "not written yet: routing.topk"),
         (None, "unwritten", "not written yet"),
         (..., "unwritten", "not written yet"),

@@ -292,11 +292,12 @@ def _carried(pickled: bytes) -> Any:
     import cloudpickle
 
     from minimoe.errors import UserError
+    from minimoe.exercises.messages import words_of
 
     try:
         return cloudpickle.loads(pickled)
     except Exception as error:
-        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        words = f"{type(error).__name__}: {words_of(error)}"
         raise UserError(f"the answer cannot be loaded ({words}); let it use its arguments alone") from error
 
 

@@ -20,7 +20,7 @@ class Raised(Exception):
     """The function raised ``error``; wrapped, so that its ``exit()`` or Ctrl-C is not taken for the caller's."""
 
     def __init__(self, error: BaseException):
-        super().__init__(repr(error))
+        super().__init__(type(error).__name__)  # its repr may raise
         self.error = error
 
 

@@ -45,13 +45,21 @@ def explain_error(exercise: Exercise, answer: Any, error: BaseException, case: C
     where = location(answer, error)
     if isinstance(error, NotImplementedError):
         return Fault("unwritten", unwritten(exercise))
-    words = " ".join(str(error).split())
+    words = words_of(error)
     words = words if len(words) <= 300 else words[:300] + " ..."
     text = f"raised {type(error).__name__} {stage}on {describe(exercise, case)}{where}: {words}"
     reason = why_untraceable(error)
     if isinstance(error, TypeError) and "item assignment" in words:
         reason = "JAX arrays cannot be written to: x.at[i].set(v) returns a changed copy."
     return Fault("jit" if stage else "error", f"{text}\n{reason}".rstrip())
+
+
+def words_of(error: BaseException) -> str:
+    """The message of an exception on one line; an exception of the answer's own may fail to give one."""
+    try:
+        return " ".join(str(error).split())
+    except Exception as failed:
+        return f"(no message: its __str__ raised {type(failed).__name__})"
 
 
 def location(answer: Any, error: BaseException) -> str:

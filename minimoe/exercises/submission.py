@@ -19,6 +19,7 @@ from typing import Any
 
 from minimoe.errors import UserError
 from minimoe.exercises.limits import Raised, TimeLimitExceeded, run_limited
+from minimoe.exercises.messages import words_of
 
 NAME = "minimoe_submission"  # of the module that the file becomes
 FORM = 'ANSWERS = {"routing.topk": topk}'
@@ -53,7 +54,7 @@ def load_answers(path: Path, *, time_limit: int | float = 60.0) -> dict[str, Any
     except TimeLimitExceeded as error:
         raise UserError(f"{path} did not finish within {time_limit:g} s; keep long work out of the file") from error
     except Raised as raised:
-        kind, words = type(raised.error).__name__, " ".join(str(raised.error).split())
+        kind, words = type(raised.error).__name__, words_of(raised.error)
         raise UserError(f"{path} raised {kind} when run: {words}; run it with python first") from raised
     return _answers(path, module)
 
