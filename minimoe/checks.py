@@ -17,6 +17,7 @@ from typing import Any
 from minimoe.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
+COMPUTE_DTYPES = (*DTYPES, "float16")  # of a single layer
 LARGEST_SEED = 2**32 - 1  # jax.random takes 32 bits of a seed: a larger one would repeat the keys of a smaller one
 
 

@@ -43,7 +43,8 @@ MOE_ERRORS = [
     ({"num_groups": 4}, ("top_k=2", "top_k_groups=1 groups of 1 experts", "raise top_k_groups or lower top_k")),
     ({"select": "hash"}, ("hash_vocab_size=None", "set hash_vocab_size")),
     ({"select": "hash", "hash_vocab_size": 0}, ("hash_vocab_size=0", "at least 1")),
-    ({"dtype": "float16"}, ("dtype='float16'", "float32, bfloat16")),
+    ({"dtype": "float64"}, ("dtype='float64'", "float32, bfloat16, float16")),
+    ({"param_dtype": "float16"}, ("param_dtype='float16'", "float32, bfloat16")),
     ({"param_dtype": "int8"}, ("param_dtype='int8'", "float32, bfloat16")),
 ]
 MODEL_ERRORS = [
@@ -53,6 +54,8 @@ MODEL_ERRORS = [
     ({"dropout": -0.1}, ("dropout=-0.1", "[0, 1)")),
     ({"norm_eps": 0.0}, ("norm_eps=0.0", "1e-5 is usual")),
     ({"dtype": "float64"}, ("dtype='float64'", "float32, bfloat16")),
+    ({"dtype": "float16"}, ("dtype='float16'", "gradients vanish", "does not scale the loss", "use bfloat16")),
+    ({"moe": MoEConfig(**MOE, dtype="float16"), "d_ff": None}, ("moe.dtype='float16'", "use bfloat16")),
     ({"param_dtype": "fp8"}, ("param_dtype='fp8'", "float32, bfloat16")),
     ({"d_ff": None}, ("moe=None, d_ff=None", "give either moe (sparse) or d_ff (dense)")),
     ({"moe": MoEConfig(**MOE)}, ("moe=given, d_ff=16", "give either moe (sparse) or d_ff (dense)")),

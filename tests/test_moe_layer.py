@@ -196,6 +196,27 @@ def test_bfloat16_experts_keep_a_float32_router(x):
     assert layer.router.kernel.dtype == routing.logits.dtype == routing.weights.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("dispatch", DISPATCHERS)
+@pytest.mark.parametrize("tokens", [3, T])
+def test_float16_value_and_gradients_are_within_its_rounding(dispatch, tokens, x):
+    """2**-11 is half a step of float16; bfloat16 is eight times as coarse."""
+    config = dataclasses.replace(CONFIG, dispatch=dispatch, capacity_factor=E)
+
+    def found(dtype: str):
+        graphdef, params, rest = nnx.split(make(dataclasses.replace(config, dtype=dtype)), nnx.Param, ...)
+
+        def loss(params, x):
+            y = nnx.merge(graphdef, params, rest)(x)[0]
+            return (y * jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)).sum(), y
+
+        (_, y), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x[:tokens])
+        return jax.tree.leaves((y, gradients))
+
+    for half, single in zip(found("float16"), found("float32"), strict=True):
+        assert half.dtype == jnp.float32, "the dtype of the input and of the parameters"
+        assert 0 < float(jnp.linalg.norm(half - single)) < 6 * 2**-11 * float(jnp.linalg.norm(single))
+
+
 # What a token's output may depend on
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from minimoe.attention import AttentionConfig
-from minimoe.checks import dtype_fields, flag_fields, number_fields, require, whole_fields
+from minimoe.checks import COMPUTE_DTYPES, dtype_fields, flag_fields, number_fields, require, whole_fields
 from minimoe.config.dicts import from_fields, model_fields, plain
 from minimoe.config.layer import LayerConfig, check_attention, check_feed_forward
 from minimoe.config.moe import MoEConfig
@@ -43,7 +43,7 @@ class ModelConfig:
       norm_eps: inside the square root of RMSNorm.
       tie_embeddings: the output head reuses the embedding matrix.
       dropout: rate on the two branches of each block while training, 0..<1.
-      dtype: of activations between the float32 islands (norms, softmax, router, loss).
+      dtype: of activations between the float32 islands (norms, softmax, router, loss): float32 or bfloat16.
       param_dtype: of stored weights.
       mtp: a head that also predicts the token after the next; None for none.
 
@@ -84,7 +84,9 @@ class ModelConfig:
         if self.swiglu_limit is not None:
             number_fields(self, "swiglu_limit", low=0, high=math.inf, ends="()", hint="10 is usual, None is no limit")
         flag_fields(self, "tie_embeddings")
-        dtype_fields(self, "dtype", "param_dtype")
+        dtype_fields(self, "dtype", choices=COMPUTE_DTYPES)
+        dtype_fields(self, "param_dtype")
+        self._check_range("dtype", self.dtype)
         check_attention(self)
         check_feed_forward(self)
         known = tuple(RESIDUALS.values())
@@ -108,7 +110,12 @@ class ModelConfig:
         sparse = self.moe is not None or not self._all_experts()
         require(sparse, self, "a layer has experts, but moe=None; give moe, and d_ff to the layers that are dense")
 
+    def _check_range(self, name: str, dtype: str) -> None:
+        vanish = "a model's small gradients vanish in it, since training here does not scale the loss"
+        require(dtype != "float16", self, f"{name}='float16': {vanish}; use bfloat16, whose range is that of float32")
+
     def _check_experts(self, moe: MoEConfig) -> None:
+        self._check_range("moe.dtype", moe.dtype)
         widths = f"moe.d_model={moe.d_model} must equal d_model={self.d_model}"
         require(moe.d_model == self.d_model, self, f"{widths}; make them the same")
         rows = f"moe.hash_vocab_size={moe.hash_vocab_size} must equal vocab_size={self.vocab_size}"

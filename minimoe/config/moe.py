@@ -8,7 +8,16 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from minimoe.checks import choice_fields, dtype_fields, flag_fields, number_fields, require, whole, whole_fields
+from minimoe.checks import (
+    COMPUTE_DTYPES,
+    choice_fields,
+    dtype_fields,
+    flag_fields,
+    number_fields,
+    require,
+    whole,
+    whole_fields,
+)
 from minimoe.config.selectors import SELECTORS, SelectorFacts
 from minimoe.layers import swiglu_params
 
@@ -39,8 +48,10 @@ class MoEConfig:
       routed_scaling_factor: multiplies the combine weights of routed experts, never the shared ones.
       swiglu_limit: largest gate, and largest magnitude of up, in routed and shared experts; None for no limit. DeepSeek-V4
         has 10.
-      dtype: of the expert matmuls. Router, affinities and combine weights are float32 always.
-      param_dtype: of the stored expert weights.
+      dtype: of the expert matmuls: float32, bfloat16, or float16 for a layer in a model of your own. float16 has three more
+        bits, but ends at 65,504, and gradients below 6e-8 are 0: scale your loss. Router, affinities and combine weights are
+        float32 always.
+      param_dtype: of the stored expert weights: float32 or bfloat16.
 
     Raises:
       UserError: naming the value and the repair.
@@ -87,7 +98,8 @@ class MoEConfig:
         number_fields(self, "capacity_factor", low=1e-6, high=1e6, hint=hint)
         self._check_groups()
         self._check_hash()
-        dtype_fields(self, "dtype", "param_dtype")
+        dtype_fields(self, "dtype", choices=COMPUTE_DTYPES)
+        dtype_fields(self, "param_dtype")
 
     def _check_groups(self) -> None:
         whole_fields(self, "num_groups", "top_k_groups")
