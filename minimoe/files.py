@@ -303,6 +303,13 @@ def check_folder(folder: Path, is_ours: Callable[[Path], bool], what: str) -> No
             raise error
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Deletes the files that killed processes have left half written; for whoever holds the lock of the folder."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def check_file(path: Path) -> None:
     """Refuses a file that could not be written in the end of a long work; changes nothing.
 

@@ -22,6 +22,7 @@ from minimoe.distill import (
     write_cache,
 )
 from minimoe.errors import UserError
+from minimoe.files import only_writer
 
 B, L, V, K = 2, 3, 11, 4
 HEADER = CacheHeader("teacher", "bpe", "corpus", V, K, seed=0, batch_size=B, length=L, steps_per_shard=3)
@@ -86,6 +87,26 @@ def test_an_interruption_keeps_every_finished_step_and_none_is_asked_twice(tmp_p
     unbroken = write_cache(tmp_path / "unbroken", HEADER, Teacher(), 7)
     for path in unbroken.folder.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("begun", [0, 2])
+def test_what_a_killed_process_left_is_cleared_away(tmp_path, begun):
+    if begun:
+        write_cache(tmp_path, HEADER, Teacher(), begun)
+    for name in (".saving-half", ".lock"):
+        (tmp_path / name).write_text("half")
+    assert_holds(write_cache(tmp_path, HEADER, Teacher(), 3), 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.safetensors", "header.json"]
+
+
+def test_one_process_writes_and_all_may_read(tmp_path):
+    write_cache(tmp_path, HEADER, Teacher(), 2)
+    idle = Teacher()
+    with only_writer(tmp_path):
+        assert_holds(write_cache(tmp_path, HEADER, idle, 2), 2)
+        with pytest.raises(UserError, match="is being written by another process"):
+            write_cache(tmp_path, HEADER, idle, 3)
+    assert idle.asked == []
 
 
 def test_more_steps_later_and_fewer_change_nothing(tmp_path):

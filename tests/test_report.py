@@ -11,6 +11,7 @@ import pytest
 
 from minimoe import plots
 from minimoe.errors import UserError
+from minimoe.tour import report
 from minimoe.tour.html import Link, Picture, Sample, Section, Table, escape, page, write_report
 
 HOSTILE = "</pre></p><script>alert(1)</script><img src=http://evil.example/x onerror='x'>\"&amp; $title ${body}"
@@ -161,3 +162,19 @@ def test_a_stacked_table_names_its_columns_in_every_cell():
     assert (
         "data-label=" not in page("t", "lead", [Section("s", table=Table(("a", "b"), [("1", "2")]))]).split("<body>")[1]
     )
+
+
+def test_a_report_that_a_kill_left_unfinished_may_be_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def killed(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "minimoe-tour"
+    monkeypatch.setattr("minimoe.microscope.write_page", killed)
+    report.prepare(out)
+    with pytest.raises(KeyboardInterrupt):
+        report.write(out, {"microscope": {"model": "nano"}}, {}, None, None)  # type: ignore[arg-type]
+    assert sorted(path.name for path in out.iterdir()) == ["figures", "report.json"]
+    report.prepare(out)
+    (out / "report.json").write_text("{}")
+    with pytest.raises(UserError, match="not an earlier report"):
+        report.prepare(out)

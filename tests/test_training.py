@@ -241,9 +241,14 @@ def test_a_killed_run_resumes_to_the_same_bits(unbroken, tmp_path):
         go(tmp_path / "run", on_step=die)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 5}\n{"kind": "tr')
+    for step in (3, 6):  # saves in which a run was killed
+        half = tmp_path / "run" / "checkpoints" / f"{step}.orbax-checkpoint-tmp" / "default.orbax-checkpoint-tmp"
+        half.mkdir(parents=True)
+        (half / "_METADATA").write_text("half")
     seen = []
     result = go(tmp_path / "run", resume=True, on_step=lambda step, metrics: seen.append(step))
     assert seen == [5, 6]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["4", "6"]
     assert_same_bits(saved_state(tmp_path / "run"), unbroken[2])
     assert without_times(result.records) == without_times(unbroken[1].records)
     assert without_times(read_metrics(tmp_path / "run")) == without_times(unbroken[1].records)

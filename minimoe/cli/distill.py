@@ -231,10 +231,14 @@ def check_fit(
       UserError: if teacher and student, the folder of the cache, or the length of reasoning problems do not fit.
     """
     from minimoe.distill import check_teacher, load_cache
+    from minimoe.distill.cached import holds_cache
+    from minimoe.files import check_folder
 
     for model in teachers:
         check_teacher(model, run)
-    if cache is not None and (cache.is_file() or (cache.is_dir() and any(cache.iterdir()))):
+    if cache is not None:
+        check_folder(cache, holds_cache, "a teacher cache")
+    if cache is not None and holds_cache(cache):
         load_cache(cache, tokenizer=teachers.tokenizer.fingerprint, k=recipe.top_k, temperature=recipe.temperature)
     if graded:
         check_length(run, teachers.tokenizer, recipe.max_new_tokens)

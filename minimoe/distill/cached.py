@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Integer
 from minimoe.checks import number_fields, whole_fields
 from minimoe.config import from_fields
 from minimoe.errors import UserError
-from minimoe.files import write_atomically
+from minimoe.files import clear_unfinished, only_writer, prepare_folder, write_atomically
 
 HEADER_FILE = "header.json"
 FORMAT = "minimoe-teacher-cache-1"
@@ -203,8 +203,8 @@ def write_cache(folder: str | Path, header: CacheHeader, teacher: Callable[[int]
       steps: in all.
 
     Raises:
-      UserError: if the folder holds something else, or an answer has another shape, an id outside the vocabulary, or a
-        NaN.
+      UserError: if the folder holds something else or is being written by another process, or an answer has another shape,
+        an id outside the vocabulary, or a NaN.
 
     Example:
       >>> import tempfile
@@ -215,14 +215,29 @@ def write_cache(folder: str | Path, header: CacheHeader, teacher: Callable[[int]
       5 150 [0 1]
     """
     folder = Path(folder)
-    if (folder / HEADER_FILE).exists():
+    if holds_cache(folder):
         cache = load_cache(folder, **dataclasses.asdict(header))
-    else:
-        if folder.exists() and (folder.is_file() or any(folder.iterdir())):
-            raise UserError(f"{folder} holds something that is not a teacher cache; name a folder that is new or empty")
-        values = {"format": FORMAT, **dataclasses.asdict(header)}
-        write_atomically(folder / HEADER_FILE, json.dumps(values, indent=1) + "\n")
-        cache = TeacherCache(folder, header)
+        if cache.steps >= steps:
+            return cache
+    prepare_folder(folder, holds_cache, "a teacher cache")
+    with only_writer(folder) as locked:
+        if locked:
+            clear_unfinished(folder)
+        if not holds_cache(folder):
+            values = {"format": FORMAT, **dataclasses.asdict(header)}
+            write_atomically(folder / HEADER_FILE, json.dumps(values, indent=1) + "\n")
+        _ask(load_cache(folder, **dataclasses.asdict(header)), teacher, steps)
+    return TeacherCache(folder, header)
+
+
+def holds_cache(folder: Path) -> bool:
+    """Whether a cache was begun there."""
+    return (folder / HEADER_FILE).is_file()
+
+
+def _ask(cache: TeacherCache, teacher: Callable[[int], TopK], steps: int) -> None:
+    """Stores the answers for the steps that are missing."""
+    header = cache.header
     shard, begun = divmod(cache.steps, header.steps_per_shard)
     pending = [{name: array[row] for name, array in cache._read(shard).items()} for row in range(begun)]
     try:
@@ -234,7 +249,6 @@ def write_cache(folder: str | Path, header: CacheHeader, teacher: Callable[[int]
     finally:
         if len(pending) != begun or shard != cache.steps // header.steps_per_shard:
             _write_shard(cache.path(shard), pending)
-    return TeacherCache(folder, header)
 
 
 def load_cache(folder: str | Path, **expected: Any) -> TeacherCache:

@@ -39,7 +39,8 @@ def write(
 ) -> None:
     """Writes the page, the figures, the microscope with ``model`` in it, and the numbers.
 
-    ``report.json`` comes last, because it marks the folder as a report.
+    ``report.json`` marks the folder as a report: it comes first without numbers, so that the next tour may finish what a
+    killed one began, and last with them.
     """
     from minimoe.files import write_atomically, writing
     from minimoe.microscope import write_page
@@ -47,6 +48,7 @@ def write(
     from minimoe.tour.html import write_report
     from minimoe.tour.page import page
 
+    write_atomically(out / REPORT_FILE, json.dumps({"format": FORMAT, "unfinished": True}) + "\n")
     folder = out / "figures"
     shutil.rmtree(folder, ignore_errors=True)
     with writing(out):

@@ -48,6 +48,7 @@ class CheckpointFolder:
             self._alone = {"multiprocessing_options": alone}
         self._options = ocp.CheckpointManagerOptions(**settings, **self._alone)
         self._manager: Any = None
+        self._saved = False
 
     def _open(self, create: bool) -> Any:
         if self._manager is None:
@@ -75,7 +76,10 @@ class CheckpointFolder:
         tree = {"model": _pure(model), "optimizer": _pure(optimizer)}
         with writing(self.path), reported_once():
             try:
+                if not self._saved:  # what a killed run left takes the room of a checkpoint
+                    self._remove_unfinished()
                 self._save(step, tree)
+                self._saved = True
             except BaseException:
                 self._remove_unfinished()
                 raise
@@ -90,7 +94,7 @@ class CheckpointFolder:
         self._read_back(self.path, step, tree)
 
     def _remove_unfinished(self) -> None:
-        """Gives the room of a failed save back to a disk that may be full."""
+        """Gives the room of saves that failed, or were killed, back to a disk that may be full."""
         with contextlib.suppress(OSError):
             for path in self.path.iterdir():
                 if UNFINISHED in path.name or ".orbax-checkpoint-tmp" in path.name:
