@@ -398,7 +398,7 @@ def test_v4_codes_travel_between_our_files_to_the_bit(tmp_path, capsys, monkeypa
     same_bits(published, again, published)
 
 
-def test_v3_codes_are_kept_where_their_blocks_are_ours(tmp_path):
+def test_v3_codes_are_kept_also_where_their_blocks_are_not_ours(tmp_path):
     model = quantize_model(sliced("nano"), "fp8")
     out = to_transformers(model, tmp_path / "out", dtype="fp8")
     kept = from_transformers(out, keep_codes=True)
@@ -412,15 +412,38 @@ def test_v3_codes_are_kept_where_their_blocks_are_ours(tmp_path):
     assert describe(kept).modules == describe(model).modules
     with pytest.raises(UserError, match="holds plain floats, no codes to keep"):
         from_transformers(to_transformers(model, tmp_path / "plain"), keep_codes=True)
-    # 192 rows beside 192 do not meet at the edge of a block: these stay floats, and all values are those of the files.
+    # 192 rows beside 192 do not meet at the edge of a block: each row has scales of its own.
     ragged = to_transformers(sliced("nano", d_expert=192), tmp_path / "ragged", dtype="fp8")
-    mixed, floats = from_transformers(ragged, keep_codes=True), from_transformers(ragged)
-    assert type(mixed.layers[0].ffn.experts).__name__ == "Experts"
-    assert type(mixed.layers[0].attention.q_proj).__name__ == "QuantLinear"
+    kept = check_kept(ragged)
+    assert kept.layers[0].ffn.experts.gate_up.block_shape == (1, 1, 128)
+    assert kept.layers[0].ffn.experts.down.block_shape == (1, 128, 128)
+    assert np.isfinite(np.asarray(kept(tokens)[0])).all()
+    save(kept, tmp_path / "saved")
+    again = stored_tensors(to_transformers(load(tmp_path / "saved")[0], tmp_path / "again", dtype="fp8"))
+    published = stored_tensors(ragged)
+    assert set(published) == set(again)
+    same_bits(published, again, published)
+
+
+@pytest.mark.parametrize("block", [(128, 128), (4, 3)])
+def test_codes_are_kept_whatever_the_sizes(block, tmp_path):
+    """Each block of the file has another scale, and odd matrices stand side by side."""
+    coded_copy(tmp_path / "coded", block)
+    kept = check_kept(tmp_path / "coded")
+    width = min(block[1], kept.config.d_model)
+    assert kept.layers[0].ffn.experts.gate_up.block_shape[1:] == (1, width)
+
+
+def check_kept(folder: Path) -> MoETransformer:
+    """All matrices of the layers are codes, and stand for the numbers that a reading as floats gives, to the bit."""
+    kept, floats = from_transformers(folder, keep_codes=True), from_transformers(folder)
+    for block in kept.layers:
+        assert type(block.ffn.experts).__name__ == "QuantExperts"
+        assert type(block.attention.o_proj).__name__ == "QuantLinear"
     wanted = named_leaves(floats)
-    for name, leaf in named_leaves(dequantize_model(mixed)).items():
+    for name, leaf in named_leaves(dequantize_model(kept)).items():
         np.testing.assert_array_equal(np.asarray(leaf[...]), np.asarray(wanted[name][...]), err_msg=name)
-    assert np.isfinite(np.asarray(mixed(tokens)[0])).all()
+    return kept
 
 
 def test_an_export_says_what_it_is_and_checks_itself(tmp_path, capsys, monkeypatch):

@@ -6,6 +6,7 @@ of its hyper-connections stay floats, as in the published files. A model that is
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -33,6 +34,7 @@ from minimoe.hub.layouts.layout import Layout, Row
 from minimoe.model import MoETransformer
 from minimoe.model.paths import path_name
 from minimoe.quant.layers import QuantExperts, QuantLinear
+from minimoe.quant.specs import Block, Spec
 from minimoe.quant.tensor import QTensor
 
 DTYPES = ("fp8", "fp4")
@@ -112,7 +114,7 @@ class Coder:
     def _given_parts(self, ours: str, row: Row, num_experts: int, fp4: bool) -> dict[str, Codes]:
         """The codes that the model has for this array already, cut into tensors; empty if they are others."""
         q = self._given.get(ours)
-        if q is None or q.spec != self.coding.spec(fp4):
+        if q is None or not _same_kind(q.spec, self.coding.spec(fp4)):
             return {}
         codes = np.asarray(jax.device_get(q.unpacked_codes()))
         rows, columns = q.block_shape[-2:]
@@ -147,6 +149,12 @@ class Coder:
         if self.coding.powers_of_two:
             return f"{name.removesuffix('.weight')}.scale"
         return f"{name}_scale_inv"
+
+
+def _same_kind(spec: Spec, wanted: Spec) -> bool:
+    """Whether these codes may be those of the file: alike but for the sizes of FP8 blocks, which `_kept` looks at."""
+    blocks = isinstance(spec.granularity, Block) and isinstance(wanted.granularity, Block)
+    return spec == wanted or (blocks and dataclasses.replace(spec, granularity=wanted.granularity) == wanted)
 
 
 def _one_reading(given: Codes, scales: np.ndarray, coding: Coding) -> bool:

@@ -1,13 +1,16 @@
 """A model read from FP8 or FP4 files whose matrices stay the codes that the files hold.
 
-`minimoe.hub.layouts.read` makes floats of them, as Transformers does on a CPU. Here each module whose codes lie in blocks of
-its own becomes the quantized module that holds them: attention and experts compute with codes, and round their inputs as
-DeepSeek does (``activation_scheme``: dynamic). Where theirs is cut otherwise, the module keeps its floats: two matrices that
-stand side by side here and do not meet at the edge of a block, or columns in another order.
+`minimoe.hub.layouts.read` makes floats of them, as Transformers does on a CPU. Here each module whose matrices are codes
+becomes the quantized module that holds them: attention and experts compute with codes, and round their inputs as DeepSeek
+does (``activation_scheme``: dynamic).
+
+Two matrices of the file may stand side by side in one of ours, or its rows in another order. Where its blocks are then no
+blocks of ours, each row has scales of its own, copies of those in the file: 1 row x 128 columns instead of 128 x 128.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
@@ -22,7 +25,7 @@ from minimoe.model.paths import path_name
 from minimoe.moe import Experts
 from minimoe.quant.layers import QuantExperts, QuantLinear
 from minimoe.quant.models import replace_module
-from minimoe.quant.specs import FP8_TILE, FP8_TILE_UE8M0
+from minimoe.quant.specs import FP8_TILE, FP8_TILE_UE8M0, Block
 from minimoe.quant.tensor import QTensor
 
 ReadRow = Callable[[Row, tuple[int, ...], Callable[[str], np.ndarray]], np.ndarray]
@@ -66,7 +69,7 @@ class _Floats(Exception):
 def _qtensor(
     row: Row, shape: tuple[int, ...], shards: CodedShards, coding: Coding, read_row: ReadRow
 ) -> QTensor | None:
-    """The codes of one array of ours, ``[.., O, I]``; None if they are floats, or lie in other blocks."""
+    """The codes of one array of ours, ``[.., O, I]``; None if they are floats, or of the other kind of scales."""
 
     def of_codes(read: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
         def tensor(name: str) -> np.ndarray:
@@ -82,10 +85,14 @@ def _qtensor(
         return None
     codes, wide = (np.ascontiguousarray(np.swapaxes(array, -1, -2)) for array in found)
     fp4 = codes.dtype == np.uint8
-    scales = gathered(wide, (1, GROUP) if fp4 else coding.block)
+    spec, block = coding.spec(fp4), (1, GROUP) if fp4 else coding.block
+    scales = gathered(wide, block)
+    if scales is None and not fp4:
+        block = (1, block[1])
+        spec, scales = dataclasses.replace(spec, granularity=Block(*block)), gathered(wide, block)
     powers = wide.dtype in (E8M0, np.dtype(np.uint8))
     if scales is None or powers != (fp4 or coding.powers_of_two) or (fp4 and codes.shape[-1] % 2):
         return None
     stored = np.ascontiguousarray(scales).view(np.uint8) if powers else scales.astype(np.float32)
     packed = pack_fp4(codes).view(np.uint8) if fp4 else codes
-    return QTensor(jnp.asarray(packed), jnp.asarray(stored), None, coding.spec(fp4), codes.shape)
+    return QTensor(jnp.asarray(packed), jnp.asarray(stored), None, spec, codes.shape)
