@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minimoe.cli import run_options as option
 from minimoe.cli.reasoning import check_length, check_share
 from minimoe.cli.teachers import Teachers, load_teachers
 from minimoe.cli.train import report
@@ -34,8 +35,8 @@ def distill(
             help="Preset (nano, small, v4-nano, v4-small), or a checkpoint or shipped model to train on from."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics.jsonl and curve.png.")],
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; the preset's recipe by default.")] = None,
+    out: option.Out,
+    steps: option.Steps = None,
     loss: Annotated[str, typer.Option(help="forward_kl, reverse_kl, jsd or hinton.")] = "forward_kl",
     temperature: Annotated[float, typer.Option(help="Divides the logits of both models in the loss.")] = 1.0,
     alpha: Annotated[float, typer.Option(help="Weight of the teacher; the rest is plain cross-entropy.")] = 0.9,
@@ -44,7 +45,7 @@ def distill(
         Path | None, typer.Option(help="Folder for its K best words; the next student reads them.")
     ] = None,
     on_policy: Annotated[float, typer.Option(help="Share of steps on problems that the student answers itself.")] = 0.0,
-    tasks: Annotated[float, typer.Option(help="Share of training tokens from reasoning problems.")] = 0.0,
+    tasks: option.Tasks = 0.0,
     sampled: Annotated[
         int, typer.Option(help="Problems that the teacher solves first; read are those it solves right, its steps.")
     ] = 0,
@@ -53,13 +54,13 @@ def distill(
     ] = False,
     dense: Annotated[bool, typer.Option("--dense", help="The preset's dense model of equal active FLOPs.")] = False,
     seed: Annotated[int, typer.Option(help="Decides weights, order of data, problems and dropout.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak of the warm-up and cosine schedule.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Your own text: a file or a folder. Default: the corpus.")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; 0: at the end.")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations; 0: at the end.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout; the rest on stderr.")] = False,
+    batch_size: option.BatchSize = None,
+    learning_rate: option.LearningRate = None,
+    text: option.Text = None,
+    checkpoint_every: option.CheckpointEvery = None,
+    eval_every: option.EvalEvery = None,
+    resume: option.Resume = False,
+    json: option.Json = False,
 ) -> int:
     """Train a student on text and on what a teacher thinks of it.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minimoe.cli import run_options as option
 from minimoe.console import messages, print_json, start, write_out
 from minimoe.errors import UserError
 
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics.jsonl and curve.png.")],
+    out: option.Out,
     config: Annotated[
         str, typer.Option(help="Preset: nano (2.2M parameters), small (11.4M), v4-nano (2.9M) or v4-small (14.5M).")
     ] = "nano",
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; the preset's recipe by default.")] = None,
+    steps: option.Steps = None,
     seed: Annotated[int, typer.Option(help="Decides weights, order of data and dropout.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak of the warm-up and cosine schedule.")] = None,
+    batch_size: option.BatchSize = None,
+    learning_rate: option.LearningRate = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, or muon for matrices; adamw if not given.")] = None,
     dropout: Annotated[float | None, typer.Option(help="On both branches of each block; 0 for none.")] = None,
     balance: Annotated[
@@ -37,8 +38,8 @@ def train(
     mtp: Annotated[
         bool, typer.Option("--mtp", help="Add a head for multi-token prediction; `generate --speculative` uses it.")
     ] = False,
-    text: Annotated[Path | None, typer.Option(help="Your own text: a file or a folder. Default: the corpus.")] = None,
-    tasks: Annotated[float, typer.Option(help="Share of training tokens from reasoning problems.")] = 0.0,
+    text: option.Text = None,
+    tasks: option.Tasks = 0.0,
     tokenizer: Annotated[str, typer.Option(help="bpe2048, byte, or a tokenizer.json.")] = "bpe2048",
     mesh: Annotated[
         str | None,
@@ -52,10 +53,10 @@ def train(
     process: Annotated[
         int | None, typer.Option(envvar="MINIMOE_PROCESS", help="Which this one is, from 0; process 0 alone writes.")
     ] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; 0: at the end.")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations; 0: at the end.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout; the rest on stderr.")] = False,
+    checkpoint_every: option.CheckpointEvery = None,
+    eval_every: option.EvalEvery = None,
+    resume: option.Resume = False,
+    json: option.Json = False,
 ) -> int:
     """Train a model on text, from scratch or from its last checkpoint.
 
