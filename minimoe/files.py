@@ -21,6 +21,9 @@ LONGEST_TEXT = 2**27  # bytes of a file of settings
 WINDOWS = sys.platform == "win32"
 
 _ROOM = "make room or choose another folder"
+# NumPy's `tofile` says so and not why: it loses the number of the error.
+_CUT = re.compile(r"\d+ requested and \d+ written")
+_SHORT = ("a file was cut short, as on a full disk or at a limit of file sizes", _ROOM)
 # What went wrong, and what to do about it, for each error that a person can repair.
 _REASONS: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("the disk is full", _ROOM),
@@ -79,7 +82,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         found = disk_error(error)
         if found is None:
             raise
-        reason, repair = _REASONS.get(found.errno or 0, (found.strerror or str(found), "choose another folder"))
+        unknown = _SHORT if _CUT.search(str(found)) else (found.strerror or str(found), "choose another folder")
+        reason, repair = _REASONS.get(found.errno or 0, unknown)
         raise UserError(f"{path} cannot be written: {reason}; {repair}") from error
 
 

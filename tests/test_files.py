@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
 
@@ -111,6 +112,18 @@ def test_errors_of_other_libraries_are_understood():
         raise ValueError("shapes differ")
     with pytest.raises(UserError, match=r"^mine$"), writing("a/path"):
         raise UserError("mine")
+
+
+def test_an_array_that_numpy_cuts_short_is_told_apart(tmp_path, small_files_only):
+    """As the GGUF writer on a full disk: the error of `tofile` has no number."""
+    with (
+        pytest.raises(
+            UserError, match=r"^a/path cannot be written: a file was cut short, as on a full disk.*make room"
+        ),
+        writing("a/path"),
+        (tmp_path / "array").open("wb") as file,
+    ):
+        np.zeros(100_000).tofile(file)
 
 
 def test_a_folder_that_vanishes_is_one_line(tmp_path):
