@@ -148,6 +148,66 @@ def test_context(bench, monkeypatch):
     assert values["us_at_16"]["min"] > 0 < values["growth"]["median"]
 
 
+def test_dispatch(bench):
+    """Every way to the experts gives the same answers; what is beside the numbers says which device gave them."""
+    whole = only_json(bench("dispatch", "--shape", "24,8,12,4,2", "--config", "tiny", "--batch", "2", "--json"))
+    check_envelope(whole, "dispatch")
+    assert whole["environment"]["device"] == "cpu"
+    layer, model = whole["reports"]
+    names = {
+        f"{name} {dtype}" for name in ("dropless", "ragged", "dense", "capacity") for dtype in ("float32", "bfloat16")
+    }
+    assert set(layer["results"]) == names
+    for name, values in layer["results"].items():
+        assert max(values["difference"].values()) < (1e-5 if name.endswith("float32") else 0.05)
+        assert values["time_over_default"]["median"] > 0
+    decoded = {f"decode 2, {name}" for name in names if not name.startswith("capacity")}
+    assert set(model["results"]) == {f"train, {name}" for name in names} | decoded
+    assert all(values["tokens_per_second"] > 0 for values in model["results"].values())
+    default = model["results"]["decode 2, dropless float32"]
+    assert default["time_over_default"]["median"] == 1
+    speed = 1000 * 2 / default["ms"]["median"]  # milliseconds are of one token of both sequences
+    assert default["tokens_per_second"] == pytest.approx(speed, rel=0.02)
+
+
+def test_dispatch_finds_what_is_wrong(monkeypatch):
+    """The differences are no decoration: experts that answer for others show in all four."""
+    from minimoe.bench import dispatch
+    from minimoe.moe.dispatch import DISPATCHERS
+
+    def shifted(x, experts, *rest, **more):
+        return DISPATCHERS["dense"](x, (experts + 1) % 4, *rest, **more)
+
+    monkeypatch.setitem(DISPATCHERS, "ragged", shifted)
+    shape = {"T": 24, "D": 8, "F": 12, "E": 4, "K": 2}
+    found = dispatch.measure_layer(shape, ["ragged"], ["float32"], rounds=1, warmup=0)["results"]["ragged float32"]
+    assert min(found["difference"].values()) > 0.1
+    assert found["time_over_default"] is None  # the default took no part
+
+
+def test_device_of_a_model_that_does_not_ship(capsys):
+    from minimoe.cli import app
+
+    assert app.run(["bench", "device", "--model", "giant"]) == 2
+    assert "--model 'giant' does not ship; choose from" in " ".join(capsys.readouterr().err.split())
+
+
+def test_device():
+    """On the CPU itself nothing differs, and the programs run from their files."""
+    from minimoe.bench import device
+
+    report = device.measure(["nano"])
+    assert report["platform"] == "cpu"
+    nano = report["results"]["nano"]
+    assert nano["load_seconds"] > 0
+    assert (nano["difference"], nano["difference_unasked"]) == (0, 0)
+    assert (nano["likeliest_equal"], nano["greedy_equal"]) == (1, 1)
+    programs = report["programs"]
+    assert (programs["forward_difference"], programs["greedy_equal"]) == (0, 1)
+    assert programs["losses"] == programs["losses_on_cpu"]
+    assert programs["losses"][-1] < programs["losses"][0]
+
+
 def test_tables(bench):
     """Without --json a table, and the reason if Transformers was left out."""
     result = bench("moe", "--shape", "8,4,12,3,1", "--load", "0", "--memory", "kept")
@@ -157,7 +217,7 @@ def test_tables(bench):
     assert "T=8" in result.stderr  # progress is not for pipes
 
 
-@pytest.mark.parametrize("command", ["moe", "train", "decode", "context", "attention"])
+@pytest.mark.parametrize("command", ["moe", "train", "decode", "context", "attention", "dispatch", "device"])
 def test_help_has_an_example(command):
     from minimoe.cli.bench import app
 
@@ -185,6 +245,10 @@ def test_bad_shapes_are_refused_in_one_line(text):
         (["moe", "--shape", "8,4,6,5,2"], "E=5 must be at most D=4"),
         (["moe", "--load", "2"], "--load '2' must be a MaxVio from 0 to 1, or all"),
         (["moe", "--memory", "none"], "--memory 'none' must be kept, returned or both"),
+        (["dispatch", "--shape", "8,4,6,2,3"], "top_k=3 must be in 1..num_experts=2"),
+        (["dispatch", "--dispatch", "magic"], "dispatch='magic' is not known"),
+        (["dispatch", "--dtype", "float8"], "--dtype 'float8' must be float32 or bfloat16"),
+        (["dispatch", "--config", "giant"], "--config 'giant' is not known"),
         (["attention", "--shape", "1,8,3,2,4"], "N=3 query heads must be a multiple of M=2"),
         (["train", "--config", "giant"], "--config 'giant' is not known"),
         (["train", "--config", "tiny", "--length", "25"], "above context_length=24"),

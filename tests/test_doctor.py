@@ -53,6 +53,7 @@ def test_nothing_is_said_of_a_healthy_setup():
         (changed(versions={"jax": "0.11.0"}), "note", "jax 0.11.0 is newer than 0.10.2"),
         (changed(devices={"platform": None, "error": "RuntimeError: no"}), "repair", "JAX does not start"),
         (changed(accelerators=["NVIDIA"]), "slow", "an accelerator is here (NVIDIA), and JAX uses the CPU"),
+        (changed(devices={"platform": "gpu"}), "slow", 'set dispatch="ragged"'),
         (changed(devices={"x64": True}), "slow", "unset JAX_ENABLE_X64"),
         (changed(environment={"JAX_DISABLE_JIT": "1"}), "slow", "unset JAX_DISABLE_JIT"),
         (changed(cores={"usable": 1}), "slow", "may use 1 of 4 cores"),

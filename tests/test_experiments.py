@@ -143,6 +143,18 @@ def test_seeds_together_are_the_seeds_one_by_one(tmp_path, monkeypatch):
     assert alone["toy-0"]["curve"][-1]["loss"] != alone["toy-1"]["curve"][-1]["loss"]
 
 
+def test_what_was_trained_together_is_kept_before_it_is_scored(tmp_path, monkeypatch):
+    """A kill while runs are scored loses no training, and later runs may begin from the models."""
+    monkeypatch.setitem(EXPERIMENTS, "toy", lambda done: toy_facts())
+    run_together("toy", tmp_path, tmp_path / "first.json")
+    monkeypatch.setattr("minimoe.experiments.together.train_together", None)  # would fail if it were called
+    run_together("toy", tmp_path, tmp_path / "again.json")
+    first, again = (read_record_file(tmp_path / f"{name}.json")["runs"] for name in ("first", "again"))
+    assert again == first
+    model = Workplace(tmp_path).finished("toy/toy-1")
+    assert evaluate_facts(model, book_of(toy_facts()[1].settings)).recalled == first["toy-1"]["recalled"]
+
+
 def test_a_teacher_is_asked_run_by_run(tmp_path, monkeypatch):
     """What looks at every batch cannot be scanned over."""
 

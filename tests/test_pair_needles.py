@@ -50,3 +50,13 @@ def test_what_does_not_fit_is_refused():
         PairNeedles().batch(0, 0, 1, 100)
     with pytest.raises(UserError, match="sort the steps"):
         PairNeedles(grow_at=(5, 2))
+
+
+def test_rows_of_thousands_of_tokens_begin_with_longer_blocks():
+    needles = PairNeedles(grow_at=(2, 3), shortest=64)
+    assert [needles.block(step, 1023) for step in (0, 2, 3, 9)] == [64, 128, 256, 256]
+    batch = needles.batch(0, 0, 2, 1023)
+    assert batch.where.sum() == 2 * (1024 // 64)  # 20 names for 16 blocks: one pair a block
+    with pytest.raises(UserError, match="at most 20 blocks"):
+        PairNeedles().batch(0, 0, 2, 1023)
+    assert needles.fingerprint != PairNeedles(grow_at=(2, 3)).fingerprint

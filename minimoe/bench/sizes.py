@@ -44,6 +44,20 @@ def check_moe(sizes: dict[str, int], dispatches: Sequence[str], loads: Sequence[
         raise UserError(f"--memory {memory!r} must be kept, returned or both")
 
 
+def check_dispatch(
+    shapes: Sequence[dict[str, int]], configs: dict[str, ModelConfig], dispatches: Sequence[str], dtypes: Sequence[str]
+) -> None:
+    """Refuses impossible sizes, unknown dispatches and number formats, and models without experts."""
+    for sizes in shapes:
+        check_moe(sizes, dispatches, ["0.25"], "kept")
+    for name, config in configs.items():
+        if config.moe is None:
+            raise UserError(f"--config {name!r} has no experts to be reached; choose a sparse one")
+    for dtype in dtypes:
+        if dtype not in ("float32", "bfloat16"):
+            raise UserError(f"--dtype {dtype!r} must be float32 or bfloat16")
+
+
 def check_attention(sizes: dict[str, int]) -> None:
     if sizes["N"] % sizes["M"]:
         raise UserError(f"--shape: N={sizes['N']} query heads must be a multiple of M={sizes['M']} key/value heads")

@@ -89,6 +89,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu_count": os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "device": str(jax.devices()[0].device_kind),  # of an accelerator its name, or cpu
         "memory": process.memory_in_words(),  # it serves all contestants
         "compilation_cache": bool(jax.config.values["jax_compilation_cache_dir"]),  # then a first step may not compile
     }

@@ -39,7 +39,7 @@ def print_reports(
         for heading in ("", *columns):
             table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
         for name, result in report["results"].items():
-            table.add_row(name, *(_cell(result[key]) for key in columns.values()))
+            table.add_row(name, *(_cell(result.get(key)) for key in columns.values()))
         console.show(table)
         for line in _facts(report):
             console.show(line)

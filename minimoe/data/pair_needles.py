@@ -38,6 +38,7 @@ class PairNeedles(TrainingData):
 
     Args:
       grow_at: steps at which the blocks become twice as long, until one fills the row.
+      shortest: tokens of the first blocks, a power of two. A row has at most `NAMES` blocks.
 
     Raises:
       UserError: for steps that do not grow.
@@ -49,20 +50,22 @@ class PairNeedles(TrainingData):
       True
     """
 
-    def __init__(self, grow_at: tuple[int, ...] | list[int] = ()) -> None:
+    def __init__(self, grow_at: tuple[int, ...] | list[int] = (), shortest: int = SHORTEST) -> None:
         self.grow_at = tuple(whole("grow_at", step) for step in grow_at)
         if list(self.grow_at) != sorted(set(self.grow_at)):
             raise UserError(f"grow_at={grow_at} must grow; sort the steps")
+        self.shortest = whole("shortest", shortest, 2 * WIDTH)
         super().__init__(("pairs",), (np.arange(BLANK + 1, dtype=np.int32),), ByteTokenizer().eot_id)
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
         """sha256 of the settings: with a seed they decide every row."""
-        return hashlib.sha256(repr(("pair needles", NAMES, self.grow_at)).encode()).hexdigest()
+        first = () if self.shortest == SHORTEST else (self.shortest,)
+        return hashlib.sha256(repr(("pair needles", NAMES, self.grow_at, *first)).encode()).hexdigest()
 
     def block(self, step: int, length: int) -> int:
         """Tokens of a block at a step; ``length + 1`` at most."""
-        return min(SHORTEST * 2 ** sum(step >= at for at in self.grow_at), length + 1)
+        return min(self.shortest * 2 ** sum(step >= at for at in self.grow_at), length + 1)
 
     def batch(self, seed: int, step: int, batch_size: int, length: int) -> Batch:
         """The rows of one training step; equal arguments give equal arrays. Only answers are True in ``where``.
@@ -75,7 +78,7 @@ class PairNeedles(TrainingData):
         blocks, left = divmod(length + 1, block)
         pairs = min(block // (2 * WIDTH), NAMES // blocks)
         if left or not pairs:
-            repair = f"give {SHORTEST} times a power of two, less one, and at most {NAMES} blocks"
+            repair = f"give {self.shortest} times a power of two, less one, and at most {NAMES} blocks"
             raise UserError(f"length={length} cannot hold blocks of {block} tokens with a pair each; {repair}")
         names, digits = (part.reshape(-1, pairs) for part in _pairs(rng, batch_size, blocks * pairs))
         stated = np.stack([names * DIGITS + digits, np.full_like(names, BLANK)], axis=2)

@@ -98,6 +98,9 @@ def jax_works(facts: Facts) -> Iterator[Finding]:
         asked = facts["environment"].get("JAX_PLATFORMS", "")
         repair = "unset JAX_PLATFORMS" if "cpu" in asked else 'pip install "jax[cuda12]", or the JAX of that maker'
         yield Finding("slow", f"an accelerator is here ({facts['accelerators'][0]}), and JAX uses the CPU", repair)
+    if device["platform"] != "cpu":
+        what = 'the default way to the experts, dispatch="dropless", is made for CPUs, and this is an accelerator'
+        yield Finding("slow", what, 'set dispatch="ragged"; `minimoe bench dispatch` times all of them here')
 
 
 def numbers_are_32_bits(facts: Facts) -> Iterator[Finding]:

@@ -40,7 +40,7 @@ FACTS = {"steps": 400, "batch_size": 256}
 NEEDLES = {"grow_at": [250, 350, 450]}
 NEEDLE_STEPS, NEEDLE_ROWS, NEEDLE_LENGTH = 700, 16, 127
 DISTANCES = (8, 16, 32, 48, 64, 96, 128, 256, 512)
-ASKED = 100  # needles at each distance
+ASKED, AT_ONCE = 100, 20  # needles at each distance; rows of thousands of tokens need room
 
 
 def kinds() -> dict[str, AttentionConfig]:
@@ -76,7 +76,7 @@ def model_of(kind: AttentionConfig, vocab_size: int, context_length: int) -> Mod
 
 
 def needles_of(settings: Mapping[str, Any]) -> PairNeedles:
-    """What a needle run reads."""
+    """What a run reads whose settings are these."""
     from minimoe.data import PairNeedles
 
     return PairNeedles(**settings)
@@ -93,14 +93,16 @@ def found_at(model: MoETransformer, needles: PairNeedles, distance: int) -> floa
     import numpy as np
     from flax import nnx
 
-    from minimoe.model import MoETransformer
+    from minimoe.model import with_config
 
     rows = needles.questions(distance, ASKED)
-    config = model.config.replace(context_length=rows.shape[1])
-    graph, _ = nnx.split(nnx.eval_shape(lambda: MoETransformer(config, rngs=nnx.Rngs(0))))
-    longer = nnx.merge(graph, nnx.state(model))
-    logits = nnx.jit(lambda model, tokens: model(tokens)[0][:, -1])(longer, jnp.asarray(rows[:, :-1]))
-    return float(np.mean(np.asarray(logits.argmax(axis=-1)) == rows[:, -1]))
+    longer = with_config(model, model.config.replace(context_length=rows.shape[1]))
+    answers = nnx.jit(lambda model, tokens: model(tokens)[0][:, -1].argmax(axis=-1))
+    right = [
+        np.asarray(answers(longer, jnp.asarray(some[:, :-1]))) == some[:, -1]
+        for some in np.split(rows, ASKED // AT_ONCE)
+    ]
+    return float(np.mean(right))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,11 @@ class NeedleRun(Run):
 
     preset: str = "needles"
     learn: Callable[..., Learning] = read_needles
+    distances: tuple[int, ...] = DISTANCES  # that needles are asked for at
+
+    def needles(self) -> dict[str, Any]:
+        """Of the settings, those of the needles."""
+        return dict(self.settings)
 
     def method(self) -> dict[str, Any]:
         return json.loads(json.dumps(dict(self.settings)))
@@ -133,10 +140,10 @@ class NeedleRun(Run):
         return RunConfig(self.model, recipe, {"name": "needles"} | self.method(), ByteTokenizer.name)
 
     def outcome(self, work: Workplace, config: RunConfig, result: TrainResult) -> dict[str, Any]:
-        needles = needles_of(self.settings)
+        needles = needles_of(self.needles())
         return {
             **ran(self, config, result),
-            "found": {str(distance): found_at(result.model, needles, distance) for distance in DISTANCES},
+            "found": {str(distance): found_at(result.model, needles, distance) for distance in self.distances},
             "curve": training_curve(result),
         }
 

@@ -169,7 +169,7 @@ def ran(run: Run, config: RunConfig, result: TrainResult) -> dict[str, Any]:
     """What the record of any run begins with: its config, its sizes and its time."""
     from minimoe.cost import count_params, forward_flops_per_token
 
-    count = count_params(config.model)
+    count, curve = count_params(config.model), training_curve(result)
     return {
         "config": config.to_dict(),
         "method": run.method(),
@@ -178,7 +178,7 @@ def ran(run: Run, config: RunConfig, result: TrainResult) -> dict[str, Any]:
         "active_params": count.active,
         "flops_per_token": forward_flops_per_token(config.model),
         "tokens": result.step * config.recipe.batch_size * config.model.context_length,
-        "train_seconds": training_curve(result)[-1]["seconds"],
+        "train_seconds": curve[-1]["seconds"] if curve else None,
     }
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minimoe.console import messages
 from minimoe.errors import UserError
@@ -28,6 +28,7 @@ from minimoe.experiments import (
     quant_recipes,
     reasoning,
     reasoning_formats,
+    recall,
     small_hour,
     sparse_vs_dense,
     specialists,
@@ -41,6 +42,9 @@ from minimoe.experiments.records import RECORDS, read_record_file, write_record
 from minimoe.experiments.run import Run, train_run
 from minimoe.experiments.workplace import Workplace
 from minimoe.files import check_file
+
+if TYPE_CHECKING:
+    from minimoe.training import RunConfig, TrainResult
 
 # From the runs that are recorded already to all runs of the experiment.
 EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
@@ -66,6 +70,7 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Any]], list[Run]]] = {
     "v4-small": v4_small.runs,
     "mtp": mtp.runs,
     "attention-kinds": attention_kinds.runs,
+    "recall": recall.runs,
 }
 # These train nothing. From the folder of runs into the record, which they save as they go.
 MEASUREMENTS: dict[str, Callable[[Path, dict[str, Any], Callable[[], None]], None]] = {
@@ -130,14 +135,14 @@ def run_experiment(
 def run_together(name: str, folder: Path, record: Path | None = None, *, only: str = "*") -> None:
     """Runs what is left of an experiment on an accelerator: all seeds of a run at once, in memory.
 
+    The trained models are saved in the folder of runs, for runs that begin from them.
+
     Args:
       name, record, only: as for `run_experiment`. folder: of earlier experiments, whose models some runs begin from.
 
     Raises:
       UserError: for runs whose method looks at every batch, such as those of a teacher.
     """
-    from minimoe.experiments.together import train_together
-
     if name not in EXPERIMENTS:
         raise UserError(f"{name!r} is no experiment of training runs; choose one of {', '.join(EXPERIMENTS)}")
     path, work = record or RECORDS / f"{name}.json", Workplace(folder)
@@ -150,12 +155,29 @@ def run_together(name: str, folder: Path, record: Path | None = None, *, only: s
             groups.setdefault(run.name.rpartition("-")[0], []).append(run)
     for title, runs in groups.items():
         configs = [run.config(work) for run in runs]
-        learnings = [run.learn(work, config, **run.settings) for run, config in zip(runs, configs, strict=True)]
-        results = train_together(title, configs, learnings, runs[0].validation(work), runs[0].tokenizer(work))
-        for run, config, result in zip(runs, configs, results, strict=True):
+        for run, config, result in zip(runs, configs, _trained(title, runs, configs, work, name), strict=True):
             done[run.name] = run.outcome(work, config, result)
             write_record(path, values)
             messages.print(run.headline(done[run.name]))
+
+
+def _trained(
+    title: str, runs: list[Run], configs: list[RunConfig], work: Workplace, name: str
+) -> Iterable[TrainResult]:
+    """Trains runs together and saves them; if all are saved already, and a kill came while they were scored, reads them."""
+    from minimoe.experiments.together import keep, kept, train_together
+
+    folders = [work.together(f"{name}/{run.name}") for run in runs]
+    shared = runs[0].validation(work), runs[0].tokenizer(work)
+    earlier = [kept(folder, config, *shared) for folder, config in zip(folders, configs, strict=True)]
+    there = [result for result in earlier if result is not None]
+    if len(there) == len(runs):
+        return there
+    learnings = [run.learn(work, config, **run.settings) for run, config in zip(runs, configs, strict=True)]
+    results = train_together(title, configs, learnings, *shared)
+    for folder, result in zip(folders, results, strict=True):
+        keep(folder, result, shared[1])
+    return results
 
 
 def _next(name: str, done: Mapping[str, Any], only: str) -> Run | None:

@@ -8,9 +8,11 @@ by ``dispatch="dense"``, which gives the same numbers up to rounding and has no 
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minimoe.console import Bar
@@ -179,7 +181,9 @@ def _plain(model: Any) -> Any:
 
 def _plain_model(model: Any) -> Any:
     """The same weights under the config that `_plain` gives; None stays None."""
-    return None if model is None else _with_weights(_plain(model.config), model)
+    from minimoe.model import with_config
+
+    return None if model is None else with_config(model, _plain(model.config))
 
 
 def _models(runs: Sequence[RunConfig], graphdef: Any, state: Any) -> list[Any]:
@@ -187,19 +191,42 @@ def _models(runs: Sequence[RunConfig], graphdef: Any, state: Any) -> list[Any]:
     import jax
     from flax import nnx
 
+    from minimoe.model import with_config
+
     found = []
     for index, run in enumerate(runs):
         trained, _ = nnx.merge(graphdef, jax.tree.map(lambda array, at=index: array[at], state))
-        found.append(_with_weights(run.model, trained))
+        found.append(with_config(trained, run.model))
     return found
 
 
-def _with_weights(config: Any, weights: Any) -> Any:
-    """A model of ``config`` that holds the arrays of another one with the same parameters."""
-    from flax import nnx
+def keep(folder: Path, result: TrainResult, tokenizer: Tokenizer) -> None:
+    """Saves a trained model and what was logged on the way, before anything is scored."""
+    from minimoe.files import write_atomically
+    from minimoe.hub import save
 
-    from minimoe.model import MoETransformer
+    save(result.model, folder, tokenizer)
+    log = {"run": result.run.to_dict(), "records": result.records}
+    write_atomically(_log_of(folder), json.dumps(log))
 
-    model = nnx.eval_shape(lambda: MoETransformer(config, rngs=nnx.Rngs(0)))
-    graph, _ = nnx.split(model)
-    return nnx.merge(graph, nnx.state(weights))
+
+def kept(folder: Path, run: RunConfig, validation: list[Document], tokenizer: Tokenizer) -> TrainResult | None:
+    """What `keep` saved of this run, and its last evaluation once more; None if it saved nothing, or another run."""
+    from minimoe.data import evaluation_documents
+    from minimoe.hub import is_saved_folder, load
+    from minimoe.training import evaluate
+    from minimoe.training.loop import TrainResult
+
+    log = _log_of(folder)
+    if not (log.is_file() and is_saved_folder(folder)):
+        return None
+    values = json.loads(log.read_text())
+    if values["run"] != json.loads(json.dumps(run.to_dict())):
+        return None
+    model = load(folder)[0]
+    score = evaluate(model, evaluation_documents(validation, "quick"), tokenizer) if validation else None
+    return TrainResult(model, values["records"], run.recipe.steps, score, False, run)
+
+
+def _log_of(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.json"

@@ -62,13 +62,17 @@ class Workplace:
         """The validation split of the corpus."""
         return [document for document in self.corpus if document.split == "val"]
 
+    def together(self, name: str) -> Path:
+        """Where the model of a run, ``experiment/run``, is kept that was trained together with its seeds."""
+        return self.folder / f"{name}-together"
+
     def finished(self, name: str) -> MoETransformer:
         """The model of a finished run, ``experiment/run``; if only its shipped weights are here, those, decoded.
 
         Raises:
           UserError: if there is neither, with the command that makes it.
         """
-        from minimoe.hub import load_pretrained, shipped
+        from minimoe.hub import is_saved_folder, load, load_pretrained, shipped
         from minimoe.quant import dequantize_model
         from minimoe.training import load_checkpoint
 
@@ -84,6 +88,8 @@ class Workplace:
         if SHIPPED_AS.get(name) in shipped():
             messages.print(f"{folder} is not here: using the shipped model {SHIPPED_AS[name]!r}, decoded")
             return dequantize_model(load_pretrained(SHIPPED_AS[name])[0])
+        if is_saved_folder(self.together(name)):
+            return load(self.together(name))[0]
         experiment = name.split("/")[0]
         raise UserError(
             f"{folder} holds no trained model; run `minimoe experiments run {experiment} --work {self.folder}` first"

@@ -3,7 +3,7 @@
 from minimoe.model.fingerprint import model_fingerprint
 from minimoe.model.mtp import MTPHead
 from minimoe.model.paths import path_name
-from minimoe.model.transformer import Block, ModelOutput, MoETransformer, check_trainable, copy_model
+from minimoe.model.transformer import Block, ModelOutput, MoETransformer, check_trainable, copy_model, with_config
 
 __all__ = [
     "Block",
@@ -14,4 +14,5 @@ __all__ = [
     "copy_model",
     "model_fingerprint",
     "path_name",
+    "with_config",
 ]

@@ -378,3 +378,21 @@ def check_trainable(model: nnx.Module) -> None:
             where = path_name(path) or "the model"
             repair = "train the floats, minimoe.quant.dequantize_model(model), and quantize again"
             raise UserError(f"the model is quantized ({where} holds codes), and codes have no gradient; {repair}")
+
+
+def with_config(model: MoETransformer, config: ModelConfig) -> MoETransformer:
+    """The same arrays under another config whose parameters are the same: a longer context, another dispatch.
+
+    Raises:
+      UserError: if the config asks for other parameters.
+
+    Example:
+      longer = with_config(model, model.config.replace(context_length=4096))
+    """
+    empty = nnx.eval_shape(lambda: MoETransformer(config, rngs=nnx.Rngs(0)))
+    graph, shapes = nnx.split(empty)
+    state = nnx.state(model)
+    asked, given = (jax.tree.map(lambda array: array.shape, nnx.to_pure_dict(each)) for each in (shapes, state))
+    if asked != given:
+        raise UserError("config asks for other parameters than the model has; change only what holds no weights")
+    return nnx.merge(graph, state)
