@@ -11,6 +11,7 @@ from minimoe.experiments.records import training_speed
 
 Rows = list[tuple[str, ...]]
 MEANING = {
+    "needles found": "percent, by how many tokens back they were said; guessing finds 10",
     "bits/byte": "of the validation text, mean of its domains",
     "rounded": "the same, once quantized",
     "worked": "problems solved when asked for the steps",
@@ -62,10 +63,13 @@ def _tables(record: Mapping[str, Any]) -> list[tuple[tuple[str, ...], Rows]]:
 
 
 def needle_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Rows]:
-    """Heads and cells of models that look for needles: the share found at each distance."""
-    distances = list(next(iter(runs.values()))["found"])
-    rows = [(name, *(f"{run['found'][distance]:.0%}" for distance in distances)) for name, run in runs.items()]
-    return ("found, tokens back", *distances), rows
+    """Heads and cells of models that look for needles: the percentage found at each distance."""
+    distances = sorted({distance for run in runs.values() for distance in run["found"]}, key=int)
+    rows = [
+        (name, *(f"{100 * run['found'][far]:.0f}" if far in run["found"] else "" for far in distances))
+        for name, run in runs.items()
+    ]
+    return ("needles found", *distances), rows
 
 
 def fact_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Rows]:
