@@ -420,3 +420,18 @@ def test_training_and_decoding_agree_with_deepseek_v4(odd_v4, bench, monkeypatch
     np.testing.assert_allclose(losses["minimoe"], losses["transformers"], atol=1e-3)
     decoded = only_json(bench("decode", "--config", "odd", "--prompt", "5", "--new-tokens", "30", "--json"))
     assert decoded["reports"][0]["tokens_identical"] is True
+
+
+def test_what_the_page_on_other_chips_says_of_a_gpu():
+    from minimoe.experiments import read_record
+
+    record = read_record("bench-dispatch")
+    assert record["environment"]["device"] == "NVIDIA H200"
+    layer = record["reports"][0]["results"]
+    assert layer["dropless float32"]["ms"]["median"] > 10 * layer["ragged float32"]["ms"]["median"]
+    for dtype, most in (("float32", 0.001), ("bfloat16", 0.012)):
+        off = [max(values["difference"].values()) for name, values in layer.items() if name.endswith(dtype)]
+        assert len(off) == 4
+        assert max(off) < most
+    for name in ("recall", "longer-problems"):
+        assert any(run["machine"] == "NVIDIA H200" for run in read_record(name)["runs"].values())

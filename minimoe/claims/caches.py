@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from minimoe.claims.evidence import all_signed, by_seed, gain, mean, recalled, text
@@ -93,21 +94,27 @@ def whole_blocks() -> dict[str, dict[str, float]]:
     }
 
 
+def found_far(run: Mapping[str, Any]) -> float:
+    """Percentage of needles found; by CSA with its choice of entries, also where it was trained with all of them."""
+    return 100 * run.get("found_choosing", run["found"])[FAR]
+
+
 def cache_quality() -> Row:
     """Claim 7: the same quality."""
-    found = {
-        k: by_seed("attention-kinds", f"needle-{k}", lambda run: 100 * run["found"][FAR])
-        for k in ("multi-head", *KINDS)
-    }
+    found, soon = (
+        {k: by_seed(record, f"{part}-{k}", found_far) for k in ("multi-head", *KINDS)}
+        for record, part in (("recall", "near"), ("attention-kinds", "needle"))
+    )
     texts = {k: gain("attention-kinds", "text-multi-head", f"text-{k}", text) for k in KINDS}
     facts = {k: gain("attention-kinds", f"facts-{k}", "facts-multi-head", recalled) for k in KINDS}
     blocks = whole_blocks()
     every = min(mean(found[k]) for k in ("grouped-query", "latent"))
     on_text = min(block["bits"] for block in blocks.values()) > -SPREAD
-    several = max(mean(found[k]) for k in ("CSA", "HCA"))
+    several = [mean(found[k]) for k in ("CSA", "HCA")]
+    late = min(several) > 70 and max(mean(soon[k]) for k in ("CSA", "HCA")) < 50
     yes = (
-        "holds when it is asked of text; for needles when something of every token is kept (grouped-query, latent), as far "
-        "as in training. Entries that stand for several tokens did not learn to find needles in this short training"
+        "holds when it is asked of text; for needles too, after a longer training: entries that stand for several tokens "
+        "learn later to find them than caches that keep something of every token, and HCA does not find all"
     )
     return Row(
         number=7,
@@ -125,14 +132,16 @@ def cache_quality() -> Row:
         reasoning="not measured: these models have two layers",
         knowledge="facts recalled against multi-head attention, points: "
         + "; ".join(f"{k} {all_signed(v, 0)}" for k, v in facts.items()),
-        other=f"needles found {FAR} tokens back: "
+        other=f"needles found {FAR} tokens back after 8,000 steps: "
         + ", ".join(f"{k} {mean(v):.0f}%" for k, v in found.items())
+        + "; after 700 steps: "
+        + ", ".join(f"{k} {mean(v):.0f}%" for k, v in soon.items())
         + "; guessing finds 10%",
-        verdict=yes if on_text and every > 90 and several < 50 else "does not show here",
-        not_established="That the compressed kinds cannot learn it: they got a minute of training and two layers. "
-        "V4 trains with dense attention first and says so.",
-        command="minimoe experiments run attention-kinds",
-        numbers={"needles": found, "text": texts, "facts": facts, "blocks": blocks},
+        verdict=yes if on_text and every > 90 and late else "does not show here",
+        not_established="That it holds for models of more than two layers, or for needles of several tokens. Distances of "
+        "thousands were tried with one seed of most kinds.",
+        command="minimoe experiments run recall",
+        numbers={"needles": found, "needles_soon": soon, "text": texts, "facts": facts, "blocks": blocks},
     )
 
 

@@ -141,11 +141,14 @@ class NeedleRun(Run):
 
     def outcome(self, work: Workplace, config: RunConfig, result: TrainResult) -> dict[str, Any]:
         needles = needles_of(self.needles())
-        return {
+        found = {
             **ran(self, config, result),
             "found": {str(distance): found_at(result.model, needles, distance) for distance in self.distances},
             "curve": training_curve(result),
         }
+        for score in self.scores:
+            found |= score(work, result.model, self.settings)
+        return found
 
     def headline(self, outcome: Mapping[str, Any]) -> str:
         return f"{self.name}: " + ", ".join(f"{share:.0%} at {far}" for far, share in outcome["found"].items())

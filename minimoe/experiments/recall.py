@@ -6,8 +6,9 @@ layers get more, in two parts, three seeds each:
   near   8,000 steps of 127 tokens from nothing; blocks grow from 16 tokens to the whole row
   far    800 steps more, of 4,095 tokens; blocks grow from 256 tokens to the whole row
 
-CSA begins with all entries and learns to choose while nothing depends on the choice; in the second part it reads the best
-8 of up to 1,023. DeepSeek-V4 was trained in that order too: dense attention first, then sparse. Needles are asked for at up
+CSA begins with all entries and learns to choose while nothing depends on the choice (``found_choosing`` is what it finds
+with the best 8 of them); in the second part it reads the best 8 of up to 1,023. DeepSeek-V4 was trained in that order too:
+dense attention first, then sparse. Needles are asked for at up
 to 4,096 tokens. Sliding is the control: two windows of 16 pass on what is at most 30 tokens back. Guessing finds one in ten.
 """
 
@@ -17,11 +18,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from minimoe.experiments.attention_kinds import NeedleRun, kinds, model_of, needles_of
+from minimoe.experiments.attention_kinds import DISTANCES as NEAR_DISTANCES
+from minimoe.experiments.attention_kinds import NeedleRun, found_at, kinds, model_of, needles_of
 from minimoe.experiments.run import Learning, Run
 from minimoe.experiments.workplace import Workplace
 
 if TYPE_CHECKING:
+    from minimoe.attention import AttentionConfig
+    from minimoe.model import MoETransformer
     from minimoe.training import RunConfig
 
 SEEDS = (0, 1, 2)
@@ -30,8 +34,7 @@ NEAR_NEEDLES: dict[str, Any] = {"grow_at": [300, 600, 900]}
 FAR: dict[str, Any] = {"steps": 800, "batch_size": 8, "learning_rate": 1e-3, "log_every": 25}
 FAR_NEEDLES: dict[str, Any] = {"shortest": 256, "grow_at": [75, 150, 225, 300]}
 NEAR_LENGTH, FAR_LENGTH = 127, 4095
-NEAR_DISTANCES = (8, 16, 32, 64, 128, 256, 512)
-FAR_DISTANCES = (*NEAR_DISTANCES, 1024, 2048, 3072, 4096)
+FAR_DISTANCES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3072, 4096)
 ALL_ENTRIES = 1024  # more than there are
 
 
@@ -40,6 +43,15 @@ def read_farther(work: Workplace, run: RunConfig, *, start: str, **settings: Any
     from minimoe.model import with_config
 
     return Learning(needles_of(settings), model=with_config(work.finished(f"recall/{start}"), run.model))
+
+
+def choosing(work: Workplace, model: MoETransformer, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``found_choosing``: what CSA finds that was trained with all entries, once it must do with the best 8."""
+    from minimoe.model import with_config
+
+    config = model.config.replace(attention=kinds()["CSA"])
+    chooses, needles = with_config(model, config), needles_of(settings)
+    return {"found_choosing": {str(far): found_at(chooses, needles, far) for far in NEAR_DISTANCES}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +72,18 @@ def runs(done: Mapping[str, Any]) -> list[Run]:
     symbols = ByteTokenizer().vocab_size
     found: list[Run] = []
     for name, kind in kinds().items():
-        first = kind
+        first: AttentionConfig = kind
+        scores: tuple[Any, ...] = ()
         if isinstance(kind, CompressedSparseConfig):
-            first = dataclasses.replace(kind, index_top_k=ALL_ENTRIES)
+            first, scores = dataclasses.replace(kind, index_top_k=ALL_ENTRIES), (choosing,)
         near, far = model_of(first, symbols, NEAR_LENGTH), model_of(kind, symbols, FAR_LENGTH)
         for seed in SEEDS:
             changes = {"seed": seed}
-            found.append(NeedleRun(f"near-{name}-{seed}", changes=NEAR | changes, settings=NEAR_NEEDLES, model=near))
+            found.append(
+                NeedleRun(
+                    f"near-{name}-{seed}", changes=NEAR | changes, settings=NEAR_NEEDLES, model=near, scores=scores
+                )
+            )
         for seed in SEEDS:
             settings = FAR_NEEDLES | {"start": f"near-{name}-{seed}"}
             found.append(
