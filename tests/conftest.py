@@ -59,15 +59,6 @@ try:
 except (ImportError, AttributeError):
     pass
 
-# Flax asks a traced value for its sharding at every assignment to a variable. The answer is an AttributeError either way.
-# JAX puts into its message what the value came from, and searches the whole trace for that: a seventh of tracing a step.
-if isinstance(getattr(jax.core.Tracer, "sharding", None), property):
-
-    def no_sharding(tracer: jax.core.Tracer) -> None:
-        raise AttributeError("a traced value has no attribute 'sharding'")
-
-    jax.core.Tracer.sharding = property(no_sharding)
-
 # Files that take long, longest first: two workers end at the same time only if these begin early.
 LONG_FILES = (
     "test_cli.py",
