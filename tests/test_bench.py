@@ -17,11 +17,12 @@ QUICK = ["--rounds", "2", "--warmup", "0", "--pause", "0"]
 @pytest.fixture
 def bench(monkeypatch, tiny_config):
     """Runs a benchmark; the preset ``tiny`` exists, and the compilation cache stays off."""
-    from minimoe.cli import bench
+    from minimoe.cli import bench, bench_device
     from minimoe.config import PRESETS
 
     monkeypatch.setitem(PRESETS, "tiny", tiny_config)
-    monkeypatch.setattr(bench, "start", lambda: None)
+    for commands in (bench, bench_device):
+        monkeypatch.setattr(commands, "start", lambda: None)
     return lambda *arguments: CliRunner().invoke(bench.app, [*arguments, *QUICK], catch_exceptions=False)
 
 
@@ -148,10 +149,13 @@ def test_context(bench, monkeypatch):
     assert values["us_at_16"]["min"] > 0 < values["growth"]["median"]
 
 
-def test_dispatch(bench):
+def test_dispatch(bench, tmp_path):
     """Every way to the experts gives the same answers; what is beside the numbers says which device gave them."""
-    whole = only_json(bench("dispatch", "--shape", "24,8,12,4,2", "--config", "tiny", "--batch", "2", "--json"))
+    file = tmp_path / "dispatch.json"
+    sizes = ["--shape", "24,8,12,4,2", "--config", "tiny", "--batch", "2"]
+    whole = only_json(bench("dispatch", *sizes, "--out", str(file), "--json"))
     check_envelope(whole, "dispatch")
+    assert json.loads(file.read_text()) == whole
     assert whole["environment"]["device"] == "cpu"
     layer, model = whole["reports"]
     names = {
@@ -196,7 +200,9 @@ def test_device():
     """On the CPU itself nothing differs, and the programs run from their files."""
     from minimoe.bench import device
 
-    report = device.measure(["nano"])
+    seen: list[list[str]] = []
+    report = device.measure(["nano"], progress=lambda report: seen.append(list(report["results"])))
+    assert seen == [["nano"]]
     assert report["platform"] == "cpu"
     nano = report["results"]["nano"]
     assert nano["load_seconds"] > 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,16 @@ from minimoe.training import Recipe
 ROWS, LENGTH, PROMPT, NEW_TOKENS, STEPS = 4, 128, 32, 64, 4
 
 
-def measure(models: Sequence[str], exported: str | None = "nano") -> dict[str, Any]:
+def measure(
+    models: Sequence[str],
+    exported: str | None = "nano",
+    progress: Callable[[dict[str, Any]], None] = lambda report: None,
+) -> dict[str, Any]:
     """Compares models on the default device with the same models on the CPU.
 
     Args:
       models: names of shipped ones. exported: the one whose exported programs run too; None for none.
+      progress: called with what there is so far, after each model.
 
     Returns:
       Plain values: of each model the seconds of loading, the largest difference of its logits over their spread, and the
@@ -50,6 +55,7 @@ def measure(models: Sequence[str], exported: str | None = "nano") -> dict[str, A
         seconds = time.perf_counter() - begun
         ids = beginnings(documents(split="val"), tokenizer, ROWS, LENGTH)
         report["results"][name] = {"load_seconds": round(seconds, 3)} | _compared(model, ids, device, cpu)
+        progress(report)
     if exported is not None:
         report["programs"] = {"model": exported} | _programs(exported, device, cpu)
     return report

@@ -15,18 +15,18 @@ def in_words(sizes: Mapping[str, int]) -> str:
     return " ".join(f"{name}={size}" for name, size in sizes.items())
 
 
+def whole_report(benchmark: str, settings: dict[str, Any], reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """The JSON object of a benchmark: what was measured, where, and how."""
+    from minimoe.bench.timing import environment
+
+    return {"benchmark": benchmark, "environment": environment(), "settings": settings, "reports": reports}
+
+
 def print_reports(
     benchmark: str, settings: dict[str, Any], reports: list[dict[str, Any]], columns: dict[str, str], as_json: bool
 ) -> None:
     """One JSON object, or one table a report with its remaining facts below."""
-    from minimoe.bench.timing import environment
-
-    whole: dict[str, Any] = {
-        "benchmark": benchmark,
-        "environment": environment(),
-        "settings": settings,
-        "reports": reports,
-    }
+    whole = whole_report(benchmark, settings, reports)
     if as_json:
         print_json(whole)
         return
