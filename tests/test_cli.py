@@ -379,7 +379,7 @@ def test_experiments_shows_every_record_in_eighty_columns_and_whole(name, capsys
         if "recalled" in values:
             scores = [f"{values['recalled']:.1%}"]
         elif "found" in values:
-            scores = [f"{share:.0%}" for share in values["found"].values()]
+            scores = [f"{100 * share:.0f}" for share in values["found"].values()]
         else:
             scores = [f"{values['full']['bits_per_byte']:.4f}"]
         assert set(scores) <= set(lines[run])

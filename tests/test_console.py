@@ -137,8 +137,8 @@ def test_commands_write_through_one_place():
 
 
 INTERRUPTED = {
-    "before the command": ("app.run = lambda: os.kill(os.getpid(), signal.SIGINT)", 130),
-    "after the command": ("app.run = lambda: 7; atexit.register(os.kill, os.getpid(), signal.SIGINT)", 7),
+    "before the command": ("app.run = lambda: signal.raise_signal(signal.SIGINT)", 130),
+    "after the command": ("app.run = lambda: 7; atexit.register(signal.raise_signal, signal.SIGINT)", 7),
 }
 
 
@@ -146,6 +146,6 @@ INTERRUPTED = {
 @pytest.mark.parametrize("when", INTERRUPTED)
 def test_ctrl_c_at_any_time_is_no_traceback(when):
     act, code = INTERRUPTED[when]
-    program = f"import atexit, os, signal; import minimoe.cli.app as app; {act}; from minimoe.cli import main; main()"
+    program = f"import atexit, signal; import minimoe.cli.app as app; {act}; from minimoe.cli import main; main()"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
