@@ -42,7 +42,7 @@ def measure(
     if ids is None:
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, prompt))
     reference = not_compared(config)
-    runs: dict[str, Callable[[], np.ndarray]] = {"minimoe": _ours(model, ids, new_tokens)}
+    runs: dict[str, Callable[[], np.ndarray]] = {"minimoe": greedy(model, ids, new_tokens)}
     if model.mtp is not None:
         runs["minimoe speculative"] = _speculative(model, ids, new_tokens)
     if reference is None:
@@ -91,7 +91,7 @@ def trained_model(checkpoint: str, batch: int, prompt: int) -> tuple[MoETransfor
     return model, beginnings(documents(split="val"), tokenizer, batch, prompt)
 
 
-def _ours(model: MoETransformer, ids: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:
+def greedy(model: MoETransformer, ids: np.ndarray | jax.Array, new_tokens: int) -> Callable[[], np.ndarray]:
     tokens = jnp.asarray(ids, jnp.int32)
     return lambda: np.asarray(jax.block_until_ready(generate(model, tokens, new_tokens, temperature=0.0)))
 

@@ -9,7 +9,6 @@ Axes: T tokens, D model width, F expert hidden width, E experts, K experts per t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from minimoe.bench.moe import tokens_of_load
+from minimoe.bench.decode import greedy, random_model
+from minimoe.bench.moe import Answer, answer_arrays, layer_of, sparse_step, tokens_of_load
 from minimoe.bench.timing import alternate, ratio
-from minimoe.config import ModelConfig, MoEConfig
+from minimoe.config import ModelConfig
 from minimoe.cost import count_params, moe_layer_flops
-from minimoe.inference import generate
 from minimoe.model import MoETransformer
-from minimoe.moe import MoELayer
 from minimoe.training import Recipe, optimizer_for, train_step
 
 REFERENCE = "dropless float32"  # what the package does if nothing else is asked for
@@ -51,30 +49,18 @@ def measure_layer(
       Plain values; of each contestant its milliseconds, its time over that of `REFERENCE` if that takes part, and its
       largest differences over the largest value of each answer: output, gradient of the input, of the matrices.
     """
-    t, d, f, e, k = (shape[name] for name in "TDFEK")
     x = jnp.asarray(tokens_of_load(shape, load))
-    dy = jax.random.normal(jax.random.key(1), (t, d))
-    config = MoEConfig(d_model=d, d_expert=f, num_experts=e, top_k=k, capacity_factor=2.0)
+    dy = jax.random.normal(jax.random.key(1), x.shape)
 
-    def layer(dispatch: str, dtype: str) -> Callable[[], tuple[Any, ...]]:
-        one = MoELayer(dataclasses.replace(config, dispatch=dispatch, dtype=dtype), rngs=nnx.Rngs(0))
-        one.router.kernel[...] = 4.0 * jnp.eye(d, e)
-        graphdef, params, rest = nnx.split(one, nnx.Param, ...)
-
-        @jax.jit
-        def step(params, rest, x, dy):
-            y, pull = jax.vjp(lambda params, x: nnx.merge(graphdef, params, rest)(x)[0], params, x)
-            grads, dx = pull(dy.astype(y.dtype))
-            return y, dx, *(grads["experts"][name][...] for name in ("gate_up_proj", "down_proj"))
-
-        return lambda: jax.block_until_ready(step(params, rest, x, dy))
+    def step(dispatch: str, dtype: str) -> Callable[[], Answer]:
+        return sparse_step(layer_of(shape, dispatch=dispatch, dtype=dtype, capacity_factor=2.0), dy)(x)
 
     with jax.default_matmul_precision("highest"):
-        exact = [np.asarray(part) for part in layer("dense", "float32")()]
-    runs = {f"{dispatch} {dtype}": layer(dispatch, dtype) for dtype in dtypes for dispatch in dispatches}
+        exact = answer_arrays(step("dense", "float32")())
+    runs = {f"{dispatch} {dtype}": step(dispatch, dtype) for dtype in dtypes for dispatch in dispatches}
     off = {name: _differences(run(), exact) for name, run in runs.items()}
     times = alternate(runs, rounds=rounds, warmup=warmup, pause=pause)
-    useful = 3 * moe_layer_flops(config, t)  # backward costs twice the forward
+    useful = 3 * moe_layer_flops(layer_of(shape).config, shape["T"])  # backward costs twice the forward
     return {
         "shape": dict(shape),
         "load": load,
@@ -124,7 +110,7 @@ def measure_model(
             # With a capacity a text depends on the texts beside it: that is for training alone.
             for batch in batches if dispatch != "capacity" else ():
                 name = f"decode {batch}, {dispatch} {dtype}"
-                runs[name], tokens[name] = _decoding(one, ids[:batch, :1], new_tokens), batch * new_tokens
+                runs[name], tokens[name] = greedy(random_model(one)[0], ids[:batch, :1], new_tokens), batch * new_tokens
     times = alternate(runs, rounds=rounds, warmup=warmup, pause=pause)
     count = count_params(config)
     return {
@@ -148,11 +134,13 @@ def _default(name: str) -> str:
     return f"{name.partition(', ')[0]}, {REFERENCE}"
 
 
-def _differences(answer: Sequence[jax.Array], exact: Sequence[np.ndarray]) -> dict[str, float]:
-    names = ("output", "grad x", "grad gate_up", "grad down")
+def _differences(answer: Answer, exact: Mapping[str, np.ndarray]) -> dict[str, float]:
+    found = answer_arrays(answer)
+    parts = {"output": "output", "grad x": "grad x"}
+    parts |= {f"grad {part}": f"grad experts.{part}_proj" for part in ("gate_up", "down")}
     return {
-        name: float(f"{np.abs(np.asarray(got, np.float32) - want).max() / np.abs(want).max():.2g}")
-        for name, got, want in zip(names, answer, exact, strict=True)
+        name: float(f"{np.abs(found[part].astype(np.float32) - exact[part]).max() / np.abs(exact[part]).max():.2g}")
+        for name, part in parts.items()
     }
 
 
@@ -167,8 +155,3 @@ def _training(config: ModelConfig, ids: jax.Array) -> Callable[[], object]:
         return jax.block_until_ready((metrics, nnx.state(model)))
 
     return run
-
-
-def _decoding(config: ModelConfig, ids: jax.Array, new_tokens: int) -> Callable[[], object]:
-    model = MoETransformer(config, rngs=nnx.Rngs(0))
-    return lambda: jax.block_until_ready(generate(model, ids, new_tokens, temperature=0.0))

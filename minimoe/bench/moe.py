@@ -50,15 +50,14 @@ def measure(
       Plain values: times in ms, time ratios (below 1 is faster than the other), useful GFLOP/s, each load's MaxVio and
       how far the answers differ.
     """
-    t, d, f, e, k = (shape[name] for name in "TDFEK")
-    config = MoEConfig(d_model=d, d_expert=f, num_experts=e, top_k=k, dispatch=dispatches[0])
-    layer = MoELayer(config, rngs=nnx.Rngs(0))
-    layer.router.kernel[...] = 4.0 * jnp.eye(d, e)  # expert e is read from feature e
+    t, d, f, k = (shape[name] for name in "TDFK")
+    layer = layer_of(shape, dispatch=dispatches[0])
+    config = layer.config
     dy = jax.random.normal(jax.random.key(1), (t, d))
     tokens = {load: jnp.asarray(tokens_of_load(shape, load)) for load in loads}
     violations = {load: round(float(max_violation(layer(x)[1].load)), 4) for load, x in tokens.items()}
     middle = loads[min(1, len(loads) - 1)]
-    ours = {name: _sparse(with_dispatch(layer, name), dy) for name in dispatches}
+    ours = {name: sparse_step(with_dispatch(layer, name), dy) for name in dispatches}
     runs = {name: one(tokens[middle]) for name, one in ours.items()}
     reference = mixtral.unaligned(config) or mixtral.unavailable()
     if reference is None:
@@ -114,6 +113,14 @@ def _result(name: str, times: Mapping[str, Timing], config: MoEConfig, tokens: i
     }
 
 
+def layer_of(shape: Mapping[str, int], **settings: Any) -> MoELayer:
+    """A layer of these sizes that reads expert e from feature e; ``settings`` are further fields of `MoEConfig`."""
+    _, d, f, e, k = (shape[name] for name in "TDFEK")
+    layer = MoELayer(MoEConfig(d_model=d, d_expert=f, num_experts=e, top_k=k, **settings), rngs=nnx.Rngs(0))
+    layer.router.kernel[...] = 4.0 * jnp.eye(d, e)
+    return layer
+
+
 def tokens_of_load(shape: Mapping[str, int], load: str) -> np.ndarray:
     """Tokens ``[T, D]`` whose first E features choose experts, in such numbers that MaxVio is ``load``.
 
@@ -165,14 +172,14 @@ def _matmuls(layer: MoELayer, shape: Mapping[str, int]) -> Callable[[], object]:
     return lambda: jax.block_until_ready(six(rows, hidden, act, gate_up, down))
 
 
-def _sparse(layer: MoELayer, dy: jax.Array) -> Callable[[jax.Array], Callable[[], Answer]]:
+def sparse_step(layer: MoELayer, dy: jax.Array) -> Callable[[jax.Array], Callable[[], Answer]]:
     """For tokens, the step to time; all loads share one compiled program."""
     graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
 
     @jax.jit
     def step(params, rest, x, dy):
         y, pull = jax.vjp(lambda params, x: nnx.merge(graphdef, params, rest)(x)[0], params, x)
-        return y, *pull(dy)
+        return y, *pull(dy.astype(y.dtype))
 
     def run(x: jax.Array) -> Answer:
         y, grads, dx = jax.block_until_ready(step(params, rest, x, dy))
@@ -215,9 +222,9 @@ def _transformers(layer: MoELayer, x: jax.Array, dy: jax.Array) -> Callable[[], 
 
 def _differences(runs: Mapping[str, Callable[[], Answer]], dispatches: Sequence[str]) -> dict[str, Any]:
     """Largest absolute difference of output and gradients from the first dispatch, and the largest value in each."""
-    ours = _arrays(runs[dispatches[0]]())
+    ours = answer_arrays(runs[dispatches[0]]())
     others = [*dispatches[1:], *(["grouped_mm"] if "grouped_mm" in runs else [])]
-    against = {name: _arrays(runs[name]()) for name in others}
+    against = {name: answer_arrays(runs[name]()) for name in others}
     return {
         "largest_value": {key: float(np.abs(value).max()) for key, value in ours.items()},
         "max_abs_difference": {
@@ -227,7 +234,7 @@ def _differences(runs: Mapping[str, Callable[[], Answer]], dispatches: Sequence[
     }
 
 
-def _arrays(answer: Answer) -> dict[str, np.ndarray]:
+def answer_arrays(answer: Answer) -> dict[str, np.ndarray]:
     """Output and gradients as NumPy arrays by name, in our layout."""
     if "block" in answer:
         grads = mixtral.block_gradients(answer["block"])

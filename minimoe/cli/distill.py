@@ -24,34 +24,37 @@ if TYPE_CHECKING:
 MOST_PROMPTS = 20_000  # beyond that they are answered again
 
 
+TeacherNames = Annotated[
+    list[str],
+    typer.Option(help="Checkpoint or shipped model to learn from; again as DOMAIN=CHECKPOINT for specialists."),
+]
+Student = Annotated[
+    str,
+    typer.Option(help="Preset (nano, small, v4-nano, v4-small), or a checkpoint or shipped model to train on from."),
+]
+CacheFolder = Annotated[Path | None, typer.Option(help="Folder for its K best words; the next student reads them.")]
+Sampled = Annotated[
+    int, typer.Option(help="Problems that the teacher solves first; read are those it solves right, its steps.")
+]
+Trained = Annotated[
+    bool, typer.Option("--trained", help="Of a name that is a preset too, the package's trained model.")
+]
+
+
 def distill(
-    teacher: Annotated[
-        list[str],
-        typer.Option(help="Checkpoint or shipped model to learn from; again as DOMAIN=CHECKPOINT for specialists."),
-    ],
-    student: Annotated[
-        str,
-        typer.Option(
-            help="Preset (nano, small, v4-nano, v4-small), or a checkpoint or shipped model to train on from."
-        ),
-    ],
+    teacher: TeacherNames,
+    student: Student,
     out: option.Out,
     steps: option.Steps = None,
     loss: Annotated[str, typer.Option(help="forward_kl, reverse_kl, jsd or hinton.")] = "forward_kl",
     temperature: Annotated[float, typer.Option(help="Divides the logits of both models in the loss.")] = 1.0,
     alpha: Annotated[float, typer.Option(help="Weight of the teacher; the rest is plain cross-entropy.")] = 0.9,
     top_k: Annotated[int | None, typer.Option(help="Keep the teacher's K best words; default: all.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder for its K best words; the next student reads them.")
-    ] = None,
+    cache: CacheFolder = None,
     on_policy: Annotated[float, typer.Option(help="Share of steps on problems that the student answers itself.")] = 0.0,
     tasks: option.Tasks = 0.0,
-    sampled: Annotated[
-        int, typer.Option(help="Problems that the teacher solves first; read are those it solves right, its steps.")
-    ] = 0,
-    trained: Annotated[
-        bool, typer.Option("--trained", help="Of a name that is a preset too, the package's trained model.")
-    ] = False,
+    sampled: Sampled = 0,
+    trained: Trained = False,
     dense: Annotated[bool, typer.Option("--dense", help="The preset's dense model of equal active FLOPs.")] = False,
     seed: Annotated[int, typer.Option(help="Decides weights, order of data, problems and dropout.")] = 0,
     batch_size: option.BatchSize = None,

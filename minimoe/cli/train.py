@@ -17,42 +17,49 @@ if TYPE_CHECKING:
     from minimoe.training import RunConfig, TaskEvaluation, TrainResult
 
 
+Preset = Annotated[
+    str, typer.Option(help="Preset: nano (2.2M parameters), small (11.4M), v4-nano (2.9M) or v4-small (14.5M).")
+]
+Balance = Annotated[
+    str | None,
+    typer.Option(help="none, switch, sequence, loss-free or loss-free+sequence; the preset's if not given."),
+]
+Dense = Annotated[bool, typer.Option("--dense", help="Train the dense model of equal active FLOPs instead.")]
+Mtp = Annotated[
+    bool, typer.Option("--mtp", help="Add a head for multi-token prediction; `generate --speculative` uses it.")
+]
+Mesh = Annotated[
+    str | None,
+    typer.Option(help="Devices by axis, such as data=2,expert=4 (also tensor); one device if not given."),
+]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(envvar="MINIMOE_COORDINATOR", help="HOST:PORT of process 0, if several train one model."),
+]
+Process = Annotated[
+    int | None, typer.Option(envvar="MINIMOE_PROCESS", help="Which this one is, from 0; process 0 alone writes.")
+]
+
+
 def train(
     out: option.Out,
-    config: Annotated[
-        str, typer.Option(help="Preset: nano (2.2M parameters), small (11.4M), v4-nano (2.9M) or v4-small (14.5M).")
-    ] = "nano",
+    config: Preset = "nano",
     steps: option.Steps = None,
     seed: Annotated[int, typer.Option(help="Decides weights, order of data and dropout.")] = 0,
     batch_size: option.BatchSize = None,
     learning_rate: option.LearningRate = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, or muon for matrices; adamw if not given.")] = None,
     dropout: Annotated[float | None, typer.Option(help="On both branches of each block; 0 for none.")] = None,
-    balance: Annotated[
-        str | None,
-        typer.Option(help="none, switch, sequence, loss-free or loss-free+sequence; the preset's if not given."),
-    ] = None,
-    dense: Annotated[
-        bool, typer.Option("--dense", help="Train the dense model of equal active FLOPs instead.")
-    ] = False,
-    mtp: Annotated[
-        bool, typer.Option("--mtp", help="Add a head for multi-token prediction; `generate --speculative` uses it.")
-    ] = False,
+    balance: Balance = None,
+    dense: Dense = False,
+    mtp: Mtp = False,
     text: option.Text = None,
     tasks: option.Tasks = 0.0,
     tokenizer: Annotated[str, typer.Option(help="bpe2048, byte, or a tokenizer.json.")] = "bpe2048",
-    mesh: Annotated[
-        str | None,
-        typer.Option(help="Devices by axis, such as data=2,expert=4 (also tensor); one device if not given."),
-    ] = None,
-    coordinator: Annotated[
-        str | None,
-        typer.Option(envvar="MINIMOE_COORDINATOR", help="HOST:PORT of process 0, if several train one model."),
-    ] = None,
+    mesh: Mesh = None,
+    coordinator: Coordinator = None,
     processes: Annotated[int | None, typer.Option(envvar="MINIMOE_PROCESSES", help="How many they are.")] = None,
-    process: Annotated[
-        int | None, typer.Option(envvar="MINIMOE_PROCESS", help="Which this one is, from 0; process 0 alone writes.")
-    ] = None,
+    process: Process = None,
     checkpoint_every: option.CheckpointEvery = None,
     eval_every: option.EvalEvery = None,
     resume: option.Resume = False,

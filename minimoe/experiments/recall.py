@@ -8,8 +8,8 @@ layers get more, in two parts, three seeds each:
 
 CSA begins with all entries and learns to choose while nothing depends on the choice (``found_choosing`` is what it finds
 with the best 8 of them); in the second part it reads the best 8 of up to 1,023. DeepSeek-V4 was trained in that order too:
-dense attention first, then sparse. Needles are asked for at up
-to 4,096 tokens. Sliding is the control: two windows of 16 pass on what is at most 30 tokens back. Guessing finds one in ten.
+dense attention first, then sparse. Needles are asked for at up to 4,096 tokens. Sliding is the control: two windows of 16
+pass on what is at most 30 tokens back. Guessing finds one in ten.
 """
 
 from __future__ import annotations
@@ -78,21 +78,10 @@ def runs(done: Mapping[str, Any]) -> list[Run]:
             first, scores = dataclasses.replace(kind, index_top_k=ALL_ENTRIES), (choosing,)
         near, far = model_of(first, symbols, NEAR_LENGTH), model_of(kind, symbols, FAR_LENGTH)
         for seed in SEEDS:
-            changes = {"seed": seed}
-            found.append(
-                NeedleRun(
-                    f"near-{name}-{seed}", changes=NEAR | changes, settings=NEAR_NEEDLES, model=near, scores=scores
-                )
-            )
+            one: dict[str, Any] = {"changes": NEAR | {"seed": seed}, "settings": NEAR_NEEDLES, "model": near}
+            found.append(NeedleRun(f"near-{name}-{seed}", **one, scores=scores))
         for seed in SEEDS:
             settings = FAR_NEEDLES | {"start": f"near-{name}-{seed}"}
-            found.append(
-                FartherRun(
-                    f"far-{name}-{seed}",
-                    changes=FAR | {"seed": seed},
-                    settings=settings,
-                    model=far,
-                    distances=FAR_DISTANCES,
-                )
-            )
+            one = {"changes": FAR | {"seed": seed}, "settings": settings, "model": far}
+            found.append(FartherRun(f"far-{name}-{seed}", **one, distances=FAR_DISTANCES))
     return found

@@ -170,7 +170,7 @@ def _packed(run: Mapping[str, Any]) -> Record:
     evaluations = on_the_way + evaluations[-1:]
     if "tokens" in columns and len(per_step := {one["tokens"] / one["step"] for one in train}) == 1:
         columns["tokens"] = per_step.pop()  # of a step: the column is this times ``step``
-    speed = training_speed(run) if any(columns.values()) else None
+    speed = training_speed(run) if train else None
     return {**run, "tokens_per_second": speed, "curve": {"train": columns, "eval": evaluations}}
 
 

@@ -165,14 +165,13 @@ def _trained(
     title: str, runs: list[Run], configs: list[RunConfig], work: Workplace, name: str
 ) -> Iterable[TrainResult]:
     """Trains runs together and saves them; if all are saved already, and a kill came while they were scored, reads them."""
-    from minimoe.experiments.together import keep, kept, train_together
+    from minimoe.experiments.together import is_kept, keep, kept, train_together
 
     folders = [work.together(f"{name}/{run.name}") for run in runs]
     shared = runs[0].validation(work), runs[0].tokenizer(work)
-    earlier = [kept(folder, config, *shared) for folder, config in zip(folders, configs, strict=True)]
-    there = [result for result in earlier if result is not None]
-    if len(there) == len(runs):
-        return there
+    places = list(zip(folders, configs, strict=True))
+    if all(is_kept(*place) for place in places):
+        return [kept(*place, *shared) for place in places]
     learnings = [run.learn(work, config, **run.settings) for run, config in zip(runs, configs, strict=True)]
     results = train_together(title, configs, learnings, *shared)
     for folder, result in zip(folders, results, strict=True):

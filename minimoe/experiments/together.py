@@ -210,22 +210,26 @@ def keep(folder: Path, result: TrainResult, tokenizer: Tokenizer) -> None:
     write_atomically(_log_of(folder), json.dumps(log))
 
 
-def kept(folder: Path, run: RunConfig, validation: list[Document], tokenizer: Tokenizer) -> TrainResult | None:
-    """What `keep` saved of this run, and its last evaluation once more; None if it saved nothing, or another run."""
-    from minimoe.data import evaluation_documents
-    from minimoe.hub import is_saved_folder, load
-    from minimoe.training import evaluate
-    from minimoe.training.loop import TrainResult
+def is_kept(folder: Path, run: RunConfig) -> bool:
+    """Whether `keep` saved this very run there."""
+    from minimoe.hub import is_saved_folder
 
     log = _log_of(folder)
     if not (log.is_file() and is_saved_folder(folder)):
-        return None
-    values = json.loads(log.read_text())
-    if values["run"] != json.loads(json.dumps(run.to_dict())):
-        return None
-    model = load(folder)[0]
+        return False
+    return json.loads(log.read_text())["run"] == json.loads(json.dumps(run.to_dict()))
+
+
+def kept(folder: Path, run: RunConfig, validation: list[Document], tokenizer: Tokenizer) -> TrainResult:
+    """What `keep` saved of this run, and its last evaluation once more."""
+    from minimoe.data import evaluation_documents
+    from minimoe.hub import load
+    from minimoe.training import evaluate
+    from minimoe.training.loop import TrainResult
+
+    model, records = load(folder)[0], json.loads(_log_of(folder).read_text())["records"]
     score = evaluate(model, evaluation_documents(validation, "quick"), tokenizer) if validation else None
-    return TrainResult(model, values["records"], run.recipe.steps, score, False, run)
+    return TrainResult(model, records, run.recipe.steps, score, False, run)
 
 
 def _log_of(folder: Path) -> Path:

@@ -3,7 +3,15 @@
 from minimoe.model.fingerprint import model_fingerprint
 from minimoe.model.mtp import MTPHead
 from minimoe.model.paths import path_name
-from minimoe.model.transformer import Block, ModelOutput, MoETransformer, check_trainable, copy_model, with_config
+from minimoe.model.transformer import (
+    Block,
+    ModelOutput,
+    MoETransformer,
+    check_trainable,
+    copy_model,
+    with_config,
+    without_arrays,
+)
 
 __all__ = [
     "Block",
@@ -15,4 +23,5 @@ __all__ = [
     "model_fingerprint",
     "path_name",
     "with_config",
+    "without_arrays",
 ]

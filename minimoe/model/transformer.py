@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -334,9 +335,8 @@ class MoETransformer(nnx.Module):
         tokens = as_token_ids(tokens, self.config.vocab_size)
         if tokens.ndim != 2:
             raise UserError(f"tokens has shape {tuple(tokens.shape)}; give [B, L], one row a sequence")
-        if jax.export.is_symbolic_dim(
-            tokens.shape[1]
-        ):  # positions beyond the context count as ids outside the vocabulary
+        if jax.export.is_symbolic_dim(tokens.shape[1]):
+            # Positions beyond the context count as ids outside the vocabulary.
             within = jnp.arange(tokens.shape[1], dtype=jnp.int32) < self.config.context_length
             return jnp.where(within[None, :], tokens, -1)
         self._check_length(tokens.shape[1])
@@ -389,10 +389,19 @@ def with_config(model: MoETransformer, config: ModelConfig) -> MoETransformer:
     Example:
       longer = with_config(model, model.config.replace(context_length=4096))
     """
-    empty = nnx.eval_shape(lambda: MoETransformer(config, rngs=nnx.Rngs(0)))
-    graph, shapes = nnx.split(empty)
+    graph, shapes = _traced(config)
     state = nnx.state(model)
     asked, given = (jax.tree.map(lambda array: array.shape, nnx.to_pure_dict(each)) for each in (shapes, state))
     if asked != given:
         raise UserError("config asks for other parameters than the model has; change only what holds no weights")
     return nnx.merge(graph, state)
+
+
+def without_arrays(config: ModelConfig) -> MoETransformer:
+    """A new model that has shapes and dtypes in the place of its arrays."""
+    return nnx.merge(*_traced(config))
+
+
+@functools.lru_cache(maxsize=8)  # tracing a model takes longer than reading a small checkpoint
+def _traced(config: ModelConfig) -> tuple[Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: MoETransformer(config, rngs=nnx.Rngs(0))))

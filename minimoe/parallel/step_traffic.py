@@ -65,10 +65,9 @@ def _ring(ways: int, group: int, size: int | float) -> float:
 
 def _weights(config: ModelConfig) -> dict[str, Any]:
     """Shapes of the parameters, by name; no weights are made."""
-    from minimoe.model import MoETransformer
+    from minimoe.model import without_arrays
 
-    model = nnx.eval_shape(lambda: MoETransformer(config, rngs=nnx.Rngs(0)))
-    return named_leaves(nnx.state(model, nnx.Param))
+    return named_leaves(nnx.state(without_arrays(config), nnx.Param))
 
 
 def _axes(spec: Any) -> tuple[str, ...]:

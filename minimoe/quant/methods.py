@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from flax import nnx
-
 from minimoe.data import Tokenizer, TrainingData
-from minimoe.model import MoETransformer
+from minimoe.model import MoETransformer, without_arrays
 from minimoe.quant.fp8_training import with_fp8_training
 from minimoe.quant.qat import qat_transform
 from minimoe.quant.recipes import QuantRecipe
@@ -38,8 +36,7 @@ class QuantizationAware(Method):
 
     def changes(self, run: RunConfig, model: MoETransformer, data: TrainingData, tokenizer: Tokenizer) -> StepChanges:
         """The rounding of the parameters, which have the paths of the plain model whatever modules hold them."""
-        plain = nnx.eval_shape(lambda: MoETransformer(run.model, rngs=nnx.Rngs(0)))
-        return StepChanges(transform_params=qat_transform(plain, self.recipe))
+        return StepChanges(transform_params=qat_transform(without_arrays(run.model), self.recipe))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import shutil
@@ -19,7 +18,7 @@ from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer
 from minimoe.errors import UserError
 from minimoe.files import UNFINISHED, sync_folder, writing
-from minimoe.model import MoETransformer
+from minimoe.model import MoETransformer, without_arrays
 from minimoe.model.paths import filled_state, misfits, named_leaves
 from minimoe.training.failed_save import reported_once
 from minimoe.training.run_folder import STEPS_FOLDER, RunConfig, check_path, read_run_config, run_tokenizer
@@ -149,7 +148,7 @@ class CheckpointFolder:
                 f"the config says num_layers={config.num_layers}, but checkpoint {folder} holds {layers}; "
                 "use the config.json it was trained with"
             )
-        _check_names(_named_shapes(_without_arrays(config)), there, folder)
+        _check_names(_named_shapes(without_arrays(config)), there, folder)
 
     def restore(self, step: int, model: MoETransformer, optimizer: nnx.Optimizer | None = None) -> None:
         """Fills ``model`` (and ``optimizer``) with what was saved after ``step``.
@@ -169,16 +168,6 @@ class CheckpointFolder:
         if self._manager is not None:
             self._manager.close()
             self._manager = None
-
-
-def _without_arrays(config: ModelConfig) -> MoETransformer:
-    """A new model that has shapes and dtypes in the place of its arrays."""
-    return nnx.merge(*_traced(config))
-
-
-@functools.lru_cache(maxsize=8)  # tracing a model takes longer than reading a small checkpoint
-def _traced(config: ModelConfig) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: MoETransformer(config, rngs=nnx.Rngs(0))))
 
 
 def _is_pattern(path: Path) -> bool:
@@ -239,7 +228,7 @@ def load_checkpoint(folder: Path | str) -> tuple[MoETransformer, Tokenizer, RunC
         raise UserError(f"{folder} holds no finished checkpoint yet; continue it with `minimoe train --resume`")
     try:
         checkpoints.check(steps[-1], run.model)
-        model = _without_arrays(run.model)  # random weights would be made only to be written over
+        model = without_arrays(run.model)  # random weights would be made only to be written over
         checkpoints.restore(steps[-1], model)
     finally:
         checkpoints.close()
