@@ -146,6 +146,9 @@ INTERRUPTED = {
 @pytest.mark.parametrize("when", INTERRUPTED)
 def test_ctrl_c_at_any_time_is_no_traceback(when):
     act, code = INTERRUPTED[when]
-    program = f"import atexit, signal; import minimoe.cli.app as app; {act}; from minimoe.cli import main; main()"
+    ready = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background jobs inherit that it is ignored
+    program = (
+        f"import atexit, signal; {ready}; import minimoe.cli.app as app; {act}; from minimoe.cli import main; main()"
+    )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
