@@ -43,6 +43,22 @@ _REASONS: dict[int, tuple[str, str]] = {
 }
 
 
+def named_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a person named. The empty one is refused: to the system it is the current folder, which nobody meant.
+
+    Raises:
+      UserError: for an empty path.
+
+    Example:
+      >>> named_path("")
+      Traceback (most recent call last):
+      minimoe.errors.UserError: the path '' is empty; name a file or a folder, "." for the current folder
+    """
+    if os.fspath(path) == "":
+        raise UserError("the path '' is empty; name a file or a folder, \".\" for the current folder")
+    return Path(path)
+
+
 def read_text(path: Path) -> str:
     """The text of a file of settings, UTF-8.
 
@@ -126,7 +142,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
     Raises:
       UserError: if the file cannot be written; then nothing was.
     """
-    path = Path(path)
+    path = named_path(path)
     with writing(path), made_folder(path.parent), unfinished_file(path.parent) as (name, file):
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
         finish(file, name)

@@ -183,6 +183,8 @@ def test_missing_paths_and_folders_without_text_are_refused(tmp_path: Path) -> N
         load_text(tmp_path / "nowhere.txt")
     with pytest.raises(UserError, match="no such file or folder"):
         load_text("x" * 5000)
+    with pytest.raises(UserError, match="the path '' is empty"):
+        load_text("")
     write(tmp_path / "image.png", b"\x89PNG")
     write(tmp_path / "blank.txt", " \n")
     with pytest.raises(UserError, match=r"no text in any \.txt, \.md, \.py file"):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from exercise_answers_01 import params_formula
 from exercise_answers_02 import topk_lax
+from exercise_answers_06 import visible_bands
 
 from minimoe import UserError
 from minimoe.exercises import gradebook, judging
@@ -339,6 +340,18 @@ def test_an_answer_brings_what_it_uses(judges):
     lock = threading.Lock()
     with pytest.raises(UserError, match="cannot be carried"):
         judges.answer(SWITCH, lambda probs, experts: lock)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_masked_array_is_no_answer(judges, hidden):
+    """Below the mask the right numbers may stand; whoever hides them has not given them."""
+
+    def visible(*sizes):
+        return np.ma.array(visible_bands(*sizes), mask=hidden)
+
+    result = judges.answer("cache.visible", visible)
+    assert (result.passed, result.aspect) == ((False, "structure") if hidden else (True, "")), str(result)
+    assert ("masked array" in result.message) == hidden
 
 
 def test_prints_are_kept_and_reach_nobody(judges, capfd):

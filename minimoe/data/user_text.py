@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minimoe.data.corpus import SPLITS, Document, split_of
 from minimoe.errors import UserError
+from minimoe.files import named_path
 
 SUFFIXES = (".txt", ".md", ".py")
 MIN_PARTS = 20  # blank-line-separated parts from which a file is cut into several documents
@@ -50,7 +51,7 @@ def load_text(path: str | os.PathLike[str], split: str | None = None) -> list[Do
     """
     if split is not None and split not in SPLITS:
         raise UserError(f"split {split!r} is not known; choose one of {', '.join(SPLITS)}, or None to divide the text")
-    path = Path(path)
+    path = named_path(path)
     if not os.path.exists(path):  # unlike Path.exists, False for a name that the system cannot hold
         raise UserError(f"{path}: no such file or folder; check the path")
     found = _read_folder(path) if path.is_dir() else _read_single(path)

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Integer
 from minimoe.checks import number_fields, whole_fields
 from minimoe.config import from_fields
 from minimoe.errors import UserError
-from minimoe.files import clear_unfinished, only_writer, prepare_folder, write_atomically
+from minimoe.files import clear_unfinished, named_path, only_writer, prepare_folder, write_atomically
 
 HEADER_FILE = "header.json"
 FORMAT = "minimoe-teacher-cache-1"
@@ -214,7 +214,7 @@ def write_cache(folder: str | Path, header: CacheHeader, teacher: Callable[[int]
       ...     print(cache.steps, cache.num_bytes, cache.batch(4).ids[0, 0])
       5 150 [0 1]
     """
-    folder = Path(folder)
+    folder = named_path(folder)
     if holds_cache(folder):
         cache = load_cache(folder, **dataclasses.asdict(header))
         if cache.steps >= steps:

@@ -112,6 +112,10 @@ def structure(exercise: Exercise, returned: Any, where: str) -> tuple[Any, ...]:
             )
         if not hasattr(value, "dtype") and not isinstance(value, int | float):
             raise Fault("structure", f"{name} is a {type(value).__name__} {where}; it must be an array or a number.")
+        if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
+            raise Fault(
+                "structure", f"{name} is a masked array with numbers hidden {where}; return them all, unmasked."
+            )
     return values
 
 

@@ -25,6 +25,7 @@ from minimoe.data.train_tokenizer import SPLIT_PATTERN
 from minimoe.errors import UserError
 from minimoe.export.folder import FolderWriter, needs
 from minimoe.export.gguf_rows import architecture_of, rows
+from minimoe.files import named_path
 from minimoe.hub.layouts.write import choose_layout
 from minimoe.model import MoETransformer
 from minimoe.model.paths import named_leaves
@@ -91,7 +92,7 @@ def export_gguf(
     check_vocabulary(tokenizer, model.config.vocab_size)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not written as GGUF; choose one of {', '.join(DTYPES)}")
-    directory, model = Path(directory), dequantize_model(model)
+    directory, model = named_path(directory), dequantize_model(model)
     layout, values = choose_layout(model.config)
     architecture = architecture_of(model.config, layout.model_type)
     rule = pre_tokenizer(tokenizer)

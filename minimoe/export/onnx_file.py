@@ -23,6 +23,7 @@ from minimoe.errors import UserError
 from minimoe.export.folder import FolderWriter, needs
 from minimoe.export.graph import OPSET, Graph
 from minimoe.export.onnx_model import Writer
+from minimoe.files import named_path
 from minimoe.model import MoETransformer
 from minimoe.quant import dequantize_model
 
@@ -79,7 +80,7 @@ def export_onnx(
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not written as ONNX; choose one of {', '.join(DTYPES)}")
     content = onnx_bytes(dequantize_model(model), dtype)
-    with FolderWriter(Path(directory), FORMAT, "an exported ONNX model") as out:
+    with FolderWriter(named_path(directory), FORMAT, "an exported ONNX model") as out:
         out.add(MODEL_FILE, content)
         out.add_tokenizer(tokenizer)
         attention = model.config.layers[0].attention
@@ -144,7 +145,7 @@ class OnnxModel:
         needs("onnxruntime")
         import onnxruntime
 
-        self.config, self.tokenizer, files, _ = read_folder(Path(self.directory), FORMAT)
+        self.config, self.tokenizer, files, _ = read_folder(named_path(self.directory), FORMAT)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # int8 codes are widened; by default onnxruntime would round what they multiply to int8 as well

@@ -26,6 +26,7 @@ from minimoe.data.evaluation import window_length
 from minimoe.errors import UserError
 from minimoe.export.folder import FolderWriter, needs, read_folder
 from minimoe.export.programs import Arrays, Program, decode_program, forward_program, train_program
+from minimoe.files import named_path
 from minimoe.hub.tensorfile import TensorFile
 from minimoe.model import MoETransformer
 from minimoe.quant import dequantize_model
@@ -101,7 +102,7 @@ def export_stablehlo(
     facts: dict[str, Any] = {"model": model.config.to_dict(), "batch": batch, "length": length}
     facts |= {"platforms": list(platforms), "programs": {program.name: signature(program) for program in programs}}
     facts |= {"jax": jax.__version__}
-    with FolderWriter(Path(directory), FORMAT, "exported StableHLO programs") as out:
+    with FolderWriter(named_path(directory), FORMAT, "exported StableHLO programs") as out:
         for program in programs:
             lowered = jax.export.export(jax.jit(program.function), platforms=list(platforms))(*program.arguments)
             out.add(f"{program.name}.jax", bytes(lowered.serialize()))
@@ -139,7 +140,7 @@ class StableHLOModel:
 
     def __init__(self, directory: str | os.PathLike[str]):
         needs("flatbuffers")
-        directory = Path(directory)
+        directory = named_path(directory)
         self.config, self.tokenizer, files, values = read_folder(directory, FORMAT, FACTS)
         self.batch, self.length, self.platforms = values["batch"], values["length"], values["platforms"]
         here = jax.default_backend().replace("gpu", "cuda")

@@ -9,6 +9,7 @@ from typing import Any
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer
 from minimoe.errors import UserError
+from minimoe.files import named_path
 from minimoe.hub.folder import TENSOR_FILE, is_saved_folder, load, read_config
 from minimoe.hub.layouts import is_transformers_folder, source_of
 from minimoe.hub.pretrained import WEIGHTS, shipped
@@ -30,7 +31,7 @@ def resolve(checkpoint: str | os.PathLike[str]) -> tuple[MoETransformer, Tokeniz
     Raises:
       UserError: if there is no such thing, listing the shipped names; or if it is damaged.
     """
-    folder = Path(checkpoint)
+    folder = named_path(checkpoint)
     if not folder.exists():
         names = shipped()
         if str(checkpoint) in names:
@@ -62,7 +63,7 @@ def resolve_with_tokenizer(checkpoint: str | os.PathLike[str]) -> tuple[MoETrans
 
 def provenance_of(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     """Where a checkpoint comes from, as its folder tells: step, training recipe, data with its hash, versions."""
-    folder = Path(checkpoint)
+    folder = named_path(checkpoint)
     if not folder.is_dir():
         made = read_config(WEIGHTS / str(checkpoint))["provenance"] if str(checkpoint) in shipped() else {}
         return {"shipped": str(checkpoint), **made}

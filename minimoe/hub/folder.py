@@ -22,7 +22,7 @@ from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer, check_vocabulary, load_tokenizer
 from minimoe.data.tokenizer import TOKENIZER_FILE
 from minimoe.errors import UserError
-from minimoe.files import check_folder, read_text
+from minimoe.files import check_folder, named_path, read_text
 from minimoe.hub.layouts import is_transformers_folder, load_transformers, to_transformers
 from minimoe.hub.names import abstract_model, check_size, fill, named_arrays
 from minimoe.hub.quantized import Quantization, describe
@@ -77,7 +77,7 @@ def save(
       >>> config == model.config, tokenizer.name
       (True, 'bpe2048')
     """
-    directory = Path(directory)
+    directory = named_path(directory)
     if format not in (None, *LAYOUTS):
         raise UserError(f"format {format!r} is not known; choose one of {', '.join(LAYOUTS)}")
     check_vocabulary(tokenizer, model.config.vocab_size)
@@ -121,7 +121,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[MoETransformer, Tokenizer |
       UserError: if the folder is missing or not a saved model, or a file in it is missing, cut short, altered or of
         another version. The message names the file, what is wrong with it, and the repair.
     """
-    directory = Path(directory)
+    directory = named_path(directory)
     if is_transformers_folder(directory):
         return load_transformers(directory)
     failed = 0

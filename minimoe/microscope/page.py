@@ -11,7 +11,7 @@ from pathlib import Path
 
 from minimoe.data import Tokenizer, check_vocabulary, documents, evaluation_documents
 from minimoe.errors import UserError
-from minimoe.files import write_atomically
+from minimoe.files import named_path, write_atomically
 from minimoe.microscope.pack import pack_model, pack_tokenizer
 from minimoe.model import MoETransformer
 
@@ -32,7 +32,7 @@ def write_page(path: str | os.PathLike[str], model: MoETransformer, tokenizer: T
     Raises:
       UserError: for a model that the page cannot compute; if ``path`` is a folder or cannot be written.
     """
-    path = Path(path)
+    path = named_path(path)
     check_page_path(path)
     return write_atomically(path, build_page(model, tokenizer, name=name))
 

@@ -17,7 +17,7 @@ from flax import nnx
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer
 from minimoe.errors import UserError
-from minimoe.files import UNFINISHED, sync_folder, writing
+from minimoe.files import UNFINISHED, named_path, sync_folder, writing
 from minimoe.model import MoETransformer, without_arrays
 from minimoe.model.paths import filled_state, misfits, named_leaves
 from minimoe.training.failed_save import reported_once
@@ -220,7 +220,7 @@ def load_checkpoint(folder: Path | str) -> tuple[MoETransformer, Tokenizer, RunC
     Raises:
       UserError: for a folder that is missing, foreign, empty or damaged; the message says which and what to do.
     """
-    folder = Path(folder)
+    folder = named_path(folder)
     run = read_run_config(folder)
     checkpoints = CheckpointFolder(folder)
     steps = checkpoints.steps()

@@ -188,7 +188,7 @@ def train(
     check_vocabulary(tokenizer, run.model.vocab_size, f"raise vocab_size to {tokenizer.vocab_size}")
     method = method or Method()
     place = placement(mesh, run.model, run.recipe.batch_size)
-    out = None if out is None or not place.writes else Path(out)
+    out = None if out is None or not place.writes else files.named_path(out)
     if out is not None:
         check_folder(out, run, resume=resume)
     run = _described(run, method, data, tokenizer, model)

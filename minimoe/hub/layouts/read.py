@@ -17,6 +17,7 @@ from minimoe.cost import count_params
 from minimoe.data import Tokenizer, check_vocabulary, load_tokenizer
 from minimoe.data.tokenizer import TOKENIZER_FILE
 from minimoe.errors import UserError
+from minimoe.files import named_path
 from minimoe.hub.layouts.coded_read import CodedShards
 from minimoe.hub.layouts.codes import Coding
 from minimoe.hub.layouts.families import LAYOUTS
@@ -64,7 +65,7 @@ def from_transformers(
       Traceback (most recent call last):
       minimoe.errors.UserError: no/such/folder does not exist; name a folder made by save_pretrained of Transformers
     """
-    folder, dtype = Path(folder), dtype_name("dtype", dtype, owner="from_transformers")
+    folder, dtype = named_path(folder), dtype_name("dtype", dtype, owner="from_transformers")
     layout, settings, config = read_config(folder, dtype)
     coding, records = Coding.read(settings), records_of(settings)
     check_file(folder, INDEX, records)

@@ -27,7 +27,7 @@ from minimoe import checks
 from minimoe.config import ModelConfig
 from minimoe.data import Tokenizer, check_vocabulary
 from minimoe.errors import UserError
-from minimoe.files import check_folder
+from minimoe.files import check_folder, named_path
 from minimoe.hub.layouts import coded_write
 from minimoe.hub.layouts.card import README, readme
 from minimoe.hub.layouts.coded_write import Coder, coding_of
@@ -87,7 +87,7 @@ def to_transformers(
       ...     from_transformers(to_transformers(model, folder)).config.moe.num_experts
       8
     """
-    directory, limit = Path(directory), checks.whole("shard_bytes", shard_bytes)
+    directory, limit = named_path(directory), checks.whole("shard_bytes", shard_bytes)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not written in this layout; choose one of {', '.join(DTYPES)}")
     layout, values = choose_layout(model.config)
