@@ -32,6 +32,12 @@ SCORES: tuple[tuple[str, Callable[[Mapping[str, Any]], float], str], ...] = (
         ".3f",
     ),
     ("The same once quantized", lambda run: run["quantized"]["bits_per_byte"], ".4f"),
+    ("Drafts accepted in greedy text", lambda run: run["drafts"]["temperature 0"]["acceptance_rate"], ".1%"),
+    (
+        "Drafts accepted in samples of temperature 1",
+        lambda run: run["drafts"]["temperature 1"]["acceptance_rate"],
+        ".1%",
+    ),
     ("Problems solved, asked for the steps", lambda run: run["tasks"]["worked"]["mean_exact_match"], ".1%"),
     ("Problems solved, asked for the answer alone", lambda run: run["tasks"]["direct"]["mean_exact_match"], ".1%"),
     ("Entries of the book recalled", lambda run: run["recalled"], ".1%"),

@@ -19,6 +19,7 @@ MEANING = {
     "MaxVio": "load of the fullest expert over the mean load, less 1",
     "min": "minutes of training",
     "change": "of bits per byte",
+    "drafts": "accepted in greedy text",
     "recalled": "entries of the book whose whole number is right",
     "bits/parameter": "of the book, held by the model",
     "rounded by": "recipe; its row has the entries recalled after that",
@@ -106,7 +107,8 @@ def _filled(heads: tuple[str, ...], cells: list[tuple[str, ...]]) -> tuple[tuple
 
 def run_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Rows]:
     """Heads and cells: tokens, bits per byte of the whole validation text and once quantized, problems solved with steps
-    and without, the fullest expert of that text (`minimoe.moe.max_violation`, mean of the layers), minutes of training.
+    and without, drafts accepted, the fullest expert of that text (`minimoe.moe.max_violation`, mean of the layers),
+    minutes of training.
 
     Columns that no run fills are left out.
     """
@@ -120,8 +122,9 @@ def run_rows(runs: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], Ro
         written = [f"{value:.4f}" if value is not None else "" for value in bits]
         routing = run.get("routing")
         fullest = f"{statistics.mean(routing['max_violation_global']):.2f}" if routing else ""
-        cells.append((name, f"{run['tokens'] / 1e6:.2f}M", *written, *solved, fullest, f"{minutes:.1f}"))
-    heads = ("run", "tokens", "bits/byte", "rounded", "worked", "direct", "MaxVio", "min")
+        drafts = f"{run['drafts']['temperature 0']['acceptance_rate']:.1%}" if "drafts" in run else ""
+        cells.append((name, f"{run['tokens'] / 1e6:.2f}M", *written, *solved, drafts, fullest, f"{minutes:.1f}"))
+    heads = ("run", "tokens", "bits/byte", "rounded", "worked", "direct", "drafts", "MaxVio", "min")
     return _filled(heads, cells)
 
 
