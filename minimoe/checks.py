@@ -18,6 +18,7 @@ from minimoe.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 COMPUTE_DTYPES = (*DTYPES, "float16")  # of a single layer
+LARGEST_COUNT = 2**53  # of tokens, sequences or chips in a sum of costs: as floats, larger counts are not exact
 LARGEST_SEED = 2**32 - 1  # jax.random takes 32 bits of a seed: a larger one would repeat the keys of a smaller one
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from minimoe import GroupedQueryConfig, LayerConfig, ModelConfig, MoEConfig, UserError
-from minimoe.config import DISPATCHES, PRESETS, SCORES, SELECTORS, from_fields
+from minimoe.config import DISPATCHES, PRESETS, SCORES, SELECTORS, MTPConfig, from_fields
 from minimoe.cost import count_params
+from minimoe.data import ByteTokenizer
 from minimoe.training import RECIPES, Recipe
+from minimoe.training.new_run import make_run
 
 MOE = {"d_model": 8, "d_expert": 6, "num_experts": 4, "top_k": 2}
 SIZES = {"vocab_size": 19, "d_model": 8, "num_layers": 2, "d_ff": 16}
@@ -310,6 +312,23 @@ def test_experts_are_changed_in_every_layer():
         dense = config.dense_equivalent()
         widths = [layer.d_ff or layer.moe.top_k * layer.moe.d_expert for layer in config.layers]
         assert [layer.d_ff for layer in dense.layers] == widths
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), *PATTERNS.values()], ids=[*PRESETS, *PATTERNS])
+def test_tables_of_hash_routing_follow_the_vocabulary(config):
+    larger = config.with_vocabulary(3001)
+    assert larger.vocab_size == 3001
+    hashed = [layer.moe for layer in larger.layers if layer.moe is not None and layer.moe.select == "hash"]
+    assert {moe.hash_vocab_size for moe in hashed} <= {3001}
+    assert larger.with_vocabulary(config.vocab_size) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_run_of_any_preset_takes_any_tokenizer_and_keeps_its_own_head(name):
+    options = {"dense": False, "dropout": None, "tokenizer": ByteTokenizer(), "data": {}}
+    plain, drafts = (make_run(name, {}, **options, mtp=mtp).model for mtp in (False, True))
+    assert plain.vocab_size == 257
+    assert drafts == (plain.replace(mtp=MTPConfig()) if plain.mtp is None else plain)
 
 
 def test_replace_validates_again():

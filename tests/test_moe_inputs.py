@@ -57,6 +57,21 @@ def test_one_token_and_no_token(layer, x):
     assert (y.shape, routing.experts.shape) == ((0, 5, 8), (0, 2))
 
 
+@pytest.mark.parametrize("select", [name for name in minimoe.moe.SELECTORS if name != "hash"])
+def test_no_token_by_every_selector(select):
+    groups = {"num_groups": 2, "top_k_groups": 1} if select == "group_limited" else {}
+    config = dataclasses.replace(CONFIG, select=select, score="softmax", **groups)
+    y, routing = MoELayer(config, rngs=nnx.Rngs(0))(jnp.zeros((0, 8)))
+    assert (y.shape, routing.experts.shape) == ((0, 8), (0, 2))
+
+
+@pytest.mark.parametrize("dispatch", minimoe.moe.DISPATCHERS)
+def test_numpy_arrays_will_do(dispatch, layer, x):
+    layer = with_dispatch(layer, dispatch)
+    np.testing.assert_array_equal(layer(np.asarray(x))[0], layer(x)[0])
+    assert layer(np.asarray(x, np.float64))[0].dtype == jnp.float32  # JAX's own reading of float64
+
+
 def test_hash_ids_come_in_the_leading_shape(x):
     hashed = MoELayer(dataclasses.replace(CONFIG, select="hash", hash_vocab_size=9), rngs=nnx.Rngs(0))
     ids = jnp.arange(24, dtype=jnp.int32).reshape(2, 3, 4) % 9

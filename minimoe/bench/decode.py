@@ -77,8 +77,8 @@ def _before_parting(same: np.ndarray) -> int:
 
 
 def random_model(config: ModelConfig, mtp: bool = False) -> tuple[MoETransformer, None]:
-    """Untrained, with an untrained head for multi-token prediction if ``mtp``; prompts are left to `measure`."""
-    config = config.replace(mtp=MTPConfig()) if mtp else config
+    """Untrained, with a head for multi-token prediction if ``mtp`` or its config has one; prompts are left to `measure`."""
+    config = config.replace(mtp=MTPConfig()) if mtp and config.mtp is None else config
     return MoETransformer(config, rngs=nnx.Rngs(0)), None
 
 

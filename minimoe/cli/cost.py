@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minimoe import console
-from minimoe.checks import whole
+from minimoe.checks import LARGEST_COUNT, whole
 from minimoe.console import print_json
 from minimoe.errors import UserError
 
@@ -48,13 +48,15 @@ def cost(
     from minimoe.cli import cost_hardware
     from minimoe.cost import account
 
-    length = whole("--context", _number(context), hint="give the tokens of one sequence, such as 4096")
+    length = whole(
+        "--context", _number(context), most=LARGEST_COUNT, hint="give the tokens of one sequence, such as 4096"
+    )
     if cache_dtype not in CACHE_DTYPES:
         raise UserError(f"--cache-dtype {cache_dtype!r} is not known; choose one of {', '.join(CACHE_DTYPES)}")
     dtype = None if cache_dtype == "published" else cache_dtype
     found = {name: _find(name) for name in (model, against) if name is not None}
     accounts = {name: account(config, length, dtype) for name, config in found.items()}
-    sequences = whole("--batch", _number(batch), hint="give the sequences that are decoded at once")
+    sequences = whole("--batch", _number(batch), most=LARGEST_COUNT, hint="give the sequences that are decoded at once")
     if not hardware and (assume or unverified or sequences != 1):
         raise UserError("--batch, --assume and --unverified need --hardware; name a chip, such as --hardware H800")
     assumed = cost_hardware.assumptions(assume or [], dtype)

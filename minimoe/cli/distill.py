@@ -177,7 +177,7 @@ def choose_student(
     tokenizer = teachers.tokenizer
     if student in PRESETS and student in RECIPES and not trained:
         run = make_run(student, changes, dense=dense, dropout=None, tokenizer=tokenizer, data={})
-        return dataclasses.replace(run, model=run.model.replace(vocab_size=teachers.vocab_size)), None
+        return dataclasses.replace(run, model=run.model.with_vocabulary(teachers.vocab_size)), None
     if dense:
         raise UserError(f"--dense goes with a preset, and --student {student} is none; leave --dense out")
     if student not in shipped() and (trained or not Path(student).exists()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +25,10 @@ Balance = Annotated[
 ]
 Dense = Annotated[bool, typer.Option("--dense", help="Train the dense model of equal active FLOPs instead.")]
 Mtp = Annotated[
-    bool, typer.Option("--mtp", help="Add a head for multi-token prediction; `generate --speculative` uses it.")
+    bool,
+    typer.Option(
+        "--mtp", help="Add a head that `generate --speculative` needs: multi-token prediction. V4's presets have theirs."
+    ),
 ]
 Mesh = Annotated[
     str | None,
@@ -79,7 +81,6 @@ def train(
     """
     from minimoe.cli.copies import tell_copies
     from minimoe.cli.reasoning import check_length, check_share
-    from minimoe.config import MTPConfig
     from minimoe.data import choose_documents, describe_data, load_tokenizer
     from minimoe.parallel import join, placement
     from minimoe.progress import check_resume, draw_curve, grade, train_with_bar
@@ -98,8 +99,7 @@ def train(
     changes |= {"checkpoint_every": checkpoint_every, "eval_every": eval_every}
     documents = choose_documents(text)
     about = describe_data(text, documents) | ({"tasks": tasks} if tasks else {})
-    run = make_run(config, changes, dense=dense, dropout=dropout, tokenizer=tokens, data=about)
-    run = dataclasses.replace(run, model=run.model.replace(mtp=MTPConfig())) if mtp else run
+    run = make_run(config, changes, dense=dense, dropout=dropout, tokenizer=tokens, data=about, mtp=mtp)
     if tasks:
         check_length(run, tokens)
     placement(mesh, run.model, run.recipe.batch_size)  # refused before anything is read

@@ -213,6 +213,15 @@ class ModelConfig:
             )
         return self._with_experts(lambda moe: {"moe": dataclasses.replace(moe, **changes)})
 
+    def with_vocabulary(self, size: int) -> ModelConfig:
+        """A copy for a vocabulary of this size; tables of hash routing, which have a row for each token id, follow."""
+
+        def resized(moe: MoEConfig) -> dict[str, Any]:
+            hashed = moe.hash_vocab_size is not None
+            return {"moe": dataclasses.replace(moe, hash_vocab_size=size) if hashed else moe}
+
+        return self._with_experts(resized, vocab_size=size)
+
     def dense_equivalent(self) -> ModelConfig:
         """The dense model that spends the same FLOPs per token in its feed-forward layers (router left out).
 
@@ -223,8 +232,8 @@ class ModelConfig:
         )
         return dense if self.moe is None else dense.replace(swiglu_limit=self.moe.swiglu_limit)
 
-    def _with_experts(self, change: Callable[[MoEConfig], dict[str, Any]]) -> ModelConfig:
-        """A copy in which ``change`` gives the new fields of each block that has experts."""
+    def _with_experts(self, change: Callable[[MoEConfig], dict[str, Any]], **fields: Any) -> ModelConfig:
+        """A copy in which ``change`` gives the new fields of each block that has experts, and with these of its own."""
 
         def changed(layer: LayerConfig) -> LayerConfig:
             return layer if layer.moe is None else dataclasses.replace(layer, **change(layer.moe))
@@ -235,6 +244,7 @@ class ModelConfig:
             pattern=tuple(changed(layer) for layer in self.pattern),
             mtp=self.mtp and dataclasses.replace(self.mtp, layer=self.mtp.layer and changed(self.mtp.layer)),
             **({} if self.moe is None else change(self.moe)),
+            **fields,
         )
 
     def to_dict(self) -> dict[str, Any]:

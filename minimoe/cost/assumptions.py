@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 from minimoe.attention.row_bytes import dtype_bytes
-from minimoe.checks import choice_fields, flag, flag_fields, number_fields, whole_fields
+from minimoe.checks import LARGEST_COUNT, choice_fields, flag, flag_fields, number_fields, whole_fields
 from minimoe.config import ModelConfig
 from minimoe.cost.hardware import PEAKS, Chip
 from minimoe.cost.published import PublishedModel
@@ -62,7 +62,7 @@ class Assumptions:
 
     def __post_init__(self) -> None:
         if self.chips is not None:
-            whole_fields(self, "chips", hint="leave it out for the fewest that fit")
+            whole_fields(self, "chips", most=LARGEST_COUNT, hint="leave it out for the fewest that fit")
         choice_fields(self, "compute", choices=(AUTO, *PEAKS))
         if self.cache_dtype is not None:
             choice_fields(self, "cache_dtype", choices=("float32", "float16", "bfloat16"))

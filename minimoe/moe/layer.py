@@ -76,7 +76,7 @@ class Experts(nnx.Module):
         dtype = jnp.dtype(self.dtype)
         gate_up, down = self.gate_up_proj[...].astype(dtype), self.down_proj[...].astype(dtype)
         kwargs: dict[str, Any] = {"capacity": capacity, "used": used, "limit": self.limit}
-        return DISPATCHERS[dispatch](x.astype(dtype), experts, weights, gate_up, down, **kwargs)
+        return DISPATCHERS[dispatch](jnp.asarray(x, dtype), experts, weights, gate_up, down, **kwargs)
 
 
 class MoELayer(nnx.Module):
@@ -160,6 +160,7 @@ class MoELayer(nnx.Module):
         """
         config = self.config
         lead = _check_input(x, config.d_model)
+        x = jnp.asarray(x)
         flat = x.reshape(-1, config.d_model)
         tokens, where, _ = (
             _by_token(name, value, lead)

@@ -71,7 +71,7 @@ def select_group_limited(
       DeepSeek-AI, `DeepSeek-V3 <https://arxiv.org/abs/2412.19437>`_, section 2.1.2 (node-limited routing).
     """
     scores = _scores(probs, bias)
-    grouped = scores.reshape(scores.shape[0], num_groups, -1)  # [T, G, E/G]
+    grouped = scores.reshape(scores.shape[0], num_groups, scores.shape[1] // num_groups)  # [T, G, E/G]
     best, _ = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))
     _, groups = jax.lax.top_k(best.sum(axis=-1), top_k_groups)  # [T, kept]
     kept = one_hot_experts(groups, num_groups).any(axis=1)  # [T, G]

@@ -10,15 +10,26 @@ from minimoe.training.run_folder import RunConfig
 
 
 def make_run(
-    config: str, changes: dict[str, Any], *, dense: bool, dropout: float | None, tokenizer: Any, data: dict[str, Any]
+    config: str,
+    changes: dict[str, Any],
+    *,
+    dense: bool,
+    dropout: float | None,
+    tokenizer: Any,
+    data: dict[str, Any],
+    mtp: bool = False,
 ) -> RunConfig:
-    """Model and recipe of a preset with the options that were given."""
-    from minimoe import ModelConfig
+    """Model and recipe of a preset with the options that were given. With ``mtp`` a preset gets a head for multi-token
+    prediction, unless it has one of its own.
+    """
+    from minimoe.config import ModelConfig, MTPConfig
 
     model = ModelConfig.preset(config)
     model = model.dense_equivalent() if dense else model
     if tokenizer.vocab_size != model.vocab_size:
-        model = model.replace(vocab_size=tokenizer.vocab_size)
+        model = model.with_vocabulary(tokenizer.vocab_size)
+    if mtp and model.mtp is None:
+        model = model.replace(mtp=MTPConfig())
     if dropout is not None:
         model = model.replace(dropout=dropout)
     recipe = Recipe.preset(config, **{name: value for name, value in changes.items() if value is not None})
