@@ -27,7 +27,8 @@ Dense = Annotated[bool, typer.Option("--dense", help="Train the dense model of e
 Mtp = Annotated[
     bool,
     typer.Option(
-        "--mtp", help="Add a head that `generate --speculative` needs: multi-token prediction. V4's presets have theirs."
+        "--mtp",
+        help="Add a head that `generate --speculative` needs: multi-token prediction. V4's presets have theirs.",
     ),
 ]
 Mesh = Annotated[

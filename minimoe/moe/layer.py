@@ -132,7 +132,7 @@ class MoELayer(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "*B D"],
+        x: Float[Array | np.ndarray, "*B D"],
         *,
         tokens: Int[Array, "..."] | None = None,
         where: Bool[Array, "..."] | None = None,
