@@ -81,3 +81,9 @@ def test_the_experiment_counts_drafts(tmp_path, folder, monkeypatch):
     found = drafted(Workplace(tmp_path), load(folder)[0], {})["drafts"]
     assert set(found) == {"temperature 0", "temperature 1"}
     assert all(1 <= rates["tokens_per_forward"] <= 2 for rates in found.values())
+
+
+def test_a_benchmark_leaves_the_head_of_a_preset_as_it_is():
+    config = ModelConfig.preset("v4-nano").replace(num_layers=2)
+    assert random_model(config, mtp=True)[0].config == config
+    assert random_model(config.replace(mtp=None), mtp=True)[0].config == config.replace(mtp=MTPConfig())
