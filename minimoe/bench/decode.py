@@ -20,7 +20,7 @@ from flax import nnx
 
 from minimoe.bench.references import not_compared, reference_model
 from minimoe.bench.timing import alternate, ratio
-from minimoe.config import ModelConfig, MTPConfig
+from minimoe.config import ModelConfig
 from minimoe.cost import count_params
 from minimoe.inference import generate, generate_speculative
 from minimoe.model import MoETransformer
@@ -78,8 +78,7 @@ def _before_parting(same: np.ndarray) -> int:
 
 def random_model(config: ModelConfig, mtp: bool = False) -> tuple[MoETransformer, None]:
     """Untrained, with a head for multi-token prediction if ``mtp`` or its config has one; prompts are left to `measure`."""
-    config = config.replace(mtp=MTPConfig()) if mtp and config.mtp is None else config
-    return MoETransformer(config, rngs=nnx.Rngs(0)), None
+    return MoETransformer(config.with_mtp() if mtp else config, rngs=nnx.Rngs(0)), None
 
 
 def trained_model(checkpoint: str, batch: int, prompt: int) -> tuple[MoETransformer, np.ndarray]:

@@ -222,6 +222,10 @@ class ModelConfig:
 
         return self._with_experts(resized, vocab_size=size)
 
+    def with_mtp(self) -> ModelConfig:
+        """A copy with a head for multi-token prediction; a head that is there stays as it is."""
+        return self.replace(mtp=self.mtp or MTPConfig())
+
     def dense_equivalent(self) -> ModelConfig:
         """The dense model that spends the same FLOPs per token in its feed-forward layers (router left out).
 

@@ -1,17 +1,10 @@
 """The whole language model."""
 
+from minimoe.model.copies import copy_model, with_config, without_arrays
 from minimoe.model.fingerprint import model_fingerprint
 from minimoe.model.mtp import MTPHead
 from minimoe.model.paths import path_name
-from minimoe.model.transformer import (
-    Block,
-    ModelOutput,
-    MoETransformer,
-    check_trainable,
-    copy_model,
-    with_config,
-    without_arrays,
-)
+from minimoe.model.transformer import Block, ModelOutput, MoETransformer, check_trainable
 
 __all__ = [
     "Block",

@@ -22,14 +22,11 @@ def make_run(
     """Model and recipe of a preset with the options that were given. With ``mtp`` a preset gets a head for multi-token
     prediction, unless it has one of its own.
     """
-    from minimoe.config import ModelConfig, MTPConfig
+    from minimoe.config import ModelConfig
 
-    model = ModelConfig.preset(config)
+    model = ModelConfig.preset(config).with_vocabulary(tokenizer.vocab_size)
     model = model.dense_equivalent() if dense else model
-    if tokenizer.vocab_size != model.vocab_size:
-        model = model.with_vocabulary(tokenizer.vocab_size)
-    if mtp and model.mtp is None:
-        model = model.replace(mtp=MTPConfig())
+    model = model.with_mtp() if mtp else model
     if dropout is not None:
         model = model.replace(dropout=dropout)
     recipe = Recipe.preset(config, **{name: value for name, value in changes.items() if value is not None})
