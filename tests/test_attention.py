@@ -12,9 +12,10 @@ import pytest
 from flax import nnx
 
 from minimoe.attention import Cache, GroupedQueryAttention, KVCache, causal_attention, masked_attention
+from minimoe.attention.core import query_blocks
 
-# (L, N, M): one block of queries, odd lengths, and enough for several blocks of unequal size
-SIZES = [(1, 2, 2), (7, 2, 1), (33, 4, 2), (64, 4, 1), (250, 2, 1)]
+# (L, N, M): one block of queries, odd lengths, and enough for several blocks of unequal size; at 650 there are five
+SIZES = [(1, 2, 2), (7, 2, 1), (33, 4, 2), (64, 4, 1), (250, 2, 1), (650, 2, 1)]
 
 
 def qkv(length: int, heads: int, kv_heads: int) -> list[jax.Array]:
@@ -60,6 +61,11 @@ def test_the_past_does_not_see_the_future():
         after = np.asarray(run(q.at[:, t].add(1.0), k.at[:, t].add(1.0), v.at[:, t].add(1.0)))
         np.testing.assert_array_equal(after[:, :t], before[:, :t])
         assert np.abs(after[:, t:] - before[:, t:]).max() > 1e-3
+
+
+def test_blocks_of_queries():
+    found = {length: query_blocks(length) for length in (1, 31, 63, 64, 128, 256, 639, 640, 2048, 100_000)}
+    assert found == {1: 1, 31: 1, 63: 1, 64: 2, 128: 4, 256: 4, 639: 4, 640: 5, 2048: 16, 100_000: 16}
 
 
 def test_masked_attention_with_a_causal_mask_is_causal_attention():

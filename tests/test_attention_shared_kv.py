@@ -246,7 +246,9 @@ def test_a_model_of_all_three_kinds():
     assert all("indexer" in name for name in still), still
 
 
-def test_the_indexer_learns_from_attention_and_teaches_nothing_else():
+@pytest.mark.parametrize("sparse", [0, 1000], ids=["each gathers its own", "the others are masked"])
+def test_the_indexer_learns_from_attention_and_teaches_nothing_else(sparse, monkeypatch):
+    monkeypatch.setattr("minimoe.attention.csa.SPARSE", sparse)
     plain = CONFIGS["compressed_sparse"]
     layer, x = made(dataclasses.replace(plain, index_loss=2.0))
     share = jax.random.normal(jax.random.key(5), x.shape)
@@ -267,6 +269,24 @@ def test_the_indexer_learns_from_attention_and_teaches_nothing_else():
             assert np.abs(value).max() > 1e-6, name
         else:
             np.testing.assert_allclose(value, untaught[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_both_forms_of_sparse_attention_teach_the_same():
+    """Outputs, what the indexer lost, and every gradient."""
+    layer, x = made(dataclasses.replace(CONFIGS["compressed_sparse"], index_loss=2.0), length=40)
+
+    def found(layer, x):
+        out, lost = layer(x)
+        return jnp.sin(out).sum(), (out, lost.value)
+
+    results = []
+    for sparse in (0, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("minimoe.attention.csa.SPARSE", sparse)
+            grads, aux = jax.jit(lambda layer, x: nnx.grad(found, argnums=(0, 1), has_aux=True)(layer, x))(layer, x)
+        results.append(jax.tree.leaves((grads, aux)))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max()) + 1e-7)
 
 
 def test_a_layer_says_what_its_indexer_lost():

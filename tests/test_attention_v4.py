@@ -19,6 +19,7 @@ from minimoe.attention import (
     HeavilyCompressedConfig,
     SlidingWindowConfig,
     YarnConfig,
+    csa,
     indexer,
     rotary,
     window,
@@ -39,6 +40,7 @@ CONFIGS = {
     )
 }
 RNG = np.random.default_rng(0)
+ROWS_AT = csa.rows_at
 X = RNG.normal(size=(2, L, D)).astype(np.float32)
 kinds = pytest.mark.parametrize("kind", CONFIGS)
 
@@ -141,6 +143,29 @@ def test_gradients_are_those_of_the_loops(kind):
     np.testing.assert_allclose(found, (moved(1e-6) - moved(-1e-6)) / 2e-6, rtol=1e-3)
 
 
+@pytest.fixture(params=[0, 1000], ids=["each gathers its own", "the others are masked"])
+def form(request, monkeypatch):
+    """Both ways to read the chosen entries, whatever the sizes say."""
+    monkeypatch.setattr(csa, "SPARSE", request.param)
+
+
+@pytest.mark.usefixtures("form")
+def test_both_forms_of_sparse_attention_are_the_loops():
+    check("compressed_sparse")
+    test_gradients_are_those_of_the_loops("compressed_sparse")
+    test_a_query_sees_its_window_and_complete_entries_and_no_other_token("compressed_sparse")
+
+
+def test_the_size_decides_the_form(monkeypatch):
+    """From eight entries for each that is read."""
+    gathered = []
+    monkeypatch.setattr(csa, "rows_at", lambda rows, index: gathered.append(rows.shape) or ROWS_AT(rows, index))
+    attention = module("compressed_sparse")
+    for length, sparse in ((47, False), (48, True)):  # 15 and 16 entries, of which 2 are read
+        jax.eval_shape(lambda x: attention(x)[0], jnp.zeros((1, length, D)))
+        assert bool(gathered) == sparse
+
+
 def seen(config):
     """``[L, L]``: whether the output at t may depend on the token at s; all entries are read."""
     found = np.zeros((L, L), bool)
@@ -194,12 +219,12 @@ def test_without_a_sink_the_loops_have_one_of_minus_infinity(kind):
 
 
 IN_WINDOW, VISIBLE = window.in_window, window.visible_entries
-TURN, FREQUENCIES = rotary.turn_last, yarn.rotary_frequencies
+TURN, FREQUENCIES, SOFTMAX = rotary.turn_last, yarn.rotary_frequencies, window.sink_softmax
 COMPRESSED, SPARSE = ["heavily_compressed", "compressed_sparse"], ["compressed_sparse"]
 
 
-def without_sink(scores, sink):
-    return jax.nn.softmax(scores, axis=-1)
+def without_sink(close, far, sink):
+    return SOFTMAX(close, far, None)
 
 
 def without_turning_back():

@@ -29,6 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from minimoe.attention.compress import Compressor
 from minimoe.attention.csa_config import CompressedSparseConfig
@@ -36,6 +37,14 @@ from minimoe.attention.indexer import Indexer, IndexLoss, choose, index_loss, wi
 from minimoe.attention.shared_kv import SharedKVAttention
 from minimoe.attention.window import visible_entries
 from minimoe.layers.reverse_mode import reverse_mode_only
+
+SPARSE = 8  # if there are so many entries for each that is read, every query gathers its own; else it masks the others
+
+
+def rows_at(rows: Float[Array, "B E C"], index: Int[Array, "B L K"]) -> Float[Array, "B L K C"]:
+    """The rows that each query chose."""
+    flat = index.reshape(index.shape[0], -1, 1)
+    return jnp.take_along_axis(rows, flat, axis=1).reshape(*index.shape, rows.shape[2])
 
 
 class CompressedSparseAttention(SharedKVAttention):
@@ -61,12 +70,16 @@ class CompressedSparseAttention(SharedKVAttention):
             entries, keys = held[0].entries.read(), held[1].entries.read()
         visible = visible_entries(positions, entries.shape[1], self.config.ratio)
         scores = self.indexer(alone, latent, angles, keys)
-        index, real = choose(scores, visible, self.config.index_top_k)
-        if x.shape[1] == 1:  # a step of decoding reads its K entries and no others
-            return jnp.take_along_axis(entries, index[:, 0, :, None], axis=1), real, None
+        index, real = choose(jax.lax.stop_gradient(scores), visible, self.config.index_top_k)
+        if x.shape[1] == 1:  # a step of decoding
+            return rows_at(entries, index)[:, 0], real, None
+        taught = self.config.index_loss > 0 and not held
+        if SPARSE * index.shape[2] <= entries.shape[1]:
+            scores = self.indexer(alone, latent, angles, rows_at(keys, index)) if taught else None
+            return rows_at(entries, index), real, scores
         chosen = jnp.zeros((x.shape[0], *visible.shape), bool)
         chosen = jnp.put_along_axis(chosen, index, real, axis=2, inplace=False)
-        return entries, chosen, scores if self.config.index_loss and not held else None
+        return entries, chosen, scores if taught else None
 
     def _taught(self, out, weights, visible, scores):
         out = reverse_mode_only(

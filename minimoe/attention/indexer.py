@@ -33,10 +33,11 @@ TINY, LOWEST = 1e-30, -1e30
 
 
 def index_scores(
-    q: Float[Array, "B L n d"], keys: Float[Array, "B E d"], weights: Float[Array, "B L n"]
+    q: Float[Array, "B L n d"], keys: Float[Array, "B E d"] | Float[Array, "B L E d"], weights: Float[Array, "B L n"]
 ) -> Float[Array, "B L E"]:
-    """The score I of every entry for every query, float32."""
-    hits = jax.nn.relu(jnp.einsum("blnd,bed->blne", q, keys, preferred_element_type=jnp.float32))
+    """The score I of every entry for every query, float32. The keys are the same for all queries, or its own for each."""
+    each = "bed" if keys.ndim == 3 else "bled"
+    hits = jax.nn.relu(jnp.einsum(f"blnd,{each}->blne", q, keys, preferred_element_type=jnp.float32))
     scale = (q.shape[2] * q.shape[3]) ** -0.5
     return jnp.einsum("blne,bln->ble", hits, weights.astype(jnp.float32)) * scale
 
@@ -119,7 +120,7 @@ class Indexer(nnx.Module):
         x: Float[Array, "B L D"],
         latent: Float[Array, "B L Q"],
         angles: tuple[Float[Array, "L _"], Float[Array, "L _"]],
-        keys: Float[Array, "B E d"],
+        keys: Float[Array, "B E d"] | Float[Array, "B L E d"],
     ) -> Float[Array, "B L E"]:
         """Scores of the entries that these keys stand for."""
         q = turn_last(self.q_proj(latent).reshape(*x.shape[:2], self.heads, self.dim), *angles)

@@ -164,8 +164,11 @@ class SharedKVAttention(nnx.Module):
 
     def _entries(
         self, x, latent, angles, positions, held
-    ) -> tuple[Float[Array, "B E H"], Bool[Array, "B L E"], Float[Array, "B L E"] | None]:
-        """Compressed entries, made from ``x`` if nothing is ``held``; which of them each query sees; scores to be taught."""
+    ) -> tuple[Float[Array, "B *L E H"], Bool[Array, "B L E"], Float[Array, "B L E"] | None]:
+        """Compressed entries, made from ``x`` if nothing is ``held``; which of them each query sees; scores to be taught.
+
+        They are the same for all queries, or each has its own.
+        """
         batch, length = x.shape[:2]
         return jnp.zeros((batch, 0, self.config.head_dim), x.dtype), jnp.zeros((batch, length, 0), bool), None
 

@@ -33,12 +33,22 @@ def visible_entries(positions: Int[Array, "L"], entries: int, ratio: int) -> Boo
     return jnp.arange(entries, dtype=jnp.int32)[None, :] < ((positions + 1) // ratio)[:, None]
 
 
-def sink_softmax(scores: Float[Array, "... N S"], sink: Float[Array, "N"] | None) -> Float[Array, "... N S"]:
-    """Softmax over S in float32 with one more score, the sink of the head, whose weight goes to nothing; None has none."""
-    if sink is None:
-        return jax.nn.softmax(scores, axis=-1)
-    sink = jnp.broadcast_to(sink.astype(jnp.float32)[:, None], (*scores.shape[:-1], 1))
-    return jax.nn.softmax(jnp.concatenate([scores, sink], axis=-1), axis=-1)[..., :-1]
+def sink_softmax(
+    close: Float[Array, "... N S"], far: Float[Array, "... N E"], sink: Float[Array, "N"] | None
+) -> tuple[Float[Array, "... N S"], Float[Array, "... N E"], Float[Array, "... N 1"]]:
+    """One softmax over S + E scores, not yet divided: ``e^(z - max z)`` of both, and their sum with that of the sink.
+
+    The sink is one more score a head, whose weight goes to nothing; None has none. What the weights multiply is smaller
+    than they are and is divided in their place, see `minimoe.attention.core`.
+    """
+    highest = jnp.maximum(close.max(axis=-1, keepdims=True), far.max(axis=-1, keepdims=True, initial=-jnp.inf))
+    if sink is not None:
+        sink = jnp.broadcast_to(sink.astype(jnp.float32)[:, None], highest.shape)
+        highest = jnp.maximum(highest, sink)
+    highest = jax.lax.stop_gradient(highest)
+    close, far = jnp.exp(close - highest), jnp.exp(far - highest)
+    total = close.sum(axis=-1, keepdims=True) + far.sum(axis=-1, keepdims=True)
+    return close, far, total if sink is None else total + jnp.exp(sink - highest)
 
 
 def attend(
@@ -47,7 +57,7 @@ def attend(
     start: Int[Array, ""],
     window: int,
     sink: Float[Array, "N"] | None,
-    entries: Float[Array, "B E H"],
+    entries: Float[Array, "B E H"] | Float[Array, "B L E H"],
     visible: Bool[Array, "B L E"],
 ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L N E"]]:
     """What each query makes of its window and of the entries it may see, and the weight that it gives each entry.
@@ -56,7 +66,7 @@ def attend(
       q: queries at positions ``start .. start + L - 1``.
       rows: of the R tokens before them and of the L tokens themselves; R at least W, or all that came before.
       start: position of the first query. window: W. sink: a score a head, None for none.
-      entries: compressed; E may be 0. visible: which of them each query sees.
+      entries: compressed, the same for all queries or its own for each; E may be 0. visible: which each query sees.
     """
     batch, length, heads, width = q.shape
     before = rows.shape[1] - length
@@ -70,15 +80,20 @@ def attend(
     seen = in_window(at[:, :, None], (start - before + place)[:, None, :], window)
     chosen = jnp.pad(visible, ((0, 0), (0, pad), (0, 0))).reshape(batch, blocks, block, -1)
 
+    each = "beh" if entries.ndim == 3 else "bjceh"
+    if entries.ndim == 4:
+        entries = jnp.pad(entries, ((0, 0), (0, pad), (0, 0), (0, 0))).reshape(*chosen.shape, width)
+
     def scores(equation: str, keys: Array, mask: Array) -> Array:
         found = jnp.einsum(equation, q, keys, preferred_element_type=jnp.float32) * width**-0.5
         return jnp.where(mask, found, -jnp.inf)
 
     close = scores("bjcnh,bjkh->bjcnk", near, seen[None, :, :, None, :])
-    far = scores("bjcnh,beh->bjcne", entries, chosen[:, :, :, None, :])
-    weights = sink_softmax(jnp.concatenate([close, far], axis=-1), sink).astype(rows.dtype)
-    out = jnp.einsum("bjcnk,bjkh->bjcnh", weights[..., : before + block], near)
-    far = weights[..., before + block :]
-    out += jnp.einsum("bjcne,beh->bjcnh", far, entries)
-    out, far = (x.reshape(batch, blocks * block, heads, x.shape[-1])[:, :length] for x in (out, far))
+    far = scores(f"bjcnh,{each}->bjcne", entries, chosen[:, :, :, None, :])
+    close, far, total = sink_softmax(close, far, sink)
+    out = jnp.einsum("bjcnk,bjkh->bjcnh", close.astype(rows.dtype), near, preferred_element_type=jnp.float32)
+    out += jnp.einsum(f"bjcne,{each}->bjcnh", far.astype(rows.dtype), entries, preferred_element_type=jnp.float32)
+    far /= total
+    whole = ((out / total).astype(rows.dtype), far)
+    out, far = (x.reshape(batch, blocks * block, heads, x.shape[-1])[:, :length] for x in whole)
     return out, far
