@@ -517,10 +517,11 @@ for kind, seeds in far.items():
 plots.recall_by_distance({kind: seeds for kind, seeds in far.items() if seeds}, 4094, "Figure 5: needles found, far back")
 
 # %% [markdown]
-# What to see: the right end. CSA reads 8 entries of 1,023 and finds the needle at every distance in the thousands. HCA finds it
-# with two of three seeds. The dip in the middle is of this training: it asks few questions from near. At 4,096, one token
-# farther than in training, some kinds drop at once: there the position is new, not the distance hard. Where the printed line
-# says one seed, it is one model and no more.
+# What to see: the right end. CSA reads 8 entries of 1,023 and finds the needle at every distance in the thousands, with each of
+# its three seeds. HCA finds it with two of three. Sliding is the control: it stays at one in ten. The dip in the middle is of
+# this training: it asks few questions from near. At 4,096, one token farther than in training, some kinds drop at once: there
+# the position is new, not the distance hard. Where the printed line says fewer than three seeds, read it as that many models
+# and no more.
 #
 # ## What the other parts bought
 #
