@@ -75,8 +75,8 @@ class CompressedSparseAttention(SharedKVAttention):
             return rows_at(entries, index)[:, 0], real, None
         taught = self.config.index_loss > 0 and not held
         if SPARSE * index.shape[2] <= entries.shape[1]:
-            scores = self.indexer(alone, latent, angles, rows_at(keys, index)) if taught else None
-            return rows_at(entries, index), real, scores
+            own = self.indexer(alone, latent, angles, rows_at(keys, index)) if taught else None
+            return rows_at(entries, index), real, own
         chosen = jnp.zeros((x.shape[0], *visible.shape), bool)
         chosen = jnp.put_along_axis(chosen, index, real, axis=2, inplace=False)
         return entries, chosen, scores if taught else None
