@@ -11,8 +11,15 @@ import pytest
 from flax import nnx
 
 from minimoe import MoEConfig, MoETransformer, UserError, generate
+from minimoe.attention import (
+    CompressedSparseConfig,
+    HeavilyCompressedConfig,
+    MultiHeadLatentConfig,
+    SlidingWindowConfig,
+)
 from minimoe.data import Document, load_tokenizer
 from minimoe.inference import continue_prompts
+from minimoe.layers import HyperConnectionConfig
 from minimoe.moe import MoELayer, depends_on_batch, select_hash, without_drops
 from minimoe.quant import kv_cache, quantize_model
 from minimoe.training import evaluate
@@ -102,9 +109,27 @@ def test_what_is_no_batch_of_ids_is_told_so(tiny_model, tokens, words):
         tiny_model(tokens)
 
 
-def test_nothing_in_nothing_out(tiny_model):
-    assert tiny_model(np.zeros((2, 0), np.int32))[0].shape == (2, 0, V)
-    assert tiny_model(np.zeros((0, 3), np.int32))[0].shape == (0, 3, V)
+@pytest.mark.parametrize("kind", ["grouped_query", "latent", "sliding", "compressed_sparse", "heavily_compressed"])
+def test_nothing_in_nothing_out(tiny_config, kind):
+    """In V4's residual streams, and in as many tokens as make each query of CSA gather its entries."""
+    shared = {"num_heads": 2, "head_dim": 6, "rope_dim": 2, "q_rank": 4, "window": 3, "out_groups": 2, "out_rank": 3}
+    sparse = {"ratio": 2, "index_heads": 2, "index_dim": 4, "index_top_k": 1}
+    attention = {
+        "grouped_query": tiny_config.attention,
+        "latent": MultiHeadLatentConfig(num_heads=2, nope_dim=4, rope_dim=2, v_dim=3, kv_rank=5),
+        "sliding": SlidingWindowConfig(**shared),
+        "compressed_sparse": CompressedSparseConfig(**shared, **sparse),
+        "heavily_compressed": HeavilyCompressedConfig(**shared, ratio=4),
+    }[kind]
+    config = tiny_config.replace(num_layers=1, attention=attention, residual=HyperConnectionConfig(2))
+    model = MoETransformer(config, rngs=nnx.Rngs(0))
+    for shape in ((2, 0), (0, 20)):
+        tokens = jnp.zeros(shape, jnp.int32)
+        found = jax.eval_shape(
+            lambda ids: (model(ids)[0], model.extend(ids, model.init_cache(len(ids), 24))[0]), tokens
+        )
+        assert [logits.shape for logits in found] == [(*shape, V)] * 2
+    assert model(np.zeros((2, 0), np.int32))[0].shape == (2, 0, V)
 
 
 def test_a_layer_with_a_hash_table_alone():

@@ -82,7 +82,7 @@ def _attend(
     scores = jnp.einsum("bmqh,bmsh->bmqs", rows, k, preferred_element_type=jnp.float32) * width**-0.5
     scores = scores.reshape(batch, kv_heads, group, length, k.shape[2])
     scores = jnp.where(mask[None, None, None], scores, -jnp.inf)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True, initial=-jnp.inf)))
     stacked = weights.reshape(batch, kv_heads, group * length, k.shape[2]).astype(v.dtype)
     out = jnp.einsum("bmqs,bmsh->bmqh", stacked, v, preferred_element_type=jnp.float32)
     out = out.reshape(batch, kv_heads, group, length, v.shape[-1]) / weights.sum(axis=-1, keepdims=True)

@@ -43,7 +43,7 @@ SPARSE = 8  # if there are so many entries for each that is read, every query ga
 
 def rows_at(rows: Float[Array, "B E C"], index: Int[Array, "B L K"]) -> Float[Array, "B L K C"]:
     """The rows that each query chose."""
-    flat = index.reshape(index.shape[0], -1, 1)
+    flat = index.reshape(index.shape[0], index.shape[1] * index.shape[2], 1)
     return jnp.take_along_axis(rows, flat, axis=1).reshape(*index.shape, rows.shape[2])
 
 

@@ -153,7 +153,7 @@ class MultiHeadLatentAttention(nnx.Module):
             cache = cache.append(latent, rotary)
             latent, rotary = (part.astype(x.dtype) for part in cache.read())
             out = self._absorbed(q, turned, latent, rotary, positions)
-        return self.o_proj(out.reshape(*x.shape[:2], -1)), cache
+        return self.o_proj(out.reshape(*x.shape[:2], out.shape[2] * out.shape[3])), cache
 
     def _angles(self, positions: Int[Array, "L"]):
         config, yarn = self.config, self.config.yarn

@@ -155,8 +155,10 @@ class SharedKVAttention(nnx.Module):
 
     def _output(self, out: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
         """Each group of heads by its own matrix, then all together."""
-        grouped = self.o_a_proj(out.reshape(*out.shape[:2], self.config.out_groups, -1))
-        return self.o_b_proj(grouped.reshape(*out.shape[:2], -1))
+        config = self.config
+        heads = (config.out_groups, config.num_heads * config.head_dim // config.out_groups)
+        grouped = self.o_a_proj(out.reshape(*out.shape[:2], *heads))
+        return self.o_b_proj(grouped.reshape(*out.shape[:2], config.out_groups * config.out_rank))
 
     def _extend(self, x, held: tuple[Compressed, ...], start) -> tuple[Compressed, ...]:
         """The compressed state after the tokens ``x``."""

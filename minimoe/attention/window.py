@@ -78,7 +78,7 @@ def attend(
     near = jnp.pad(rows, ((0, 0), (0, pad), (0, 0)))[:, place]  # [B, J, R+c, H]
     at = start + jnp.arange(blocks * block, dtype=jnp.int32).reshape(blocks, block)
     seen = in_window(at[:, :, None], (start - before + place)[:, None, :], window)
-    chosen = jnp.pad(visible, ((0, 0), (0, pad), (0, 0))).reshape(batch, blocks, block, -1)
+    chosen = jnp.pad(visible, ((0, 0), (0, pad), (0, 0))).reshape(batch, blocks, block, visible.shape[2])
 
     each = "beh" if entries.ndim == 3 else "bjceh"
     if entries.ndim == 4:

@@ -90,7 +90,7 @@ def _generate(streams, kernel, scale, base, eps) -> Float[Array, "... outputs"]:
     flat = streams.reshape(-1, kernel.shape[0]).astype(jnp.float32)  # [T, n*D]
     root = jax.lax.rsqrt(jnp.square(flat).mean(axis=-1, keepdims=True) + eps)
     raw = jnp.matmul(flat, kernel, precision=jax.lax.Precision.HIGHEST) * root
-    return (raw * scale[None, :] + base[None, :]).reshape(*streams.shape[:-2], -1)
+    return (raw * scale[None, :] + base[None, :]).reshape(*streams.shape[:-2], kernel.shape[1])
 
 
 class HyperConnection(nnx.Module):
