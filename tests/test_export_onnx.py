@@ -164,10 +164,24 @@ def test_a_damaged_folder_is_one_line(tmp_path):
             OnnxModel(folder)
 
 
-def test_an_id_outside_the_vocabulary_is_an_error_of_the_runtime(tmp_path):
+def test_what_the_model_would_refuse_is_refused_in_its_words(tmp_path):
+    """The runtime itself reads id -1 as the last of the vocabulary."""
     ours = written(small_model(), tmp_path / "onnx")
-    with pytest.raises(Exception, match="out of"):
-        ours.logits(np.array([[41]]))
+    limit = ours.config.context_length
+    wrong = {
+        r"tokens\[0, 0\] is 41, outside the vocabulary 0\.\.40": lambda: ours.logits([[41]]),
+        r"prompt\[1\] is -1, outside the vocabulary": lambda: ours.generate([2, -1], 1),
+        r"shape \(3,\); give token ids \[B, L\]": lambda: ours.logits(np.array([1, 2, 3])),
+        r"shape \(1, 2\); give the ids of one text": lambda: ours.generate(np.array([[1, 2]]), 1),
+        r"shape \(0,\); give the ids": lambda: ours.generate([], 1),
+        r"max_new_tokens": lambda: ours.generate([1], 1.5),
+        rf"{limit + 1} is above context_length={limit}": lambda: ours.logits(np.zeros((1, limit + 1), int)),
+        rf"prompt of 2 tokens \+ max_new_tokens={limit - 1} is above": lambda: ours.generate([1, 2], limit - 1),
+    }
+    for words, call in wrong.items():
+        with pytest.raises(UserError, match=words):
+            call()
+    assert ours.generate(np.array([1, 2], np.uint8), np.int32(1))[:2] == [1, 2]
 
 
 def test_the_file_names_its_inputs_and_has_no_operator_of_one_maker():

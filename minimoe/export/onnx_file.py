@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from minimoe import checks
 from minimoe.data import Tokenizer, check_vocabulary
 from minimoe.errors import UserError
 from minimoe.export.folder import FolderWriter, needs
 from minimoe.export.graph import OPSET, Graph
 from minimoe.export.onnx_model import Writer
 from minimoe.files import named_path
+from minimoe.layers.token_ids import as_token_ids
 from minimoe.model import MoETransformer
 from minimoe.quant import dequantize_model
 
@@ -160,21 +162,45 @@ class OnnxModel:
     def extend(
         self, tokens: Sequence[Sequence[int]] | np.ndarray, cache: dict[str, np.ndarray]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """``(logits [B, L, V], cache)``, as `minimoe.MoETransformer.extend` gives them."""
-        feed = {"tokens": np.asarray(tokens, np.int64), **cache}
-        logits, *present = self.session.run(None, feed)
-        names = [i.name for i in self.session.get_outputs()[1:]]
-        return logits, {n.replace("present", "past", 1): a for n, a in zip(names, present, strict=True)}
+        """``(logits [B, L, V], cache)``, as `minimoe.MoETransformer.extend` gives them.
+
+        Raises:
+          UserError: for ids that are no ``[B, L]`` or outside the vocabulary, and beyond the model's context length.
+        """
+        ids = np.asarray(as_token_ids(tokens, self.config.vocab_size))
+        if ids.ndim != 2 or not ids.size:
+            raise UserError(f"tokens has shape {ids.shape}; give token ids [B, L] with at least one token each")
+        held = next(iter(cache.values())).shape[2]
+        self._check_room(f"{held} tokens in the cache + {ids.shape[1]}", held + ids.shape[1])
+        return self._run(ids, cache)
 
     def logits(self, tokens: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
-        """``[B, L, V]`` of texts from their beginning."""
+        """``[B, L, V]`` of texts from their beginning; raises what `extend` raises."""
         return self.extend(tokens, self.empty_cache(len(tokens)))[0]
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
-        """Prompt and greedy continuation."""
-        ids, new, cache = list(prompt), list(prompt), self.empty_cache(1)
-        for _ in range(max_new_tokens):
-            logits, cache = self.extend([new], cache)
-            new = [int(logits[0, -1].argmax())]
-            ids += new
+    def generate(self, prompt: Sequence[int] | np.ndarray, max_new_tokens: Any) -> list[int]:
+        """Prompt and greedy continuation.
+
+        Raises:
+          UserError: for a prompt that is not one row of ids of the vocabulary, or too long.
+        """
+        new_tokens = checks.whole("max_new_tokens", max_new_tokens)
+        found = np.asarray(as_token_ids(prompt, self.config.vocab_size, name="prompt"))
+        if found.ndim != 1 or not found.size:
+            raise UserError(f"prompt has shape {found.shape}; give the ids of one text [L], at least one")
+        self._check_room(f"prompt of {found.size} tokens + max_new_tokens={new_tokens}", found.size + new_tokens)
+        ids, new, cache = found.tolist(), found, self.empty_cache(1)
+        for _ in range(new_tokens):
+            logits, cache = self._run(new[None], cache)
+            new = logits[0, -1:].argmax(axis=-1)
+            ids += new.tolist()
         return ids
+
+    def _check_room(self, what: str, length: int) -> None:
+        if length > (limit := self.config.context_length):
+            raise UserError(f"{what} is above context_length={limit}; shorten the text")
+
+    def _run(self, ids: np.ndarray, cache: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        logits, *present = self.session.run(None, {"tokens": ids.astype(np.int64), **cache})
+        names = [i.name for i in self.session.get_outputs()[1:]]
+        return logits, {n.replace("present", "past", 1): a for n, a in zip(names, present, strict=True)}
