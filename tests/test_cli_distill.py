@@ -368,6 +368,8 @@ BAD = {
     "out is a file": (["--out", "thesis.doc"], "thesis.doc"),
     "unknown loss": (["--loss", "l2"], "'l2'"),
     "temperature": (["--temperature", "0"], "temperature=0.0"),
+    "a temperature no loss is finite at": (["--temperature", "1e-30"], "temperature=1e-30"),
+    "more best words than words": (["--top-k", "100000"], "top_k=100000 must be in 1.."),
     "alpha": (["--alpha", "2"], "alpha=2.0"),
     "on-policy": (["--on-policy", "1.5"], "on_policy_fraction=1.5"),
     "tasks": (["--tasks", "-1"], "--tasks -1.0"),

@@ -86,6 +86,12 @@ def rope(**changes):
         ({"hc_mult": 1}, "streams=1 has nothing to mix"),
         ({"attention_bias": True}, "attention_bias=True"),
         ({"layer_types": ["full_attention"] * 3}, "a layer of type 'full_attention'"),
+        ({"mlp_layer_types": ["moe"] * 2}, "layer_types of 3 layers and mlp_layer_types of 2"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, r"rope_scaling=\{.* beside rope_parameters"),
+        (
+            {"rope_parameters": rope(partial_rotary_factor=0.9)},
+            r"compress: partial_rotary_factor=0\.9, .* qk_rope_head_dim=",
+        ),
         ({"rope_parameters": {"rope_type": "default"}}, 'a table with "main" and "compress"'),
         ({"rope_parameters": rope(attention_factor=1.2)}, r"compress: attention_factor=1\.2"),
         ({"rope_parameters": rope(rope_type="linear")}, "compress: rope_type='linear'"),

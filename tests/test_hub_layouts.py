@@ -103,6 +103,10 @@ def refused(folder: Path, match: str) -> None:
         ("mixtral", {"num_hidden_layers": 9_999}, "parameters against .* bytes of tensors"),
         ("mixtral", {"sliding_window": 8}, "sliding_window=8 is not supported, only None is; set it to null"),
         ("mixtral", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+        ("mixtral", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "rope_scaling=.* beside rope_parameters"),
+        ("deepseek_v3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "one of the two is; delete the one"),
+        ("mixtral", {"rope_parameters": None}, "lacks rope_theta"),
+        ("deepseek_v3", {"num_hidden_layers": None}, "num_hidden_layers=None"),
         ("mixtral", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "rope_type='linear'"),
         (
             "mixtral",
@@ -132,6 +136,28 @@ def test_a_config_that_cannot_be_expressed_is_one_line(family, values, match, tm
     folder = copied(family, tmp_path)
     changed(folder, **values)
     refused(folder, match)
+
+
+@pytest.mark.parametrize("name", ["routed_scaling_factor", "n_group", "topk_group", "n_shared_experts"])
+def test_what_each_family_would_fill_in_with_a_number_of_its_own_is_asked_for(name, tmp_path):
+    folder = copied("deepseek_v3", tmp_path)
+    values = json.loads((folder / "config.json").read_text())
+    del values[name]
+    (folder / "config.json").write_text(json.dumps(values))
+    refused(folder, f"lacks {name}")
+
+
+def test_the_turned_share_of_a_head_is_read_in_both_places(tmp_path):
+    from minimoe.hub import from_transformers
+
+    folder = copied("glm4_moe", tmp_path)
+    wanted = from_transformers(folder).config.attention.rope_dim
+    rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
+    share = rope.pop("partial_rotary_factor")
+    changed(folder, rope_parameters=rope, partial_rotary_factor=share)
+    assert from_transformers(folder).config.attention.rope_dim == wanted
+    changed(folder, partial_rotary_factor=2 * share)
+    assert from_transformers(folder).config.attention.rope_dim == 2 * wanted
 
 
 def test_an_index_that_is_not_of_these_files_is_refused(tmp_path):

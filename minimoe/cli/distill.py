@@ -240,6 +240,7 @@ def check_fit(
 
     for model in teachers:
         check_teacher(model, run)
+    recipe.check_vocabulary(run.model.vocab_size)
     if cache is not None:
         check_folder(cache, holds_cache, "a teacher cache")
     if cache is not None and holds_cache(cache):

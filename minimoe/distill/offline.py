@@ -167,6 +167,7 @@ class _Guide:
             raise UserError(f"no teacher for {', '.join(missing)}; name one for each domain, or leave the text out")
         for model in self.teachers.values():
             check_teacher(model, run)
+        recipe.check_vocabulary(run.model.vocab_size)
         self.weights = _checked_weights(weights or {}, self.names)
         self.rollouts = Rollouts(prompts, tokenizer, run, recipe, self.names) if recipe.on_policy_fraction else None
 

@@ -12,6 +12,7 @@ from minimoe.config import from_fields
 from minimoe.errors import UserError
 
 DIVERGENCE_NAMES = ("forward_kl", "reverse_kl", "jsd", "hinton")
+MOST_EXTREME = 1e-3  # temperature: beyond it, or its inverse, losses are no finite float32
 _FROM_TOP_K = ("forward_kl", "hinton")  # the others need the teacher's probability of every word the student uses
 
 
@@ -22,7 +23,7 @@ class DistillRecipe:
     Args:
       divergence: ``"forward_kl"``, ``"reverse_kl"``, ``"jsd"`` (at 0.5), or ``"hinton"``: forward KL times
         temperature**2. See `minimoe.distill.losses`.
-      temperature: T, divides the logits of both in the divergence; above 0.
+      temperature: T in [0.001, 1000], divides the logits of both in the divergence.
       alpha: weight of the teacher, 0..1. At 0 the teacher is not used.
       top_k: keep the teacher's k best words and the mass of all others; None for the whole vocabulary. Only with
         forward KL and hinton, and not with on-policy steps.
@@ -57,12 +58,22 @@ class DistillRecipe:
     def __post_init__(self) -> None:
         choice_fields(self, "divergence", "on_policy_divergence", choices=DIVERGENCE_NAMES)
         hint = "1 leaves the logits alone"
-        number_fields(self, "temperature", "sample_temperature", low=0, high=math.inf, ends="()", hint=hint)
+        number_fields(self, "temperature", low=MOST_EXTREME, high=1 / MOST_EXTREME, ends="[]", hint=hint)
+        number_fields(self, "sample_temperature", low=0, high=math.inf, ends="()", hint=hint)
         number_fields(self, "alpha", "on_policy_fraction", low=0, high=1, ends="[]", hint="0 is none, 1 is all")
         whole_fields(self, "max_new_tokens", hint="96 is enough for a worked problem")
         if self.top_k is not None:
             whole_fields(self, "top_k", hint="32 is a fair start, None keeps every word")
             self._check_top_k()
+
+    def check_vocabulary(self, size: int) -> None:
+        """Refuses a ``top_k`` above the number of ids.
+
+        Raises:
+          UserError: naming both.
+        """
+        if self.top_k is not None and self.top_k > size:
+            raise UserError(f"top_k={self.top_k} must be in 1..{size}, the vocabulary; 32 is a fair start")
 
     def _check_top_k(self) -> None:
         said = f"DistillRecipe: top_k={self.top_k} goes"

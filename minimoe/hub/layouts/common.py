@@ -67,6 +67,7 @@ def sizes(settings: Settings, dtype: str) -> dict[str, Any]:
       UserError: for what none of our models has.
     """
     settings.only("hidden_act", "silu")
+    settings.one_rope()
     Coding.read(settings)
     return {
         "vocab_size": settings.get("vocab_size"),
@@ -87,6 +88,8 @@ def layer_count(settings: Settings) -> Any:
       UserError: for more than `MOST_LAYERS`.
     """
     count = settings.get("num_hidden_layers")
+    if not isinstance(count, int):
+        settings.refuse(f"num_hidden_layers={count!r}", "a whole number is", "copy the whole folder again")
     if count > MOST_LAYERS:
         settings.refuse(f"num_hidden_layers={count}", f"at most {MOST_LAYERS:,} are", "copy the whole folder again")
     return count
@@ -108,7 +111,7 @@ def sigmoid_experts(settings: Settings, dtype: str) -> MoEConfig:
 
     Transformers scores a group by the sum of its two best experts and has no rule for groups of one.
     """
-    count, groups = settings.get("n_routed_experts"), settings.get("n_group", 1)
+    count, groups = settings.get("n_routed_experts"), settings.get("n_group")
     if groups == count:
         settings.refuse(f"n_group={groups} with n_routed_experts={count}", "groups of two experts or more are")
     return MoEConfig(
@@ -116,13 +119,13 @@ def sigmoid_experts(settings: Settings, dtype: str) -> MoEConfig:
         d_expert=settings.get("moe_intermediate_size"),
         num_experts=count,
         top_k=settings.get("num_experts_per_tok"),
-        num_shared_experts=settings.get("n_shared_experts", 0) or 0,
+        num_shared_experts=settings.get("n_shared_experts") or 0,
         score="sigmoid",
         select="topk" if groups == 1 else "group_limited",
         num_groups=groups,
-        top_k_groups=settings.get("topk_group", 1),
+        top_k_groups=settings.get("topk_group"),
         normalize_weights=settings.get("norm_topk_prob", True),
-        routed_scaling_factor=settings.get("routed_scaling_factor", 1.0),
+        routed_scaling_factor=settings.get("routed_scaling_factor"),
         dtype=dtype,
         param_dtype=dtype,
     )

@@ -149,6 +149,12 @@ def rotary(settings: Settings, kind: str) -> dict[str, Any]:
         settings.refuse(f"rope_parameters={given!r}", 'a table with "main" and "compress" is')
     assert isinstance(rope, dict)  # refused above
     rope = Settings(rope, f"{settings.source}: rope_parameters of {kind}")
+    share = rope.get("partial_rotary_factor", settings.get("partial_rotary_factor", None))
+    width, turned = settings.get("head_dim"), settings.get("qk_rope_head_dim")
+    if share is not None and int(width * share) != turned:  # Transformers turns by the share
+        rope.refuse(
+            f"partial_rotary_factor={share}, {int(width * share)} of {width} dims,", f"qk_rope_head_dim={turned} is"
+        )
     if rope.only("rope_type", "default", "yarn") == "default":
         return {"rope_theta": rope.get("rope_theta"), "yarn": None}
     rope.only("attention_factor", 1.0)
@@ -215,7 +221,10 @@ def read_config(settings: Settings, dtype: str) -> ModelConfig:
     hashed = dataclasses.replace(moe, select="hash", hash_vocab_size=shared["vocab_size"])
     routing = {"moe": moe, "hash_moe": hashed}
     kinds = {name: attention_kind(settings, name) for name in dict.fromkeys(settings.get("layer_types"))}
-    pairs = zip(settings.get("layer_types"), settings.get("mlp_layer_types"), strict=True)
+    types, ffns = settings.get("layer_types"), settings.get("mlp_layer_types")
+    if len(types) != len(ffns):
+        settings.refuse(f"layer_types of {len(types)} layers and mlp_layer_types of {len(ffns)}", "equally many are")
+    pairs = zip(types, ffns, strict=True)
     layers = tuple(LayerConfig(kinds[attention], routing[ffn]) for attention, ffn in pairs)
     streams = HyperConnectionConfig(
         streams=settings.get("hc_mult"),

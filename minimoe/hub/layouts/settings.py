@@ -80,20 +80,35 @@ class Settings:
 
         Returns:
           A dictionary that holds at least ``rope_type`` and ``rope_theta``.
+
+        Raises:
+          UserError: if both are there, or no ``rope_theta`` is: families have different ones where it is left out.
         """
+        self.one_rope()
         found = self.get("rope_parameters", None)
         if found is None:
-            found = dict(self.get("rope_scaling", None) or {})
-            found = {"rope_theta": self.get("rope_theta", 10_000.0)} | found
-            if "partial_rotary_factor" in self.values:
-                found.setdefault("partial_rotary_factor", self.values["partial_rotary_factor"])
+            found = self.get("rope_scaling", None) or {}
         if not isinstance(found, Mapping):
             self.refuse(f"rope_parameters={found!r}", "a table of keys and values is")
         found = dict(found)
+        if "partial_rotary_factor" in self.values:
+            found.setdefault("partial_rotary_factor", self.values["partial_rotary_factor"])
         found.setdefault("rope_type", found.pop("type", "default"))
         if "rope_theta" not in found:
             found["rope_theta"] = self.get("rope_theta")
         return found
+
+    def one_rope(self) -> None:
+        """Refuses rotary settings in both places: Transformers mixes them, and which one was meant is not said.
+
+        Raises:
+          UserError: naming the second.
+        """
+        new, old = self.get("rope_parameters", None), self.get("rope_scaling", None)
+        if new is not None and old is not None and new != old:
+            self.refuse(
+                f"rope_scaling={old!r} beside rope_parameters", "one of the two is", "delete the one not trained with"
+            )
 
     def plain_rope(self) -> dict[str, Any]:
         """`rope`, refused if it is scaled for contexts longer than those of training."""
