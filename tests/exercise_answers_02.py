@@ -42,7 +42,28 @@ def tie_up(affinities, bias, k):
     return (affinities.shape[1] - 1 - flipped).astype(jnp.int32)
 
 
-TOPK_RIGHT = [topk_lax, topk_argsort]
+def partition(affinities, bias, k):
+    """Right as long as there is an expert that is not chosen."""
+    scores = affinities + bias
+    experts = jnp.sort(jnp.argpartition(-scores, k, axis=-1)[:, :k], axis=-1)
+    order = jnp.argsort(-jnp.take_along_axis(scores, experts, axis=-1), axis=-1, stable=True)
+    return jnp.take_along_axis(experts, order, axis=-1).astype(jnp.int32)
+
+
+def one_by_one(taken):
+    """The best expert again and again; one that is taken gets the score ``taken``."""
+
+    def choose(affinities, bias, k):
+        scores, experts = affinities + bias, []
+        for _ in range(k):
+            experts.append(scores.argmax(axis=1))
+            scores = scores.at[jnp.arange(len(scores)), experts[-1]].set(taken)
+        return jnp.stack(experts, axis=1).astype(jnp.int32)
+
+    return choose
+
+
+TOPK_RIGHT = [topk_lax, topk_argsort, topk_with(choose=one_by_one(-jnp.inf))]
 TOPK_WRONG = [
     (topk_with(weigh=biased), "bias in the weights"),
     (topk_with(weigh=lambda a, b, e, c: jnp.take_along_axis(a + b, e, -1)), "unnormalised bias in the weights"),
@@ -55,11 +76,14 @@ TOPK_WRONG = [
     (topk_with(choose=tie_up), "ties to the higher id"),
     (topk_with(choose=lambda a, b, k: jnp.sort(jax.lax.top_k(a + b, k)[1])), "ordered by id"),
     (topk_with(choose=lambda a, b, k: jax.lax.top_k(a + b, k)[1][:, ::-1]), "worst of the chosen first"),
+    (topk_with(choose=one_by_one(-100.0)), "an expert chosen twice"),
+    (topk_with(choose=one_by_one(-1e5)), "an expert chosen twice"),
     (topk_with(weigh=lambda a, b, e, c: c / (c.sum(-1, keepdims=True) + 1e-6)), "a large epsilon"),
     (
         topk_with(weigh=lambda a, b, e, c: c / jax.lax.stop_gradient(c.sum(-1, keepdims=True))),
         "divisor without gradient",
     ),
+    (topk_with(choose=partition), "aspect:jit"),
     (lambda a, b, k: jax.lax.stop_gradient(topk_lax(a, b, k)), "aspect:gradient zero"),
     (lambda a, b, k: (topk_lax(a, b, k)[0].astype(jnp.float32), topk_lax(a, b, k)[1]), "aspect:dtype"),
     (lambda a, b, k: topk_lax(a, b, k)[::-1], "aspect:dtype"),
@@ -141,7 +165,8 @@ def groups_with(strength=lambda g: jax.lax.top_k(g, 2)[0].sum(-1), outside=-jnp.
 
 GROUPS_RIGHT = [group_limited_repeat, group_limited_sorted]
 GROUPS_WRONG = [
-    (groups_with(outside=0.0), "masked with 0"),
+    (groups_with(outside=0.0), "masked with a number"),
+    (groups_with(outside=-1e4), "masked with a number"),
     (groups_with(lambda g: g.max(-1)), "group judged by its best expert"),
     (groups_with(lambda g: g.mean(-1)), "group judged by all its experts"),
     (groups_with(lambda g: g.sum(-1)), "group judged by all its experts"),

@@ -179,6 +179,14 @@ BIAS_WRONG = [
         "an expert at the mean is moved up",
     ),
     (
+        bias_with(lambda load: np.sign(load.mean() - load) * (np.abs(load.mean() - load) > 0.1)),
+        "an expert near the mean is not moved",
+    ),
+    (
+        bias_with(lambda load: np.sign(load.mean() - load) * ~np.isclose(load, load.mean())),
+        "an expert near the mean is not moved",
+    ),
+    (
         bias_with(lambda load: np.sign(load.mean() - load), finish=lambda m: m / np.abs(m).max()),
         "divided by the largest bias",
     ),

@@ -155,6 +155,7 @@ COMPRESS_WRONG = [
      "tokens that lie apart"),
     (compress_with(blocks=lambda x, r: x[len(x) % r :].reshape(-1, r, x.shape[1])), "blocks counted from the end"),
     (compress_with(blocks=pad), "an entry for the tail"),
+    (compress_with(lambda g, b: jax.nn.softmax(jnp.clip(g + b, -4100, 4100), axis=1)), "logits clipped"),
     (compress_with(lambda g, b: jnp.exp(g + b) / jnp.exp(g + b).sum(axis=1, keepdims=True)), "exp overflows"),
     (lambda v, g, b: compress_softmax(v, jax.lax.stop_gradient(g), b), "aspect:gradient zero"),
     (lambda v, g, b: compress_softmax(v, g, b).astype(jnp.bfloat16), "aspect:dtype"),

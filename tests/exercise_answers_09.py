@@ -43,6 +43,7 @@ SHOWN_WRONG = [
     (shown_with(rule=lambda m, s, g: jnp.abs(m) > s), "size without a sign"),
     (shown_with(rule=lambda m, s, g: m > s), "losses never shown"),
     (shown_with(rule=lambda m, s, g: jnp.where(m >= s, 1, jnp.where(m <= -s, -1, 0))), "equal is enough"),
+    (shown_with(rule=lambda m, s, g: jnp.where(jnp.abs(m) > s + 1e-3, jnp.sign(m), 0)), "a margin on top"),
     (
         shown_with(rule=lambda m, s, g: jnp.where((g > 0).all(), 1, jnp.where((g < 0).all(), -1, 0))),
         "a vote of the pairs",

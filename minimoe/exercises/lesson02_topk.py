@@ -89,6 +89,13 @@ def negative_score_arguments() -> Arguments:
     return affinities, bias - np.float32(8), k
 
 
+def far_below_zero_arguments() -> Arguments:
+    """Scores near -1e6, in eighths: float32 holds them without an error, so its choice is that of float64."""
+    rng = np.random.default_rng(207)
+    affinities = rng.integers(1, 25, (4, 6)) / 8
+    return affinities.astype(np.float32), (rng.integers(0, 9, 6) / 8 - 1e6).astype(np.float32), 3
+
+
 TOPK = Exercise(
     id="routing.topk",
     lesson=2,
@@ -121,6 +128,8 @@ TOPK = Exercise(
         Case("all scores negative", negative_score_arguments, gradient=True),
         Case("other sizes", lambda: router_arguments(202, 7, 5, 3), gradient=True),
         Case("one expert for one token", lambda: router_arguments(206, 1, 5, 1)),
+        Case("every expert chosen", lambda: router_arguments(208, 4, 6, 6)),
+        Case("biases far below 0", far_below_zero_arguments),
     ),
     mistakes=(
         Mistake(
@@ -181,6 +190,12 @@ TOPK = Exercise(
             "worst of the chosen first",
             "the right experts and weights, but the other way round: the best score comes first.",
             routed(choose=lambda row, bias, k: ranked(row + bias, k)[::-1]),
+        ),
+        Mistake(
+            "an expert chosen twice",
+            "one expert fills more than one place. What marks an expert as taken must lose against *every* score, and a "
+            "bias may push scores far below 0.",
+            routed(choose=lambda row, bias, k: np.repeat(ranked(row + bias, 1), k)),
         ),
         Mistake(
             "a large epsilon",

@@ -41,6 +41,14 @@ def bias_arguments(seed: int, num_experts: int, rate: float, *, size: float = 0.
     return bias.astype(np.float32), load, rate
 
 
+def near_mean_arguments() -> Arguments:
+    """All but one expert a sixteenth below the mean, which float32 holds exactly; that is 1e-6 of their load."""
+    bias = 0.01 * np.random.default_rng(323).normal(size=32)
+    load = np.full(32, 65536, np.float32)
+    load[3] += 2
+    return bias.astype(np.float32), load, 0.01
+
+
 BIAS_UPDATE = Exercise(
     id="balance.bias_update",
     lesson=3,
@@ -78,6 +86,7 @@ BIAS_UPDATE = Exercise(
             "a mean that is no whole number",
             lambda: (np.array([0.01, -0.02, 0.0, 0.01], np.float32), np.array([2, 3, 1, 3], np.float32), 0.01),
         ),
+        Case("loads close to the mean", near_mean_arguments),
         Case("a single expert", lambda: (np.array([0.25], np.float32), np.array([7], np.float32), 0.01)),
         Case("balanced load", lambda: (np.array([0.5, -0.5, 0.0], np.float32), np.full(3, 8, np.float32), 0.1)),
         Case(
@@ -122,6 +131,12 @@ BIAS_UPDATE = Exercise(
             "an expert at the mean is moved up",
             "gives an expert with exactly the mean load a step up. It is where it should be: its step is 0.",
             controller(lambda error, load: np.where(error >= 0, 1.0, -1.0)),
+        ),
+        Mistake(
+            "an expert near the mean is not moved",
+            "takes a load that is close to the mean for the mean. Among many experts a load can be off by less than a "
+            "tenth of a token; only one with *exactly* the mean stays where it is.",
+            controller(lambda error, load: np.where(np.abs(error) < 0.1, 0.0, np.sign(error))),
         ),
         Mistake(
             "divided by the largest bias",

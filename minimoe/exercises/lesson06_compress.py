@@ -76,11 +76,25 @@ def whole_text(gates: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return softmax((gates + bias).reshape(-1, gates.shape[2]), 0).reshape(gates.shape)
 
 
-def pool_arguments(seed: int, tokens: int, channels: int, ratio: int, gate: float = 1.0) -> Arguments:
+def pool_arguments(seed: int, tokens: int, channels: int, ratio: int) -> Arguments:
     rng = np.random.default_rng(seed)
     shapes = ((tokens, channels), (tokens, channels), (ratio, channels))
     values, gates, bias = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
-    return values, (gates * gate).astype(np.float32), bias
+    return values, gates, bias
+
+
+def extreme_arguments() -> Arguments:
+    """Gates near 10,000 in the first channel, near -10,000 in the second, and both in the third.
+
+    They differ by little, so that several tokens of a block count. Logits are quarters: float32 adds without an error.
+    """
+    rng = np.random.default_rng(606)
+    values = rng.normal(size=(8, 3))
+    small = rng.integers(0, 5, (8, 3)) / 2
+    gates = np.stack([1e4 - small[:, 0], small[:, 1] - 1e4, 1e4 - small[:, 2]], axis=1)
+    gates[::2, 2] = -1e4
+    bias = rng.integers(-4, 5, (4, 3)) / 4
+    return values.astype(np.float32), gates.astype(np.float32), bias.astype(np.float32)
 
 
 COMPRESS = Exercise(
@@ -114,7 +128,7 @@ COMPRESS = Exercise(
         Case("blocks of one token", lambda: pool_arguments(603, 3, 2, 1)),
         Case("one block", lambda: pool_arguments(604, 6, 5, 6)),
         Case("no complete block", lambda: pool_arguments(605, 2, 3, 4)),
-        Case("extreme inputs", lambda: pool_arguments(606, 8, 3, 4, gate=4e3)),
+        Case("extreme inputs", extreme_arguments),
     ),
     mistakes=(
         Mistake(
@@ -183,6 +197,12 @@ COMPRESS = Exercise(
             "an entry for the tail",
             "makes an entry of the tokens after the last complete block. They wait until their block is complete.",
             pooling(blocks=padded),
+        ),
+        Mistake(
+            "logits clipped",
+            "cuts large logits off, and then tokens whose gates differ weigh the same. Only the differences within a "
+            "block matter, however large the gates are.",
+            pooling(lambda gates, bias: softmax(np.clip(gates + bias, -4100, 4100), 1)),
         ),
         Mistake(
             "exp overflows",

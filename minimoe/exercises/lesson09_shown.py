@@ -48,6 +48,9 @@ def scores(*values: int | float) -> np.ndarray:
     return np.array(values, np.float32)
 
 
+HAIR = 2.0**-18  # 4e-6; float32 holds the scores of the two cases that use it without an error
+
+
 SHOWN = Exercise(
     id="ledger.shown",
     lesson=9,
@@ -77,6 +80,8 @@ SHOWN = Exercise(
         Case("a clear loss", lambda: (scores(1.0, 5.0, 3.0), scores(4.0, 7.5, 6.25))),
         Case("all pairs agree, but not on how much", lambda: (scores(2.0, 6.0, 3.0), scores(1.0, 1.0, 2.5))),
         Case("mean and spread are equal", lambda: (scores(3.0, 4.0, 6.0, 5.0), scores(2.0, 1.0, 4.0, 3.0)), exact=True),
+        Case("a gain just above the spread", lambda: (scores(2.5 + HAIR, 2.5), scores(2.0, 1.0))),
+        Case("a loss just below minus the spread", lambda: (scores(2.0, 1.0), scores(2.5 + HAIR, 2.5))),
         Case("no difference at all", lambda: (scores(0.5, 0.25, 4.0), scores(0.5, 0.25, 4.0)), exact=True),
         Case("one seed", lambda: (scores(7.5), scores(7.0))),
         Case("the losses of other pairs", lambda: (scores(9.0, 1.0, 5.0), scores(1.0, 9.0, 5.5))),
@@ -122,6 +127,12 @@ SHOWN = Exercise(
             "equal is enough",
             "takes a mean that equals the spread for shown. It must be larger: two equal ways would else differ.",
             judging(rule=lambda mean, spread, gaps: 1 if mean >= spread else -1 if mean <= -spread else 0),
+        ),
+        Mistake(
+            "a margin on top",
+            "asks the mean to exceed the spread by some margin. The rule has none: a mean above the spread, by however "
+            "little, is shown.",
+            judging(rule=lambda mean, spread, gaps: int(np.sign(mean)) if abs(mean) > spread + 1e-3 else 0),
         ),
         Mistake(
             "a vote of the pairs",
