@@ -98,7 +98,9 @@ class Format:
             6. ]
         """
         values = np.asarray(self.decode(jnp.asarray(self.code_points())))
-        return np.unique(values[np.isfinite(values)])
+        return np.unique(
+            values[np.isfinite(values)] + 0.0
+        )  # -0.0 and 0.0 are equal: which one stays depends on the machine
 
 
 def _encode_int(bits: int) -> Callable[[Array], Array]:
