@@ -69,7 +69,7 @@ def ladder_page(rungs: Sequence[Rung]) -> list[str]:
         "In brackets: times the rung before (the exported one: times the distilled one), then times the first. "
         "Facts per parameter are those of small models of one book (dense; 4 experts; those rounded). Euros: "
         f"{BATCH} sequences on one {CHIP}, at best, at {EUROS_PER_HOUR:g} euros an hour (assumed). Tokens a second: "
-        "one sequence, median of some rounds, on two cores that also did other work."
+        "one sequence, the best of some rounds, on two cores."
     )
     return [changes, table(("", *(rung.name for rung in rungs)), lines), caption, *_reasons(rungs)]
 

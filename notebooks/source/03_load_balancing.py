@@ -154,8 +154,8 @@ plots.load_film(bare[:, layer], frames, f"Figure 2: no balancing, layer {layer}"
 # A cross in the frames above marks an expert that received no token of the batch. Later some experts come back, and
 # the load stays uneven to the end.
 #
-# > **Key observation.** The router starts nearly even. Then, for dozens of steps (the count is above), it sends *every
-# > token of the batch to the same two experts*.
+# > **Key observation.** At the first step every expert has work, though not equally much. Then, for dozens of steps (the
+# > count is above), the router sends *every token of the batch to the same two experts*.
 #
 # **Why?** We offer two guesses. The first is *rich get richer*: an expert that is asked often learns more, and is asked more
 # often. The second is that all hidden states look alike early in training, so one direction of the router decides for all

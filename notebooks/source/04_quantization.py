@@ -249,7 +249,7 @@ numbers.number_lines(names, title="Figure 2: every value of six formats, scaled 
 # %% [markdown]
 # What to see: integers are evenly spaced, and floats crowd around zero. So the largest *absolute* error of an integer
 # format is the same everywhere. The largest *relative* error of a float format is the same everywhere, as long as the
-# number is not subnormal and not above the largest value. For E4M3 it is 1/16.
+# number is not subnormal and not above the largest value. For E4M3 it is at most 1/16.
 #
 # ## Which values share a scale?
 #
@@ -358,7 +358,8 @@ figures.error_against_bits(panels, "Figure 4: what the bits buy")
 #
 # $$s_\text{up}=2^{\lceil\log_2(a/6)\rceil},\qquad s_\text{OCP}=2^{\lfloor\log_2 a\rfloor-2},\qquad a=\max_j|x_j|$$
 #
-# Take a block of eight numbers in FP4. Its magnitudes are 0, 0.5, 1, 1.5, 2, 3, 4 and 6. Work out both scales first.
+# The next cell has a block of eight numbers. FP4 has the magnitudes 0, 0.5, 1, 1.5, 2, 3, 4 and 6. Work out both scales of the
+# block on paper first.
 
 # %%
 block = np.array([7.4, 5.2, -2.6, 1.2, 0.7, -0.4, 0.3, 0.1], dtype=np.float32)

@@ -86,9 +86,9 @@ table(["", "claim", "verdict"], [[str(row.number), row.claim, row.verdict] for r
 compare(questions[0], sum(row.answer == "holds" for row in rows.values()))
 
 # %% [markdown]
-# Look at the words after *holds when*. In most rows they name the resource that must be scarce: room for facts, memory for a long
-# context, time to read weights. **An efficiency idea is worth what the scarce thing is worth.** Where nothing is scarce it shows
-# nothing.
+# Look at the words after *holds when*. In about a third of the rows they name the resource that must be scarce: room for facts,
+# memory for a long context, time to read weights. **An efficiency idea is worth what the scarce thing is worth.** Where nothing is
+# scarce it shows nothing.
 #
 # A row says more than its verdict: what was measured on text, on problems and on facts, and what the check does not establish.
 
@@ -129,8 +129,9 @@ check("ledger.shown", shown);
 # %% [markdown]
 # ## What did not work at this scale
 #
-# Now the rule, for every effect of the ledger that has three pairs. A positive difference is a gain: bits per byte that were saved,
-# facts or problems in points.
+# Now the rule, for a selection of the effects in the ledger that have three pairs: those on text, of balancing, of QAT and of
+# teachers. The effects of sparse models and of formats on facts are in lessons 01 and 04; they are large. A positive difference is
+# a gain: bits per byte that were saved, facts or problems in points.
 
 # %%
 PAIRED = {
@@ -163,7 +164,8 @@ compare(questions[1], len(judged) - judged.count(0))
 #
 # ## The ladder
 #
-# "The most with the least" is many savings at once. The ladder takes them one at a time. Each rung changes one thing.
+# "The most with the least" is many savings at once. The ladder takes them one at a time. Each rung is a model of its own;
+# the lines below say all that differs from the rung before.
 
 # %%
 rungs = ladder()
@@ -211,7 +213,7 @@ def frontier(costs, losses):
 check("ledger.frontier", frontier);
 
 # %% [markdown]
-# The last line of the ladder is a price: euros for a million written tokens, by the roofline of lesson 08 on one named chip.
+# The last line of the ladder is a price: euros for a million written tokens, by the roofline of lesson 08 on one H800.
 #
 # ### Exercise: the price of a million tokens
 
