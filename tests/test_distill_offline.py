@@ -169,7 +169,7 @@ def test_equal_recipes_share_a_compiled_step():
     ("changes", "message"),
     [
         ({"divergence": "wasserstein"}, "divergence='wasserstein' is not known; choose one of forward_kl"),
-        ({"temperature": 0}, r"temperature=0 must be a number in \(0, inf\)"),
+        ({"temperature": 0}, r"temperature=0 must be a number in \[0.001, 1000"),
         ({"alpha": 1.5}, r"alpha=1.5 must be a number in \[0, 1\]"),
         ({"alpha": float("nan")}, "alpha=nan"),
         ({"top_k": 0}, "top_k=0 must be a whole number of at least 1"),
