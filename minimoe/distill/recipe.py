@@ -12,7 +12,7 @@ from minimoe.config import from_fields
 from minimoe.errors import UserError
 
 DIVERGENCE_NAMES = ("forward_kl", "reverse_kl", "jsd", "hinton")
-MOST_EXTREME = 1e-3  # temperature: beyond it, or its inverse, losses are no finite float32
+COLDEST, HOTTEST = 1e-3, 1e3  # temperatures; logits divided by 1e-30 leave no finite loss
 _FROM_TOP_K = ("forward_kl", "hinton")  # the others need the teacher's probability of every word the student uses
 
 
@@ -58,7 +58,7 @@ class DistillRecipe:
     def __post_init__(self) -> None:
         choice_fields(self, "divergence", "on_policy_divergence", choices=DIVERGENCE_NAMES)
         hint = "1 leaves the logits alone"
-        number_fields(self, "temperature", low=MOST_EXTREME, high=1 / MOST_EXTREME, ends="[]", hint=hint)
+        number_fields(self, "temperature", low=COLDEST, high=HOTTEST, ends="[]", hint=hint)
         number_fields(self, "sample_temperature", low=0, high=math.inf, ends="()", hint=hint)
         number_fields(self, "alpha", "on_policy_fraction", low=0, high=1, ends="[]", hint="0 is none, 1 is all")
         whole_fields(self, "max_new_tokens", hint="96 is enough for a worked problem")

@@ -97,10 +97,9 @@ class Format:
           [-6.  -4.  -3.  -2.  -1.5 -1.  -0.5  0.   0.5  1.   1.5  2.   3.   4.
             6. ]
         """
-        values = np.asarray(self.decode(jnp.asarray(self.code_points())))
-        return np.unique(
-            values[np.isfinite(values)] + 0.0
-        )  # -0.0 and 0.0 are equal: which one stays depends on the machine
+        values = np.array(self.decode(jnp.asarray(self.code_points())))
+        values += 0.0  # -0.0 becomes 0.0: the two are equal, and which one would stay depends on the machine
+        return np.unique(values[np.isfinite(values)])
 
 
 def _encode_int(bits: int) -> Callable[[Array], Array]:

@@ -90,7 +90,8 @@ def compare(question, measured):
 #
 # Three lines use JAX in a way that may be new to you. `.at[...].set(...)` gives a copy of an array with some places filled.
 # `jax.vmap(expert, ...)` runs `expert` once for each of the E stacked matrices. `jnp.einsum("te,etd->td", ...)` takes, for
-# each token, the sum of the experts' outputs, each times its combine weight. `silu(x)` is $x\,\sigma(x)$, a smooth relative of ReLU.
+# each token, the sum of the experts' outputs, each times its combine weight. `silu(x)` is $x\,\sigma(x)$, a smooth relative
+# of ReLU.
 
 # %%
 def expert(x, gate_up, down):

@@ -147,8 +147,8 @@ print(f"and it keeps {rank} numbers a token in place of {2 * heads * width}")
 # V4 goes on from here. A **window** keeps the last tokens as they are. Older text is kept as *entries*: one entry stands for
 # a whole block of tokens. An entry is a weighted mean, and the weights are learnt. It is key and value at once.
 #
-# First, who may see an entry? It pools the tokens of its block. A query before the last token of that block must not see it, or it would see
-# its own future.
+# First, who may see an entry? It pools the tokens of its block. A query before the last token of that block must not see it,
+# or it would see its own future.
 #
 # ### Exercise: what a query sees
 
@@ -692,8 +692,8 @@ plots.verdict(
 # - **The published models are computed.** The sizes come from their configuration files. Nobody here has run them.
 # - **The clock** is one CPU and one layer of width 128. On an accelerator the reading of the cache dominates much earlier.
 # - **Quality** is that of models of two layers. Text and facts were trained for a minute. At thousands of tokens multi-head
-#   and grouped-query attention have two seeds. A needle of one token is the easy kind, because no layer has to join a name with its number, and 20 needles
-#   among thousands of blanks are a thin haystack.
+#   and grouped-query attention have two seeds. A needle of one token is the easy kind, because no layer has to join a name
+#   with its number, and 20 needles among thousands of blanks are a thin haystack.
 
 # %%
 print(f"this notebook took {time.monotonic() - began:.0f} seconds")

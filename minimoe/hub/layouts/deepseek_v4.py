@@ -220,8 +220,8 @@ def read_config(settings: Settings, dtype: str) -> ModelConfig:
     shared, moe = common.sizes(settings, dtype), experts_config(settings, dtype)
     hashed = dataclasses.replace(moe, select="hash", hash_vocab_size=shared["vocab_size"])
     routing = {"moe": moe, "hash_moe": hashed}
-    kinds = {name: attention_kind(settings, name) for name in dict.fromkeys(settings.get("layer_types"))}
     types, ffns = settings.get("layer_types"), settings.get("mlp_layer_types")
+    kinds = {name: attention_kind(settings, name) for name in dict.fromkeys(types)}
     if len(types) != len(ffns):
         settings.refuse(f"layer_types of {len(types)} layers and mlp_layer_types of {len(ffns)}", "equally many are")
     pairs = zip(types, ffns, strict=True)
@@ -232,8 +232,7 @@ def read_config(settings: Settings, dtype: str) -> ModelConfig:
         eps=settings.get("hc_eps"),
         norm_eps=settings.get("rms_norm_eps"),
     )
-    attention = kinds[settings.get("layer_types")[0]]
-    return ModelConfig(attention=attention, moe=moe, first_layers=layers, residual=streams, **shared)
+    return ModelConfig(attention=kinds[types[0]], moe=moe, first_layers=layers, residual=streams, **shared)
 
 
 def prediction_layer(name: str, settings: Settings) -> bool:

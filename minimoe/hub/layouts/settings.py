@@ -82,9 +82,8 @@ class Settings:
           A dictionary that holds at least ``rope_type`` and ``rope_theta``.
 
         Raises:
-          UserError: if both are there, or no ``rope_theta`` is: families have different ones where it is left out.
+          UserError: if no ``rope_theta`` is there: families have different ones where it is left out.
         """
-        self.one_rope()
         found = self.get("rope_parameters", None)
         if found is None:
             found = self.get("rope_scaling", None) or {}
