@@ -19,6 +19,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jupytext
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"FAIL  no notebook and no master in {options.folder}; masters are source/NN_name.py")
         return 1
     if options.check:
-        return check_all(lessons, execute_too=not options.no_execute, timeout=options.timeout)
+        return check_all(lessons, execute_too=not options.no_execute, timeout=options.timeout, jobs=options.jobs)
     return build_all(lessons, timeout=options.timeout, prose_only=options.prose_only)
 
 
@@ -97,10 +98,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="take the text from the master and the outputs from the notebook; refused if any code changed",
     )
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for each whole notebook (default: 600)")
+    parser.add_argument("--jobs", type=int, default=1, help="with --check: notebooks that run at once (default: 1)")
     parser.add_argument("--folder", type=Path, default=HERE, help="of the notebooks (default: the one of this file)")
     options = parser.parse_args(arguments)
     if options.no_execute and not options.check:
         parser.error("--no-execute goes with --check; a notebook without outputs is not worth building")
+    if options.jobs < 1 or (options.jobs > 1 and not options.check):
+        parser.error(
+            f"--jobs {options.jobs} goes with --check, from 1 on; notebooks that are built have clocks of their own"
+        )
     if options.prose_only and options.check:
         parser.error("--prose-only writes and --check writes nothing; choose one of them")
     return options
@@ -260,20 +266,24 @@ def to_bytes(notebook: NotebookNode) -> bytes:
 # ---- checking
 
 
-def check_all(lessons: Sequence[Lesson], *, execute_too: bool, timeout: float) -> int:
+def check_all(lessons: Sequence[Lesson], *, execute_too: bool, timeout: float, jobs: int) -> int:
     """Checks every lesson, whatever the ones before came to; prints a line for each and then each problem."""
-    failures = 0
-    for lesson in lessons:
+
+    def check(lesson: Lesson) -> tuple[list[str], float]:
         start = time.perf_counter()
         problems = list(compare(lesson))
         if execute_too and lesson.master.exists():
             problems += run_fast(lesson, timeout)
-        failures += bool(problems)
-        size = f"{lesson.notebook.stat().st_size / 1000:.0f} kB" if lesson.notebook.exists() else "no notebook"
-        word = "FAIL" if problems else "ok  "
-        print(f"{word}  {lesson.name}  {time.perf_counter() - start:.1f} s  {size}", flush=True)
-        for problem in problems:
-            print(textwrap.indent(problem, "      "), flush=True)
+        return problems, time.perf_counter() - start
+
+    failures = 0
+    with ThreadPoolExecutor(jobs) as pool:  # threads wait; the work is in the kernels, which are processes
+        for lesson, (problems, seconds) in zip(lessons, pool.map(check, lessons), strict=True):
+            failures += bool(problems)
+            size = f"{lesson.notebook.stat().st_size / 1000:.0f} kB" if lesson.notebook.exists() else "no notebook"
+            print(f"{'FAIL' if problems else 'ok  '}  {lesson.name}  {seconds:.1f} s  {size}", flush=True)
+            for problem in problems:
+                print(textwrap.indent(problem, "      "), flush=True)
     print(f"{len(lessons)} notebooks checked, {failures} with problems")
     return 1 if failures else 0
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import importlib.util
 import math
 import os
 import shutil
@@ -99,6 +100,7 @@ LONG_FILES = (
     "test_v4_parts.py",
     "test_distill_on_policy.py",
 )
+INTEROP = os.environ.get("MINIMOE_REQUIRE_INTEROP") == "1"  # run what is marked live, too
 COMPILED_AT_ONCE = 2000  # a program in memory costs 0.25 to 1 MB
 MEMORY_OF_A_WORKER = 1.3e9  # bytes below which dropping programs is not worth making some of them again
 compiled = 0
@@ -121,7 +123,18 @@ def count_compiled(event: str, duration: float, **details: object) -> None:
 jax.monitoring.register_event_duration_secs_listener(count_compiled)
 
 
+def pytest_configure() -> None:
+    """A gate that asks for PyTorch and Transformers must not pass without them."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if INTEROP and missing:
+        raise pytest.UsageError(f"MINIMOE_REQUIRE_INTEROP=1, and {' and '.join(missing)} cannot be imported")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        live = item.get_closest_marker("live")
+        if live and not INTEROP and not live.kwargs.get("everywhere"):
+            item.add_marker(pytest.mark.skip("set MINIMOE_REQUIRE_INTEROP=1 and install minimoe[interop]"))
     place = {name: i for i, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 

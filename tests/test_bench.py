@@ -38,6 +38,7 @@ def check_envelope(report: dict, benchmark: str) -> None:
     assert report["settings"]["rounds"] == 2
 
 
+@pytest.mark.live(everywhere=True)
 def test_moe(bench):
     """Both memory situations; the same loads in each, which are those that were asked for."""
     loads = ["--load", "0", "--load", "0.5", "--load", "all"]
@@ -233,6 +234,7 @@ def test_device(monkeypatch, tiny_config):
     assert programs["losses"][-1] < programs["losses"][0]
 
 
+@pytest.mark.live(everywhere=True)
 def test_tables(bench):
     """Without --json a table, and the reason if Transformers was left out."""
     result = bench("moe", "--shape", "8,4,12,3,1", "--load", "0", "--memory", "kept")
@@ -374,12 +376,12 @@ def odd_config():
     )
 
 
+@pytest.mark.live
 @pytest.mark.parametrize("tied", [False, True])
 def test_mixtral_computes_the_same_logits(odd_config, tied):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("transformers")
     import jax
     import jax.numpy as jnp
+    import torch
     from flax import nnx
 
     from minimoe import MoETransformer
@@ -399,9 +401,8 @@ def test_mixtral_computes_the_same_logits(odd_config, tied):
     np.testing.assert_allclose(np.asarray(ours), theirs, atol=1e-4)
 
 
+@pytest.mark.live
 def test_training_and_decoding_agree_with_mixtral(odd_config, bench, monkeypatch):
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
     from minimoe.config import PRESETS
 
     monkeypatch.setitem(PRESETS, "odd", odd_config)
@@ -431,9 +432,8 @@ def odd_v4():
     return V4_22M.replace(**shape, first_layers=(LayerConfig(sparse, hashed),), pattern=())
 
 
+@pytest.mark.live
 def test_training_and_decoding_agree_with_deepseek_v4(odd_v4, bench, monkeypatch):
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
     from minimoe.config import PRESETS
 
     monkeypatch.setitem(PRESETS, "odd", odd_v4)

@@ -43,11 +43,13 @@ BOXES = {
     "It does the most with the least": "most-with-least",
 }
 # Asked by a lesson, not by the press: the ledger has no row for it. The numbers come from a record, in the cell.
-ASKED_BY_US = ('"The other parts of DeepSeek-V4 make a better model."',)
+ASKED_BY_US = (
+    '"The other parts of DeepSeek-V4 make a better model."',
+    "The program, too, engages only a fraction of the capacity per step.",
+)
 PARTS = {
     ("00_tour", "active"): "holds",
     ("00_tour", "tflops"): "holds when capacity is what the task lacks",
-    ("02_routing", "active"): "holds when the dispatch really skips the other experts and the batch is large",
 }
 
 

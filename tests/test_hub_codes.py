@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -37,7 +36,6 @@ from minimoe.model.paths import named_leaves
 from minimoe.quant import dequantize_model, quantize_model
 
 FIXTURES = Path(__file__).parent / "fixtures" / "transformers"
-REQUIRED = os.environ.get("MINIMOE_REQUIRE_INTEROP") == "1"
 RNG = np.random.default_rng(7)
 
 
@@ -495,7 +493,7 @@ def test_a_model_of_unknown_origin_has_no_licence_made_up(tmp_path):
     assert "language" not in head
 
 
-@pytest.mark.skipif(not REQUIRED, reason="the gate sets MINIMOE_REQUIRE_INTEROP=1 and has minimoe[interop]")
+@pytest.mark.live
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "dtype"), [("nano", "fp8"), ("small", "fp8"), ("v4-nano", "fp8"), ("v4-nano", "fp4")])
 def test_transformers_turns_our_codes_into_the_same_weights(name, dtype, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -18,7 +17,6 @@ from minimoe.model.paths import named_leaves
 from minimoe.moe import routing
 from minimoe.moe.selectors import SELECTORS, Choice
 
-REQUIRED = os.environ.get("MINIMOE_REQUIRE_INTEROP") == "1"
 LENGTH = 256
 SMALL, LARGE = 0.1, 1.0  # differences of logits, whose spread is 3.4
 
@@ -72,7 +70,7 @@ def test_rounding_the_weights_is_small_until_it_changes_a_choice(ours, tokens, w
     assert np.abs(rounded(jnp.asarray(tokens))[0] - logits).max() < SMALL
 
 
-@pytest.mark.skipif(not REQUIRED, reason="the gate sets MINIMOE_REQUIRE_INTEROP=1 and has minimoe[interop]")
+@pytest.mark.live
 @pytest.mark.filterwarnings("ignore")
 def test_transformers_differs_by_its_choices_alone(folder, tokens, wanted, monkeypatch):
     import torch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 
 import numpy as np
@@ -52,7 +51,7 @@ def test_the_committed_model_computes_what_transformers_did():
     assert [layer.moe.select for layer in model.config.layers] == ["hash", "topk", "topk"]
 
 
-@pytest.mark.skipif(not os.environ.get("MINIMOE_REQUIRE_INTEROP"), reason="compiles much; CI runs it, with fresh seeds")
+@pytest.mark.live
 @pytest.mark.parametrize("model", range(3))
 def test_fresh_models_of_transformers_compute_the_same_here(model, tmp_path):
     seed = int(np.random.SeedSequence().generate_state(1)[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import sys
@@ -18,8 +17,6 @@ from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from transformers_models import FAMILIES, FOLDER, NEW_TOKENS, write_model
-
-REQUIRED = os.environ.get("MINIMOE_REQUIRE_INTEROP") == "1"
 
 
 def check_parity(folder: Path, family: str, expected: dict[str, np.ndarray]) -> float:
@@ -63,7 +60,7 @@ def test_a_committed_folder_computes_what_transformers_computed(family):
     check_parity(FOLDER / family, family, load_file(FOLDER / family / "expected.safetensors"))
 
 
-@pytest.mark.skipif(not REQUIRED, reason="the gate sets MINIMOE_REQUIRE_INTEROP=1 and has minimoe[interop]")
+@pytest.mark.live
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_fresh_model_of_transformers_computes_the_same(family, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -25,7 +24,6 @@ from minimoe.moe import sparse_layers
 from minimoe.quant import dequantize_model
 
 FIXTURES = Path(__file__).parent / "fixtures" / "transformers"
-REQUIRED = os.environ.get("MINIMOE_REQUIRE_INTEROP") == "1"
 
 
 def tensors_of(folder: Path) -> dict[str, np.ndarray]:
@@ -278,7 +276,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments, said, tmp_path, cap
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["taken", "thesis.txt"]
 
 
-@pytest.mark.skipif(not REQUIRED, reason="the gate sets MINIMOE_REQUIRE_INTEROP=1 and has minimoe[interop]")
+@pytest.mark.live
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["nano", "small", "student", "teacher", "v4-nano"])
 def test_transformers_loads_what_we_write_and_says_the_same(name, tmp_path):
@@ -286,9 +284,7 @@ def test_transformers_loads_what_we_write_and_says_the_same(name, tmp_path):
     import transformers
 
     model, tokenizer, _ = load_pretrained(name)
-    model = dequantize_model(
-        model
-    )  # what is written; the recipe of v4-nano rounds activations too, which no file can hold
+    model = dequantize_model(model)  # what is written: no file can hold that a recipe rounds activations too
     out = save(model, tmp_path / "out", tokenizer, format="huggingface")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     read = transformers.AutoTokenizer.from_pretrained(out)

@@ -181,6 +181,30 @@ def test_check_executes_fast(lessons: Path):
     assert "AssertionError: ran fast" in result.stdout
 
 
+def test_two_notebooks_at_once_are_told_in_order(lessons: Path):
+    """The second waits for a file of the first's; the first waits until the second has begun."""
+    meet = """
+# %%
+import pathlib, time
+pathlib.Path("{mine}").touch()
+for _ in range(600):
+    if pathlib.Path("{other}").exists():
+        break
+    time.sleep(0.1)
+else:
+    raise TimeoutError("alone")
+"""
+    for name, mine, other in (("00_good", "a", "b"), ("01_bad", "b", "a")):
+        ends = "" if mine == "a" else "\n# %%\n1 / 0\n"
+        write_master(lessons, name, GOOD + meet.format(mine=mine, other=other) + ends)
+    result = run(lessons, "--check", "--jobs", "2")
+    assert result.returncode == 1
+    assert "TimeoutError" not in result.stdout
+    assert result.stdout.index("00_good") < result.stdout.index("01_bad") < result.stdout.index("ZeroDivisionError")
+    for arguments in (("--jobs", "2"), ("--check", "--jobs", "0")):
+        assert run(lessons, *arguments).returncode == 2
+
+
 @pytest.mark.parametrize("arguments", [("--check", "--no-execute"), ("--check",), ()])
 def test_no_notebook_at_all_fails(tmp_path: Path, arguments: tuple[str, ...]):
     result = run(tmp_path, *arguments)

@@ -6,6 +6,7 @@ from minimoe.claims.row import NO_QUALITY, Row
 
 MODEL = "deepseek-v4-flash"
 CUTS = {"A800": "A100", "H800": "H100", "H20": "H100"}
+TRAINED_IN = {"A100": "bf16", "A800": "bf16", "H100": "fp8", "H800": "fp8"}  # the least bits that a chip multiplies
 BATCH, CONTEXT = 256, 4096
 SERVED = 64  # chips that share the experts
 OLD, SEQUENCES, CONTEXTS = "deepseek-v3.2", 64, (4096, 131072, 1048576)
@@ -23,10 +24,11 @@ def restricted() -> Row:
         for name in {*CUTS, *CUTS.values()}
     }
     slower = {cut: steps[cut].seconds / steps[full].seconds for cut, full in CUTS.items()}
-    v3 = published_model("deepseek-v4-pro")
-    hides = {name: communication_bound(v3, chip(name), "fp8") for name in ("H100", "H800")}
+    pro = published_model("deepseek-v4-pro")
+    hides = {name: communication_bound(pro, chip(name), kind) for name, kind in TRAINED_IN.items()}
+    offered = hides["H800"]["experts"]
     same = max(slower["A800"], slower["H800"]) < 1.05
-    cannot_hide = hides["H800"]["chip"] > hides["H800"]["experts"] >= hides["H100"]["chip"]
+    only_h800 = [name for name, found in hides.items() if found["chip"] > offered] == ["H800"]
     words = ", ".join(
         f"{cut} {times:.2f} times the step of {CUTS[cut]} ({steps[cut].bound_by})" for cut, times in slower.items()
     )
@@ -41,15 +43,15 @@ def restricted() -> Row:
             for cut, shares in kept.items()
         )
         + f". Decoding {BATCH} sequences of V4-Flash on {SERVED} chips: {words}. FLOPs a link byte: "
-        f"V4-Pro's experts offer {hides['H800']['experts']:,.0f}, an H100 asks {hides['H100']['chip']:,.0f}, "
-        f"an H800 {hides['H800']['chip']:,.0f}: at data-sheet peaks the H800 cannot hide its sending behind computing",
+        f"V4-Pro's experts offer {offered:,.0f}; to hide its sending behind computing, at data-sheet peaks, "
+        + ", ".join(f"an {name} needs {found['chip']:,.0f} ({TRAINED_IN[name]})" for name, found in hides.items()),
         text=NO_QUALITY,
         reasoning=NO_QUALITY,
         knowledge=NO_QUALITY,
         other=NOT_RUN,
-        verdict="holds when decoding waits for memory, which A800 and H800 kept; "
-        "what waits for links, as training with experts on many chips does, is slower"
-        if same and cannot_hide
+        verdict="holds when decoding waits for memory, which A800 and H800 kept; in training an A800 can still hide its "
+        "slower link behind computing, an H800 in FP8 cannot, unless less is sent"
+        if same and only_h800
         else "does not show here",
         not_established="Any measured time on these chips. "
         "A roofline has no kernels, no scheduler and no network that others use.",

@@ -170,4 +170,4 @@ class HyperCollapse(nnx.Module):
         scale = jnp.repeat(self.scale[...], self.config.streams)
         raw = _generate(stream, self.kernel[...], scale, self.base[...], self.config.norm_eps)
         weights = jax.nn.sigmoid(raw) + self.config.eps
-        return jnp.einsum("...n,...nd->...d", weights, stream.astype(jnp.float32)).astype(stream.dtype)
+        return _weighted(weights[..., None], stream.astype(jnp.float32))[..., 0, :].astype(stream.dtype)

@@ -357,7 +357,8 @@ compare("recorded: entries recalled, bias minus no balancing, in points", float(
 # See in Figure 6: a marker is a pair of runs with one seed, the bar is their mean, and ± is the standard deviation
 # between the pairs. On facts (more is better) the bias is right of the dashed line with all three seeds. The sequence-wise
 # loss is left of it with all three. On text (lower is better) all four methods are slightly worse on average than no
-# balancing. The gaps there are about as large as the differences between seeds.
+# balancing. The gaps there are about as large as the differences between seeds. The bias with a small sequence-wise loss, the
+# pair that DeepSeek-V3 and V4 use, is worse on text in all three pairs, by less on average than its pairs lie apart: not shown.
 #
 # Three pairs have the same sign by chance once in four times, so "all pairs agree" is weak evidence.
 #
@@ -565,10 +566,12 @@ on_text = differences["text: bits per byte"].get("loss-free", [])
 costly = differences["facts: recalled, points"].get("sequence", [])
 bias_is_free = min(on_facts, default=-1) > 0 and not (judged(on_text) == "all pairs agree" and np.mean(on_text) > 0)
 no_cost = bias_is_free and judged(costly) == "all pairs agree" and max(costly) < 0
+idle_at_end = {name: idle[-late:].mean() for name, idle in panels["experts without a token"].items()}
 verdict(
     "Balanced routing keeps every expert in work at no loss of quality.",
     "With balancing no expert is idle, and the model is as good as without balancing, or better.",
-    f"Small book, one pair: {100 * (recalled['bias'] - recalled['no balancing']):+.1f} points. "
+    f"Small book, one pair: {idle_at_end['no balancing']:.1f} of 16 experts without a token at the end, with the bias "
+    f"{idle_at_end['bias']:.1f}; {100 * (recalled['bias'] - recalled['no balancing']):+.1f} points. "
     + sentence("facts: recalled, points", "Large book, points recalled", 1) + " "
     + sentence("text: bits per byte", "Bits per byte of text (lower is better)", 3),
     "holds when the bias does the balancing: no cost shows on facts or text. The sequence-wise loss recalls fewer facts"
@@ -671,7 +674,7 @@ for name, even_value in at_balance.items():
 #
 # Two more losses travel with these. The **importance** loss (Shazeer et al. 2017, arXiv 1701.06538, equations 6 and 7)
 # evens out the sum of combine weights. The **z-loss** (ST-MoE, arXiv 2202.08906, equation 5) keeps logits small and has no
-# opinion on balance. Four tokens, of which three go to expert 0 with small weights:
+# opinion on balance. (It is higher for *collapsed* below because those logits are larger, not because of the load.) Four tokens, of which three go to expert 0 with small weights:
 
 # %%
 few = jnp.array([[0], [0], [0], [1]], jnp.int32)

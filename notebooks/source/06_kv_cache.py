@@ -22,7 +22,7 @@
 # | --- | --- |
 # | **You should know** | lesson 00, or: what attention, a query, a key and a value are |
 # | **You will be able to** | say what a cache holds and weigh it; fold a matrix into the query so that keys are never formed; pool tokens into entries without showing the future; name what stays when the context is short; take "9.5 times" apart into its terms |
-# | **Time to study** | 45 minutes |
+# | **Time to study** | 45 minutes; the three exercises take 15 to 20 minutes each |
 # | **Time to run** | about a minute on two free CPU cores, longer on busy ones |
 
 # %%
@@ -138,8 +138,9 @@ print(f"the same scores; the long way forms {formed.size} numbers of keys, the s
 print(f"and it keeps {rank} numbers a token in place of {2 * heads * width}")
 
 # %% [markdown]
-# The values are treated likewise: their matrix moves behind the average. One thing does not fit. A rotary position turns a
-# key by its own place, and that turn stands between $q$ and $W_k$. So a small part of the key, shared by all heads, is kept
+# The values are treated likewise: their matrix moves behind the average. One thing does not fit. A *rotary position* (RoPE, arXiv
+# 2104.09864) says where a token stands by turning its key, pair of numbers by pair, by angles that grow with its place. That turn
+# stands between $q$ and $W_k$. So a small part of the key, shared by all heads, is kept
 # apart and turned. V3 keeps 512 + 64 numbers.
 #
 # ## Keep fewer things than tokens
@@ -342,7 +343,8 @@ display(Markdown("\n".join(lines)))
 #
 # ## The published models
 #
-# The same formula, with the published sizes. V4 stores an entry of 512 numbers in 584 bytes: 448 in FP8, the 64 that carry the
+# The same formula, with the published sizes. V3.2 stores 656 bytes a token and layer (512 numbers of the latent in FP8, 4 scales
+# in float32, 64 numbers that carry the position in bfloat16) and 132 for its indexer (128 numbers in FP8, a scale), in 61 layers. V4 stores an entry of 512 numbers in 584 bytes: 448 in FP8, the 64 that carry the
 # position in bfloat16, 7 scales, and one byte of padding. A key of the indexer is 64 bytes of FP4 and 4 scales.
 
 # %%
@@ -530,9 +532,18 @@ plots.recall_by_distance({kind: seeds for kind, seeds in far.items() if seeds}, 
 #
 # ## What the other parts bought
 #
-# V4 changed more than the cache. A second record has `nano`, 300 steps, with one part of V4 at a time. The runs of a seed
-# see the same batches, so each part is compared with its baseline seed by seed. The attention *sink*, a learnt score that lets
-# a head look at nothing, has a baseline of its own: windows of 32 tokens without it.
+# V4 changed more than the cache. A second record has `nano`, 300 steps, with one part of V4 at a time:
+#
+# - *Muon* (arXiv 2502.16982), an optimizer that makes the update of a matrix nearly orthogonal, in place of AdamW;
+# - a *hash-routed* first layer: a frozen table of token ids chooses the experts (lesson 02);
+# - *hyper-connections*: four residual streams in place of one, which each layer reads, writes and mixes by learnt weights;
+# - a *two-token head*, which also learns the token after the next (multi-token prediction);
+# - *sqrt-softplus scores* as affinities of the router (lesson 02);
+# - a *clamp* at 10 on what an expert multiplies, against spikes;
+# - the attention *sink*: a learnt score that lets a head look at nothing.
+#
+# The runs of a seed see the same batches, so each part is compared with its baseline seed by seed. The sink has a baseline of its
+# own: windows of 32 tokens without it.
 
 # %%
 runs = minimoe.experiments.read_record("v4-parts")["runs"]

@@ -21,7 +21,7 @@
 # | --- | --- |
 # | **You should know** | lesson 00; lesson 04 helps (what int8 and FP8 are) |
 # | **You will be able to** | read a tensor out of a safetensors file; say why a pickle is a program and a header is not; undo the FP8 blocks of published weights, and write such files; run a model in Transformers, in ONNX Runtime and in a browser; tell "lowered for a chip" from "run on a chip" |
-# | **Time to study** | 45 minutes |
+# | **Time to study** | 45 minutes; the three exercises take 15 to 20 minutes each |
 # | **Time to run** | about five minutes on two CPU cores |
 
 # %%
