@@ -157,6 +157,37 @@ def test_the_turned_share_of_a_head_is_read_in_both_places(tmp_path):
     assert from_transformers(folder).config.attention.rope_dim == 2 * wanted
 
 
+@pytest.mark.parametrize("folder", [FOLDER / "mixtral", FOLDER.parent / "deepseek_v4"], ids=lambda folder: folder.name)
+def test_tied_in_config_and_stored_apart(folder, tmp_path):
+    """As Transformers decides: a head of its own counts, an equal one is the embedding, a lone one is the embedding too."""
+    from minimoe.hub import from_transformers
+    from minimoe.model.paths import named_leaves
+
+    tensors = {name: value for path in folder.glob("model*.safetensors") for name, value in load_file(path).items()}
+    head = next(name for name in ("lm_head.weight", "head.weight") if name in tensors)
+    embed = next(name for name in ("model.embed_tokens.weight", "embed.weight") if name in tensors)
+    shutil.copy(folder / "config.json", tmp_path)
+    changed(tmp_path, tie_word_embeddings=True)
+
+    def loaded(some):
+        save_file(some, tmp_path / "model.safetensors")
+        model = from_transformers(tmp_path)
+        leaves = named_leaves(model)
+        assert model.config.tie_embeddings == ("head.kernel" not in leaves)
+        return np.asarray(leaves["embed.embedding"][...]), leaves.get("head.kernel")
+
+    found, kernel = loaded(tensors)
+    np.testing.assert_array_equal(found, tensors[embed])
+    np.testing.assert_array_equal(kernel[...], tensors[head].T)
+    equal = tensors | {head: tensors[embed]}
+    for some in (equal, {n: v for n, v in equal.items() if n != head}, {n: v for n, v in equal.items() if n != embed}):
+        found, kernel = loaded(some)
+        assert kernel is None
+        np.testing.assert_array_equal(found, tensors[embed])
+    save_file(tensors | {head: tensors[head][:-1]}, tmp_path / "model.safetensors")
+    refused(tmp_path, head)
+
+
 def test_an_index_that_is_not_of_these_files_is_refused(tmp_path):
     folder = copied("mixtral", tmp_path)
     path = folder / "model.safetensors.index.json"

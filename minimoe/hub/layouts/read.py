@@ -22,7 +22,7 @@ from minimoe.hub.layouts.coded_read import CodedShards
 from minimoe.hub.layouts.codes import Coding
 from minimoe.hub.layouts.families import LAYOUTS
 from minimoe.hub.layouts.kept_codes import with_codes
-from minimoe.hub.layouts.layout import Layout, Row
+from minimoe.hub.layouts.layout import Layout, Row, same
 from minimoe.hub.layouts.settings import CONFIG_FILE, COPY, Settings
 from minimoe.hub.layouts.shards import INDEX, Shards
 from minimoe.hub.layouts.source import check_file, records_of
@@ -71,9 +71,9 @@ def from_transformers(
     check_file(folder, INDEX, records)
     with Shards(folder, records) if coding is None else CodedShards(folder, coding, records) as shards:
         _check_size(config, shards)
+        config, rows, left = _tied(layout, config, shards)
         graphdef, state = abstract_model(config)
-        rows = layout.rows(config)
-        _check(named_leaves(state), rows, shards, lambda name: layout.ignored(name, settings))
+        _check(named_leaves(state), rows, shards, lambda name: name == left or layout.ignored(name, settings))
         shards.check_index()
 
         def read(name: str, leaf: Any) -> Any:
@@ -149,6 +149,30 @@ def read_config(folder: Path, dtype: str) -> tuple[Layout, Settings, ModelConfig
     except Exception as error:  # a text where a number must be, a number without end, ...
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{settings.source} is broken ({reason[:200]}); {COPY}") from error
+
+
+def _tied(layout: Layout, config: ModelConfig, shards: Shards) -> tuple[ModelConfig, dict[str, Row], str | None]:
+    """What ``tie_word_embeddings: true`` comes to with the tensors that are there, as Transformers decides it.
+
+    Embedding and head stored, and equal: tied, and the head is left out. Stored, and different: not tied, whatever
+    config.json says. The head alone: it is the embedding too.
+
+    Returns:
+      The config, the rows of its model, and the name of a tensor that is left out.
+    """
+    rows = layout.rows(config)
+    if not config.tie_embeddings:
+        return config, rows, None
+    apart = config.replace(tie_embeddings=False)
+    kernel, (embed,) = layout.rows(apart)["head.kernel"], rows["embed.embedding"].names
+    head = next((name for name in kernel.names + kernel.files if name in shards.shapes), None)
+    if head is None:
+        return config, rows, None
+    if embed not in shards.shapes:
+        return config, rows | {"embed.embedding": same(head)}, None
+    if shards.shapes[embed] == shards.shapes[head] and np.array_equal(shards.read(embed), shards.read(head)):
+        return config, rows, head
+    return apart, layout.rows(apart), None
 
 
 def _check_size(config: ModelConfig, shards: Shards) -> None:
