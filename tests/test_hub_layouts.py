@@ -188,6 +188,17 @@ def test_tied_in_config_and_stored_apart(folder, tmp_path):
     refused(tmp_path, head)
 
 
+def test_a_single_file_goes_before_an_index(tmp_path):
+    """As in Transformers, which looks for model.safetensors first."""
+    from minimoe.hub import from_transformers
+
+    folder = copied("mixtral", tmp_path)
+    tensors = {name: value for path in folder.glob("model-*") for name, value in load_file(path).items()}
+    name = "model.norm.weight"
+    save_file(tensors | {name: tensors[name] + 1}, folder / "model.safetensors")
+    np.testing.assert_array_equal(from_transformers(folder).norm.scale[...], tensors[name] + 1)
+
+
 def test_an_index_that_is_not_of_these_files_is_refused(tmp_path):
     folder = copied("mixtral", tmp_path)
     path = folder / "model.safetensors.index.json"
@@ -216,6 +227,13 @@ def test_broken_files_are_one_line_each(tmp_path):
     refused(folder, "unexpected model.layers.0.extra.weight")
     save_file(tensors | {name: tensors[name][:-1]}, shard)
     refused(folder, f"wrong {name} is")
+    save_file(tensors | {name: tensors[name].astype(np.int64)}, shard)
+    refused(folder, f"{name} holds whole numbers")
+    index = folder / "model.safetensors.index.json"
+    whole = index.read_text()
+    index.write_text("[]")
+    refused(folder, "^[^;]*index.json is broken [^;]*; copy the whole folder again$")
+    index.write_text(whole)
     refused(tmp_path / "none", "does not exist")
     (folder / "config.json").write_text("{")
     refused(folder, "config.json is broken")

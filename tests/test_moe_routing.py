@@ -177,6 +177,13 @@ def test_masked_groups_lose_to_negative_scores():
     np.testing.assert_array_equal(select_group_limited(probs, bias, 2, num_groups=2, top_k_groups=1), [[0, 1]])
 
 
+def test_experts_banned_by_a_bias_of_minus_infinity():
+    """A group of which one expert is banned goes before one of which both are; so no banned expert is chosen."""
+    probs, bias = jnp.full((3, 8), 0.5), jnp.zeros(8).at[jnp.array([0, 1, 2, 5])].set(-jnp.inf)
+    found = np.asarray(select_group_limited(probs, bias, 3, num_groups=4, top_k_groups=2))
+    np.testing.assert_array_equal(found, [[3, 6, 7]] * 3)
+
+
 def test_ties_between_groups_go_to_the_lower():
     found = select_group_limited(jnp.full((1, 6), 0.5), jnp.zeros(6), 2, num_groups=3, top_k_groups=2)
     np.testing.assert_array_equal(found, [[0, 1]])

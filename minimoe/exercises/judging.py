@@ -23,6 +23,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+from minimoe import checks
 from minimoe.errors import UserError
 from minimoe.exercises.calls import Step
 from minimoe.exercises.grade import verdict
@@ -137,7 +138,9 @@ class Judges:
                     stream.close()
 
     def _verdict(self, exercise: Exercise, request: dict[str, Any], time_limit: int | float | None) -> Result:
-        limit = exercise.time_limit if time_limit is None else time_limit
+        limit = exercise.time_limit
+        if time_limit is not None:
+            limit = checks.number("time_limit", time_limit, 0, 86_400, ends="(]", hint="it is in seconds, of a call")
         request = request | {"exercise": exercise.public(), "time_limit": limit}
         return verdict(exercise, lambda steps: self._replies(request, limit, steps))
 

@@ -25,7 +25,7 @@ def check(id: str, answer: Any, *, time_limit: int | float | None = None) -> Res
       A `Result`: ``passed``, ``points``, ``message``, the name of a recognised ``mistake``.
 
     Raises:
-      UserError: for an unknown id.
+      UserError: for an unknown id, or a time limit that is no number above 0.
 
     Example:
       >>> result = check("sparse.params", lambda d, f, e, k, s: (3 * d * f * (e + s), 3 * d * f * (k + s)))

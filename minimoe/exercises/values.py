@@ -102,21 +102,25 @@ def structure(exercise: Exercise, returned: Any, where: str) -> tuple[Any, ...]:
     else:
         many = f" of {len(returned)}" if isinstance(returned, tuple | list) else ""
         kind = type(returned).__name__
-        raise Fault("structure", f"returned a {kind}{many} {where}; it must return the {len(names)} values {wanted}.")
+        raise Fault("structure", f"returned {_a(kind)}{many} {where}; it must return the {len(names)} values {wanted}.")
     for name, value in zip(names, values, strict=True):
         if isinstance(value, tuple | list):
             kind, length = type(value).__name__, len(value)
             raise Fault(
                 "structure",
-                f"{name} is a {kind} of {length} {where}; return one array (jnp.stack or jnp.asarray make it).",
+                f"{name} is {_a(kind)} of {length} {where}; return one array (jnp.stack or jnp.asarray make it).",
             )
         if not hasattr(value, "dtype") and not isinstance(value, int | float):
-            raise Fault("structure", f"{name} is a {type(value).__name__} {where}; it must be an array or a number.")
+            raise Fault("structure", f"{name} is {_a(type(value).__name__)} {where}; it must be an array or a number.")
         if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
             raise Fault(
                 "structure", f"{name} is a masked array with numbers hidden {where}; return them all, unmasked."
             )
     return values
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
 
 
 def check_shape(name: str, value: Any, right: np.ndarray, where: str) -> None:

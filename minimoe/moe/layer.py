@@ -206,7 +206,7 @@ def _by_token(name: str, value: Any, lead: tuple[Size, ...]) -> Array | None:
     if tuple(value.shape) not in (lead, (count,)):
         raise UserError(
             f"MoELayer: {name} has shape {list(value.shape)}, but x has {list(lead)} tokens; give one entry a token, of "
-            f"shape {list(lead)} or [{count}]"
+            f"shape {list(lead)}{'' if len(lead) == 1 else f' or [{count}]'}"
         )
     if name == "where":
         return as_mask(value, value.shape, "MoELayer").reshape(count)

@@ -56,7 +56,8 @@ def select_group_limited(
     """Top-k within the best groups: experts ``g*E/G .. (g+1)*E/G - 1`` form group g, one machine's worth of experts.
 
     A group's score is the sum of its two best ``affinity + bias`` (of its only one, if it has one). The experts of
-    other groups are masked with -inf, not with 0: biased scores may be negative, and a 0 would then win.
+    other groups are masked with -inf, not with 0: biased scores may be negative, and a 0 would then win. A bias of -inf bans
+    an expert; a group of which one expert is allowed then still goes before a group of which none is.
 
     Args:
       num_groups: G, a divisor of E.
@@ -73,6 +74,7 @@ def select_group_limited(
     scores = _scores(probs, bias)
     grouped = scores.reshape(scores.shape[0], num_groups, scores.shape[1] // num_groups)  # [T, G, E/G]
     best, _ = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))
+    best = jnp.maximum(best, jnp.finfo(best.dtype).min / 4)  # sums of two stay finite, so they can be compared
     _, groups = jax.lax.top_k(best.sum(axis=-1), top_k_groups)  # [T, kept]
     kept = one_hot_experts(groups, num_groups).any(axis=1)  # [T, G]
     masked = jnp.where(kept[:, :, None], grouped, -jnp.inf).reshape(scores.shape)

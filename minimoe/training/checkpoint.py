@@ -7,11 +7,13 @@ import logging
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from minimoe.config import ModelConfig
@@ -23,6 +25,7 @@ from minimoe.model.paths import filled_state, misfits, named_leaves
 from minimoe.training.failed_save import reported_once
 from minimoe.training.run_folder import STEPS_FOLDER, RunConfig, check_path, read_run_config, run_tokenizer
 
+SUMS = "crc32"  # part of a checkpoint: a checksum of each array of the other parts, in the order of their names
 KEEP = 2  # checkpoints on disk: the last, and one before it
 Shapes = Mapping[str, tuple[int, ...]]  # of arrays, by name
 
@@ -73,6 +76,7 @@ class CheckpointFolder:
         if step in self.steps():  # an interrupted run may stop twice at one step
             return
         tree = {"model": _pure(model), "optimizer": _pure(optimizer)}
+        tree[SUMS] = {part: _sums(arrays) for part, arrays in tree.items()}
         with writing(self.path), reported_once():
             try:
                 if not self._saved:  # what a killed run left takes the room of a checkpoint
@@ -159,9 +163,10 @@ class CheckpointFolder:
         folder = self.path / str(step)
         with _readable(folder):
             saved = self._open(create=False).restore(step, args=self._ocp.args.StandardRestore())
-        _fill(model, saved["model"], folder)
-        if optimizer is not None:
-            _fill(optimizer, saved["optimizer"], folder)
+        for part, node in (("model", model), ("optimizer", optimizer)):
+            if node is not None:
+                _check_sums(part, saved, folder)
+                _fill(node, saved[part], folder)
 
     def close(self) -> None:
         """Releases Orbax's resources."""
@@ -180,6 +185,29 @@ def _pure(node: Any) -> dict[str, Any]:
     arrays = {name: variable[...] for name, variable in named_leaves(node, "/").items()}
     # Among several processes Orbax takes a JAX array for a part of one, but a NumPy array for a whole one.
     return arrays if jax.process_count() == 1 else jax.device_get(arrays)
+
+
+def _sums(arrays: Mapping[str, Any]) -> np.ndarray:
+    """CRC-32 of the bytes of each array, in the order of names. TensorStore notices some damage to its files, not all."""
+    bytes_of = (np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8) for name in sorted(arrays))
+    return np.array([zlib.crc32(one) for one in bytes_of], np.uint32)
+
+
+def _check_sums(part: str, saved: Mapping[str, Any], folder: Path) -> None:
+    """Raises:
+    UserError: if an array is not what was saved. Checkpoints from before there were sums pass.
+    """
+    if part not in saved.get(SUMS, {}):
+        return
+    there, wanted = _sums(saved[part]), np.asarray(saved[SUMS][part])
+    if there.shape != wanted.shape or (there != wanted).any():
+        wrong = [name for name, a, b in zip(sorted(saved[part]), there, wanted, strict=False) if a != b]
+        named = f"{part} {wrong[0].replace('/', '.')}" if wrong else part
+        raise UserError(f"checkpoint {folder} is damaged: {named} is not what was saved; {_repair(folder)}")
+
+
+def _repair(folder: Path) -> str:
+    return f"delete the folder {folder} to fall back on an earlier checkpoint, or train again"
 
 
 def _fill(node: Any, saved: Mapping[str, Any], folder: Path) -> None:
@@ -210,8 +238,9 @@ def _readable(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        repair = f"delete the folder {folder} to fall back on an earlier checkpoint, or train again"
-        raise UserError(f"checkpoint {folder} cannot be read ({reason}); {repair}") from error
+        if isinstance(error, AttributeError):  # Orbax found no description of the arrays and went on with None
+            reason = "its description of the arrays, _METADATA or a file beside it, is missing or damaged"
+        raise UserError(f"checkpoint {folder} cannot be read ({reason}); {_repair(folder)}") from error
 
 
 def load_checkpoint(folder: Path | str) -> tuple[MoETransformer, Tokenizer, RunConfig]:

@@ -141,6 +141,8 @@ def read_run_config(folder: Path) -> RunConfig:
     path = folder / CONFIG_FILE
     if not folder.exists():
         raise UserError(f"checkpoint {folder} does not exist; train one with `minimoe train --out {folder}`")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a training folder, a saved folder or a model of the package")
     if not path.is_file():
         raise UserError(f"{folder} is not a training folder (no {CONFIG_FILE}); name one made by `minimoe train`")
     try:

@@ -95,7 +95,10 @@ def _filled(leaf: Any, row: Row, shards: Shards, mark: bool) -> Any:
 
     def tensor(name: str) -> np.ndarray:
         dtypes.add(shards.dtype(name))
-        return shards.read(name)
+        array = shards.read(name)
+        if array.dtype.kind == "i" and jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise UserError(f"{shards.folder}: {name} holds whole numbers ({array.dtype}) in place of floats; {COPY}")
+        return array
 
     new = leaf.replace(jnp.asarray(_read(row, shards, leaf.shape, tensor), leaf.dtype))
     if mark and dtypes == {"bfloat16"} and isinstance(leaf, nnx.Param):

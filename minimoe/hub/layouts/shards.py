@@ -82,9 +82,9 @@ class Shards:
 
 
 def tensor_homes(folder: Path) -> dict[str, str]:
-    """The file of each tensor as the index says; empty without an index."""
+    """The file of each tensor as the index says; empty where no index counts: without one, and beside a single file."""
     index = folder / INDEX
-    if not index.is_file():
+    if not index.is_file() or (folder / SINGLE).is_file():
         return {}
     try:
         return dict(json.loads(read_text(index))["weight_map"])
@@ -93,16 +93,18 @@ def tensor_homes(folder: Path) -> dict[str, str]:
 
 
 def tensor_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, all of them there."""
+    """The safetensors files of a folder, all of them there; a single file goes before an index, as in Transformers."""
     index = folder / INDEX
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
     if not index.is_file():
-        if (folder / SINGLE).is_file():
-            return [folder / SINGLE]
         raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}; save the model as safetensors, or {COPY}")
     try:
         paths = [folder / name for name in sorted(set(tensor_homes(folder).values()))]
         inside = all(path.parent == folder for path in paths)
         missing = [path.name for path in paths if inside and not path.is_file()]
+    except UserError:  # it is a ValueError
+        raise
     except (TypeError, ValueError, OSError) as error:
         raise UserError(f"{index} is broken ({type(error).__name__}: {error}); {COPY}") from error
     if not inside:

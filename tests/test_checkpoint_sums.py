@@ -1,0 +1,82 @@
+"""Damage to a checkpoint of training: whatever byte of a file changes, nothing but what was saved is ever loaded."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from minimoe import MoETransformer, UserError
+from minimoe.model.paths import named_leaves
+from minimoe.training import Recipe, checkpoint
+from minimoe.training.checkpoint import CheckpointFolder
+from minimoe.training.optim import optimizer_for
+
+
+@pytest.fixture
+def trained(tiny_config):
+    """A model and its optimizer, moments and all away from zero."""
+    model = MoETransformer(tiny_config, rngs=nnx.Rngs(1))
+    optimizer = optimizer_for(model, Recipe(steps=4, batch_size=1))
+    for node in (model, optimizer):
+        nnx.update(node, jax.tree.map(lambda a: a + np.ones((), a.dtype), nnx.state(node)))
+    return model, optimizer
+
+
+def arrays(node):
+    return {name: np.asarray(leaf[...]) for name, leaf in named_leaves(node).items()}
+
+
+def test_a_changed_byte_is_refused_or_changes_nothing(trained, tiny_config, tmp_path):
+    model, optimizer = trained
+    folder = CheckpointFolder(tmp_path)
+    folder.save(1, model, optimizer)
+    saved = arrays(model) | {f"optimizer {name}": value for name, value in arrays(optimizer).items()}
+    refusals = []
+    path = max(tmp_path.rglob("d/*"), key=lambda p: p.stat().st_size)
+    whole = path.read_bytes()
+    for part in range(1, 12):
+        place = part * len(whole) // 12
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        other = MoETransformer(tiny_config, rngs=nnx.Rngs(2))
+        its = optimizer_for(other, Recipe(steps=4, batch_size=1))
+        reader = CheckpointFolder(tmp_path)
+        try:
+            reader.restore(1, other, its)
+        except UserError as error:
+            refusals.append(str(error))
+            continue
+        finally:
+            reader.close()
+        found = arrays(other) | {f"optimizer {name}": value for name, value in arrays(its).items()}
+        for name, value in saved.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert refusals
+    assert all(f"delete the folder {tmp_path / 'checkpoints' / '1'}" in said for said in refusals)
+
+
+def test_the_array_that_is_not_what_was_saved_is_named(trained, tiny_config, tmp_path, monkeypatch):
+    """What a file system gives back wrong: the sums are those of other weights."""
+    model, optimizer = trained
+    real = checkpoint._sums
+    wrong = {
+        name: np.asarray(value) + np.float32(name == "norm/scale") for name, value in checkpoint._pure(model).items()
+    }
+    monkeypatch.setattr(checkpoint, "_sums", lambda arrays: real(wrong if "norm/scale" in arrays else arrays))
+    CheckpointFolder(tmp_path).save(1, model, optimizer)
+    monkeypatch.setattr(checkpoint, "_sums", real)
+    with pytest.raises(UserError, match=r"checkpoints/1 is damaged: model norm\.scale is not what was saved; delete"):
+        CheckpointFolder(tmp_path).restore(1, MoETransformer(tiny_config, rngs=nnx.Rngs(2)))
+
+
+def test_a_checkpoint_from_before_there_were_sums_still_loads(trained, tiny_config, tmp_path, monkeypatch):
+    model, optimizer = trained
+    monkeypatch.setattr(checkpoint, "_sums", lambda arrays: np.zeros(1, np.uint32))
+    monkeypatch.setattr(checkpoint, "SUMS", "of another kind")
+    CheckpointFolder(tmp_path).save(1, model, optimizer)
+    monkeypatch.undo()
+    other = MoETransformer(tiny_config, rngs=nnx.Rngs(2))
+    CheckpointFolder(tmp_path).restore(1, other)
+    for name, value in arrays(model).items():
+        np.testing.assert_array_equal(arrays(other)[name], value)
