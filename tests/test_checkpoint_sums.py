@@ -34,24 +34,25 @@ def test_a_changed_byte_is_refused_or_changes_nothing(trained, tiny_config, tmp_
     folder.save(1, model, optimizer)
     saved = arrays(model) | {f"optimizer {name}": value for name, value in arrays(optimizer).items()}
     refusals = []
-    path = max(tmp_path.rglob("d/*"), key=lambda p: p.stat().st_size)
-    whole = path.read_bytes()
-    for part in range(1, 12):
-        place = part * len(whole) // 12
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-        other = MoETransformer(tiny_config, rngs=nnx.Rngs(2))
-        its = optimizer_for(other, Recipe(steps=4, batch_size=1))
-        reader = CheckpointFolder(tmp_path)
-        try:
-            reader.restore(1, other, its)
-        except UserError as error:
-            refusals.append(str(error))
-            continue
-        finally:
-            reader.close()
-        found = arrays(other) | {f"optimizer {name}": value for name, value in arrays(its).items()}
-        for name, value in saved.items():
-            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    for path in tmp_path.rglob("d/*"):
+        whole = path.read_bytes()
+        for part in range(1, 8):
+            place = part * len(whole) // 8
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+            other = MoETransformer(tiny_config, rngs=nnx.Rngs(2))
+            its = optimizer_for(other, Recipe(steps=4, batch_size=1))
+            reader = CheckpointFolder(tmp_path)
+            try:
+                reader.restore(1, other, its)
+            except UserError as error:
+                refusals.append(str(error))
+                continue
+            finally:
+                reader.close()
+            found = arrays(other) | {f"optimizer {name}": value for name, value in arrays(its).items()}
+            for name, value in saved.items():
+                np.testing.assert_array_equal(found[name], value, err_msg=name)
+        path.write_bytes(whole)
     assert refusals
     assert all(f"delete the folder {tmp_path / 'checkpoints' / '1'}" in said for said in refusals)
 
@@ -60,9 +61,8 @@ def test_the_array_that_is_not_what_was_saved_is_named(trained, tiny_config, tmp
     """What a file system gives back wrong: the sums are those of other weights."""
     model, optimizer = trained
     real = checkpoint._sums
-    wrong = {
-        name: np.asarray(value) + np.float32(name == "norm/scale") for name, value in checkpoint._pure(model).items()
-    }
+    wrong = dict(checkpoint._pure(model))
+    wrong["norm/scale"] = wrong["norm/scale"] + np.float32(1)
     monkeypatch.setattr(checkpoint, "_sums", lambda arrays: real(wrong if "norm/scale" in arrays else arrays))
     CheckpointFolder(tmp_path).save(1, model, optimizer)
     monkeypatch.setattr(checkpoint, "_sums", real)
