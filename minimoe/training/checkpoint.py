@@ -31,7 +31,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # of arrays, by name
 
 
 class CheckpointFolder:
-    """The ``checkpoints`` of a run: saved atomically by Orbax, the last `KEEP` kept."""
+    """The ``checkpoints`` of a run: saved atomically by Orbax with a CRC-32 of each array, the last `KEEP` kept."""
 
     def __init__(self, folder: Path):
         import orbax.checkpoint as ocp  # half a second, and only needed once a file is touched
