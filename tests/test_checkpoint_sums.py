@@ -36,7 +36,7 @@ def test_a_changed_byte_is_refused_or_changes_nothing(trained, tiny_config, tmp_
     refusals = []
     for path in tmp_path.rglob("d/*"):
         whole = path.read_bytes()
-        for part in range(1, 8):
+        for part in (1, 4, 6):
             place = part * len(whole) // 8
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
             other = MoETransformer(tiny_config, rngs=nnx.Rngs(2))

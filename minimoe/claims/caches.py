@@ -139,7 +139,7 @@ def cache_quality() -> Row:
         + "; guessing finds 10%",
         verdict=yes if on_text and every > 90 and late else "does not show here",
         not_established="That it holds for models of more than two layers, or for needles of several tokens. Distances of "
-        "thousands were tried with two or three seeds of a kind.",
+        "thousands were tried with three seeds of a kind.",
         command="minimoe experiments run recall",
         numbers={"needles": found, "needles_soon": soon, "text": texts, "facts": facts, "blocks": blocks},
     )

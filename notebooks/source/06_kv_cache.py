@@ -525,10 +525,9 @@ plots.recall_by_distance({kind: seeds for kind, seeds in far.items() if seeds}, 
 # %% [markdown]
 # What to see: the right end. Latent finds the needle at every distance, with each of three seeds. CSA reads 8 entries of 1,023
 # and finds it at every distance in the thousands, with each of three seeds. HCA does so with two of three. Sliding is the
-# control: it stays at one in ten. Multi-head and grouped-query attention fall at 3,072, and by half at 4,096, two tokens
-# farther than any distance in training. A guess at the reason: such distances are rare in training. Another guess: the dip of
-# some kinds in the middle comes from a training that asks few questions from near. Where the printed line says two seeds, read
-# it as two models and no more.
+# control: it stays at one in ten. Multi-head and grouped-query attention fall at 3,072, and to about half at 4,096, two
+# tokens farther than any distance in training; there their seeds lie far apart. A guess at the reason: such distances are rare in training. Another guess: the dip of
+# some kinds in the middle comes from a training that asks few questions from near.
 #
 # ## What the other parts bought
 #
@@ -661,7 +660,7 @@ plots.verdict(
     "whole block, one seed: " + "; ".join(f"{b} {bits[p] - bits[b]:+.3f}" for b, p in pairs_of_blocks.items()) + ".",
     says="holds when it is asked of text; for needles too, after a longer training: entries that stand for several tokens "
     "learn later to find them than caches that keep something of every token, and do not find all at every distance",
-    would_change="Three seeds at thousands of tokens for every kind; needles that several layers must put together.",
+    would_change="Needles that several layers must put together, and models of more than two layers.",
 )
 
 # %%
@@ -702,8 +701,7 @@ plots.verdict(
 #
 # - **The published models are computed.** The sizes come from their configuration files. Nobody here has run them.
 # - **The clock** is one CPU and one layer of width 128. On an accelerator the reading of the cache dominates much earlier.
-# - **Quality** is that of models of two layers. Text and facts were trained for a minute. At thousands of tokens multi-head
-#   and grouped-query attention have two seeds. A needle of one token is the easy kind, because no layer has to join a name
+# - **Quality** is that of models of two layers. Text and facts were trained for a minute. A needle of one token is the easy kind, because no layer has to join a name
 #   with its number, and 20 needles among thousands of blanks are a thin haystack.
 
 # %%
