@@ -526,8 +526,8 @@ plots.recall_by_distance({kind: seeds for kind, seeds in far.items() if seeds}, 
 # What to see: the right end. Latent finds the needle at every distance, with each of three seeds. CSA reads 8 entries of 1,023
 # and finds it at every distance in the thousands, with each of three seeds. HCA does so with two of three. Sliding is the
 # control: it stays at one in ten. Multi-head and grouped-query attention fall at 3,072, and to about half at 4,096, two
-# tokens farther than any distance in training; there their seeds lie far apart. A guess at the reason: such distances are rare in training. Another guess: the dip of
-# some kinds in the middle comes from a training that asks few questions from near.
+# tokens farther than any distance in training; there their seeds lie far apart. A guess at the reason: such distances are rare in
+# training. Another guess: the dip of some kinds in the middle comes from a training that asks few questions from near.
 #
 # ## What the other parts bought
 #
@@ -701,8 +701,8 @@ plots.verdict(
 #
 # - **The published models are computed.** The sizes come from their configuration files. Nobody here has run them.
 # - **The clock** is one CPU and one layer of width 128. On an accelerator the reading of the cache dominates much earlier.
-# - **Quality** is that of models of two layers. Text and facts were trained for a minute. A needle of one token is the easy kind, because no layer has to join a name
-#   with its number, and 20 needles among thousands of blanks are a thin haystack.
+# - **Quality** is that of models of two layers. Text and facts were trained for a minute. A needle of one token is the
+#   easy kind, because no layer has to join a name with its number, and 20 needles among thousands of blanks are a thin haystack.
 
 # %%
 print(f"this notebook took {time.monotonic() - began:.0f} seconds")

@@ -194,14 +194,14 @@ better = {title: {True: "higher", False: "lower", None: ""}[FIELDS[field][1]] fo
 values = {title: [rung.values[field] for rung in rungs] for field, title in titles.items()}
 plots.rungs(values, [rung.name for rung in rungs], better, "Figure 1: each rung, divided by the first rung that has a number")
 blocks = read_record("v4-nano")["runs"]
-bits = {name: blocks[name]["full"]["bits_per_byte"] for name in ("nano", "v4-nano")}
+bits = {name: blocks[name]["quick"]["bits_per_byte"] for name in ("nano", "v4-nano")}
 print(f"bits per byte: sparse {by_name['sparse'].values['bits_per_byte']:.3f}, the same trained with Muon {bits['nano']:.3f}, "
       f"DeepSeek-V4's block trained with Muon {bits['v4-nano']:.3f}")
 
 # %% [markdown]
 # What to see: no rung is better in everything. Sparse has the FLOPs of dense and twice the parameters: it saves FLOPs only
 # against a dense model of its own size. It holds more facts and writes *slower* on this processor. Quantized weighs a fifth of
-# sparse and forgets. Distilled solves problems and is worse at text. The small cache is best at text, but two thirds of that gain is its
+# sparse and forgets. Distilled solves problems and is worse at text. The small cache is best at text, but most of that gain is its
 # optimizer, as the line above says (one seed; lesson 06), and it is the slowest to read. **"The most with the least" has no single ranking**, only models that
 # nothing else beats.
 #
