@@ -201,9 +201,9 @@ print(f"bits per byte: sparse {by_name['sparse'].values['bits_per_byte']:.3f}, t
 # %% [markdown]
 # What to see: no rung is better in everything. Sparse has the FLOPs of dense and twice the parameters: it saves FLOPs only
 # against a dense model of its own size. It holds more facts and writes *slower* on this processor. Quantized weighs a fifth of
-# sparse and forgets. Distilled solves problems and is worse at text. The small cache is best at text, but most of that gain is its
-# optimizer, as the line above says (one seed; lesson 06), and it is the slowest to read. **"The most with the least" has no single ranking**, only models that
-# nothing else beats.
+# sparse and forgets. Distilled solves problems and is worse at text. The small cache is best at text, but most of that gain is
+# its optimizer, as the line above says (one seed; lesson 06), and it is the slowest to read. **"The most with the least" has no
+# single ranking**, only models that nothing else beats.
 #
 # ### Exercise: the models that nothing beats
 
