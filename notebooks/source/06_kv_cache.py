@@ -526,8 +526,9 @@ plots.recall_by_distance({kind: seeds for kind, seeds in far.items() if seeds}, 
 # What to see: the right end. Latent finds the needle at every distance, with each of three seeds. CSA reads 8 entries of 1,023
 # and finds it at every distance in the thousands, with each of three seeds. HCA does so with two of three. Sliding is the
 # control: it stays at one in ten. Multi-head and grouped-query attention fall at 3,072, and to about half at 4,096, two
-# tokens farther than any distance in training; there their seeds lie far apart. A guess at the reason: such distances are rare in
-# training. Another guess: the dip of some kinds in the middle comes from a training that asks few questions from near.
+# tokens farther than any distance in training; there the seeds of grouped-query attention lie far apart. A guess at the
+# reason: such distances are rare in training. Another guess: the dip of some kinds in the middle comes from a training that
+# asks few questions from near.
 #
 # ## What the other parts bought
 #
