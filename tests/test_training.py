@@ -483,7 +483,7 @@ def test_missing_foreign_and_empty_folders(tmp_path):
     (tmp_path / "holiday.txt").write_text("photos")
     with pytest.raises(UserError, match=r"is not a training folder \(no config.json\)"):
         load_checkpoint(tmp_path)
-    with pytest.raises(UserError, match="is not a training folder"):
+    with pytest.raises(UserError, match=r"holiday\.txt is a file; name a training folder"):
         load_checkpoint(tmp_path / "holiday.txt")
     with pytest.raises(UserError, match="holds something that is not a training run; name a folder"):
         prepare_folder(tmp_path)
