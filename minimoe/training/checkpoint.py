@@ -190,7 +190,7 @@ def _pure(node: Any) -> dict[str, Any]:
 def _sums(arrays: Mapping[str, Any]) -> np.ndarray:
     """CRC-32 of the bytes of each array, in the order of names. TensorStore notices some damage to its files, not all."""
     bytes_of = (np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8) for name in sorted(arrays))
-    return np.array([zlib.crc32(one) for one in bytes_of], np.uint32)
+    return np.array([zlib.crc32(one.data) for one in bytes_of], np.uint32)
 
 
 def _check_sums(part: str, saved: Mapping[str, Any], folder: Path) -> None:
