@@ -118,9 +118,8 @@ def test_flops_of_the_head_for_multi_token_prediction_are_those_of_the_traced_ma
     if streams > 1:
         # Equations 1 and 2 are sums and no matmuls: into each of two branches, from stream to stream, and back; at last one
         # stream is made of all.
-        found += (
-            length * 2 * 2 * (streams + streams**2 + streams) * config.d_model + length * 2 * streams * config.d_model
-        )
+        sums = 2 * (streams + streams**2 + streams) + streams
+        found += length * 2 * sums * config.d_model
     assert found == pytest.approx(mtp_flops_per_token(config, length) * length + masked, rel=1e-12)
     assert mtp_flops_per_token(config.replace(mtp=None)) == 0
 
