@@ -92,7 +92,24 @@ def environment() -> dict[str, Any]:
         "device": str(jax.devices()[0].device_kind),  # of an accelerator its name, or cpu
         "memory": process.memory_in_words(),  # it serves all contestants
         "compilation_cache": bool(jax.config.values["jax_compilation_cache_dir"]),  # then a first step may not compile
+        "python_additions_per_second": python_speed(),
     }
+
+
+def python_speed(additions: int = 200_000) -> int:
+    """Additions a second of a plain loop, the best of five.
+
+    PyTorch is driven from Python one operation at a time, a compiled step is not: a ratio between the two depends on
+    this number as well as on the matmuls, and machines differ in it by 3 and more.
+    """
+
+    def seconds() -> float:
+        start, total = time.perf_counter(), 0
+        for value in range(additions):
+            total += value
+        return time.perf_counter() - start
+
+    return round(additions / min(seconds() for _ in range(5)))
 
 
 def _version(name: str) -> str | None:

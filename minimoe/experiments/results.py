@@ -24,6 +24,9 @@ HEAD = """# Results
 Every number below is read from a file in `minimoe/records/` by `minimoe experiments results`. A table has one row for each
 way and one column for each seed. An effect is shown when it is larger than the spread of its seeds. Tables of losses count
 down: bits per byte and times are better when smaller. `minimoe experiments run NAME` repeats an experiment."""
+SPEED = """Ratios are medians over rounds in which the contestants take turns on two cores; another machine has other ones.
+PyTorch is driven from Python one operation at a time and a compiled step is not, so a ratio to Transformers also grows where
+Python is slow: below such a table stands how fast it was."""
 # A score of a run: what the table is called, how it is found, how it is written, and whether a difference is relative.
 SCORES: tuple[tuple[str, Callable[[Mapping[str, Any]], float], str], ...] = (
     (
@@ -64,7 +67,7 @@ def results_page() -> str:
         if (RECORDS / f"{name}.json").is_file():
             parts += [_title(name), *_measurement(read_record(name))]
     parts += ["## Which trained models come with the package?", _shipped()]
-    parts += ["## Speed", "Ratios are medians over rounds in which the contestants take turns on two cores."]
+    parts += ["## Speed", SPEED]
     for path in sorted(RECORDS.glob("bench-*.json")):
         parts += _benchmark(path.stem, json.loads(path.read_text(encoding="utf-8")))
     if (RECORDS / "predicted-times.json").is_file():
@@ -211,6 +214,8 @@ def _benchmark(name: str, record: Mapping[str, Any]) -> list[str]:
             numbers = [_written(one.get(key)) for key in (*clocks, *ratios)]
             rows.append((contestant, *numbers))
         parts.append(table(("contestant", *(key.replace("_", " ") for key in (*clocks, *ratios))), rows))
+    if python := record["environment"].get("python_additions_per_second"):
+        parts.append(f"Python added {python / 1e6:.1f} million times a second here.")
     return parts
 
 
