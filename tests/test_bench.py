@@ -35,6 +35,7 @@ def check_envelope(report: dict, benchmark: str) -> None:
     assert set(report) == {"benchmark", "environment", "settings", "reports"}
     assert report["benchmark"] == benchmark
     assert {"jax", "torch", "transformers", "cpu_count"} <= set(report["environment"])
+    assert 1e5 < report["environment"]["python_additions_per_second"] < 1e10
     assert report["settings"]["rounds"] == 2
 
 

@@ -7,6 +7,7 @@ ratio is the median over rounds of (time of A / time of B in the same round): wh
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform
 import statistics
@@ -96,6 +97,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache  # a run measures it once: its file and what it prints agree
 def python_speed(additions: int = 200_000) -> int:
     """Additions a second of a plain loop, the best of five.
 
