@@ -120,6 +120,9 @@ def test_a_cache_serves_the_next_student_and_a_run_resumes(capsys, tmp_path):
     resumed = run_json(capsys, *arguments, "--resume")
     assert (resumed["loss"], resumed["bits_per_byte"]) == (first["loss"], first["bits_per_byte"])
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.safetensors")} == stamps
+    named = ("--teacher", "austen=teacher", "--student", "tiny", "--out", "named", *arguments[6:])
+    assert run_json(capsys, *named)["loss"] == first["loss"], "the teacher of the only domain is the teacher of all"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.safetensors")} == stamps
     assert app.run(["distill", *arguments[:-1], "0.5", "--resume"]) == 2
     assert "method recipe.alpha=0.5" in capsys.readouterr().err
     assert app.run(["train", "--config", "tiny", "--out", "new", "--resume"]) == 2, "plain training is another run"

@@ -17,9 +17,9 @@ from minimoe.errors import UserError
 
 if TYPE_CHECKING:
     from minimoe.data import Document, Tokenizer, TrainingData
-    from minimoe.distill import DistillRecipe
+    from minimoe.distill import Distillation, DistillRecipe
     from minimoe.model import MoETransformer
-    from minimoe.training import RunConfig
+    from minimoe.training import RunConfig, TrainResult
 
 MOST_PROMPTS = 20_000  # beyond that they are answered again
 
@@ -76,53 +76,103 @@ def distill(
 
     Example: minimoe distill --teacher small --teacher reasoning=teacher --student nano --tasks 0.5 --out runs/both
     """
-    from minimoe.cli.copies import tell_copies
     from minimoe.data import choose_documents
     from minimoe.data.tasks import DOMAIN
     from minimoe.distill import Distillation, DistillRecipe, task_prompts
-    from minimoe.distill.teacher_text import check_teacher_of
-    from minimoe.model import model_fingerprint
-    from minimoe.progress import check_resume, draw_curve, grade, train_with_bar
-    from minimoe.training.mixing import mixed_data
-    from minimoe.training.new_run import describe_run
-    from minimoe.training.run_folder import TEXTS_FOLDER
+    from minimoe.progress import grade
 
     recipe = DistillRecipe(loss, temperature, alpha, top_k, on_policy)
     check_cache(cache, top_k, teacher)
     check_share(tasks)
     check_sampled(sampled, tasks)
     teachers = load_teachers(teacher)
-    tokenizer = teachers.tokenizer
     changes = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     changes |= {"checkpoint_every": checkpoint_every, "eval_every": eval_every}
     run, initial = choose_student(student, changes, teachers, dense=dense, trained=trained)
     graded = bool(tasks or on_policy)
     check_fit(teachers, run, recipe, cache, graded=graded)
-    documents = choose_documents(text) if tasks < 1 else []
-    domains = {one.domain for one in documents if one.split == "train"} | ({DOMAIN} if graded else set())
-    teachers.check(domains)
+    reading = Reading(text, choose_documents(text) if tasks < 1 else [], tasks, sampled)
+    teachers.check(reading.domains | ({DOMAIN} if graded else set()))
     prompts = task_prompts(min(run.recipe.steps * run.recipe.batch_size, MOST_PROMPTS), seed=seed) if on_policy else []
-    described = Distillation(recipe, teachers.by_domain(), prompts).to_dict() | {"cached": cache is not None}
-    about = what_is_read(text, documents, tasks, sampled)
-    run = dataclasses.replace(run, data=about, method=described)
-    if sampled:
+    method = Distillation(recipe, teachers.by_domain(), prompts)
+    run = dataclasses.replace(run, data=reading.about(), method=method.to_dict() | {"cached": cache is not None})
+    result = learn(student, run, initial, teachers, method, reading, cache, out=out, resume=resume)
+    answers = grade(result.model, teachers.tokenizer) if graded and not result.interrupted else None
+    return report(out, run, result, json, answers, {"teacher": ", ".join(teacher), "student": student})
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a student reads.
+
+    Attributes:
+      text: the folder or file that was named; None for the package's texts.
+      documents: its texts; none where it reads problems alone.
+      tasks: share of reasoning problems among its tokens, 0 to 1.
+      sampled: problems that the teacher solves first; with 0 the problems come with the package's own steps.
+    """
+
+    text: Path | None
+    documents: list[Document]
+    tasks: float
+    sampled: int
+
+    @property
+    def domains(self) -> set[str]:
+        """Those of the training text."""
+        return {one.domain for one in self.documents if one.split == "train"}
+
+    def about(self) -> dict[str, Any]:
+        """The text and the problems of a run, as its config keeps them."""
+        from minimoe.data import describe_data
+
+        named = {"name": "reasoning problems"}
+        about: dict[str, Any] = dict(describe_data(self.text, self.documents) if self.documents else named)
+        return about | {"tasks": self.tasks} | ({"sampled": self.sampled} if self.sampled else {})
+
+
+def learn(
+    student: str,
+    run: RunConfig,
+    initial: MoETransformer | None,
+    teachers: Teachers,
+    method: Distillation,
+    reading: Reading,
+    cache: Path | None,
+    *,
+    out: Path,
+    resume: bool,
+) -> TrainResult:
+    """Trains the student in ``out``: what its teacher has to write or to cache comes first, and is kept."""
+    from minimoe.cli.copies import tell_copies
+    from minimoe.data.tasks import DOMAIN
+    from minimoe.distill.teacher_text import check_teacher_of
+    from minimoe.model import model_fingerprint
+    from minimoe.progress import check_resume, draw_curve, train_with_bar
+    from minimoe.training.mixing import mixed_data
+    from minimoe.training.new_run import describe_run
+    from minimoe.training.run_folder import TEXTS_FOLDER
+
+    tokenizer = teachers.tokenizer
+    if reading.sampled:
         check_teacher_of(out / TEXTS_FOLDER, model_fingerprint(teachers.of(DOMAIN)))
     first = check_resume(out, run, resume, method=True)
-    problems = solved_right(out, teachers.of(DOMAIN), tokenizer, sampled, seed) if sampled else None
-    data, validation = mixed_data(documents, tokenizer, run, tasks, problems=problems)
-    start(
-        f"teacher: {teachers.description}; student {student}: {describe_run(run)}; {data.num_tokens:,} training tokens"
-    )
-    tell_copies(text, documents)
-    guide: Any = teachers.by_domain()
-    guide = guide if cache is None else fill_cache(cache, run, recipe, guide, data, tokenizer)
-    method = Distillation(recipe, guide, prompts)
+    problems = None
+    if reading.sampled:
+        problems = solved_right(out, teachers.of(DOMAIN), tokenizer, reading.sampled, run.recipe.seed)
+    data, validation = mixed_data(reading.documents, tokenizer, run, reading.tasks, problems=problems)
+    read = f"{data.num_tokens:,} training tokens"
+    start(f"teacher: {teachers.description}; student {student}: {describe_run(run)}; {read}")
+    tell_copies(reading.text, reading.documents)
+    if cache is not None:
+        (teacher,) = teachers  # `check_cache` refuses several
+        guide = fill_cache(cache, run, method.recipe, teacher, data, tokenizer)
+        method = dataclasses.replace(method, teacher=guide)
     result = train_with_bar(
         "distill", run, data, validation, tokenizer, first=first, out=out, resume=resume, model=initial, method=method
     )
     draw_curve(out, result)
-    answers = grade(result.model, tokenizer) if graded and not result.interrupted else None
-    return report(out, run, result, json, answers, {"teacher": ", ".join(teacher), "student": student})
+    return result
 
 
 def check_sampled(sampled: int, tasks: float) -> None:
@@ -133,14 +183,6 @@ def check_sampled(sampled: int, tasks: float) -> None:
         raise UserError(
             f"--sampled {sampled} goes with --tasks, their share of the tokens; try --tasks 0.9 --sampled 5000"
         )
-
-
-def what_is_read(text: Path | None, documents: list[Document], tasks: float, sampled: int) -> dict[str, Any]:
-    """The text and the problems of a run, as its config keeps them."""
-    from minimoe.data import describe_data
-
-    about: dict[str, Any] = dict(describe_data(text, documents)) if documents else {"name": "reasoning problems"}
-    return about | {"tasks": tasks} | ({"sampled": sampled} if sampled else {})
 
 
 def check_cache(cache: Path | None, top_k: int | None, teachers: list[str]) -> None:
