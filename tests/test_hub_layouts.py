@@ -186,6 +186,9 @@ def test_tied_in_config_and_stored_apart(folder, tmp_path):
         np.testing.assert_array_equal(found, tensors[embed])
     save_file(tensors | {head: tensors[head][:-1]}, tmp_path / "model.safetensors")
     refused(tmp_path, head)
+    changed(tmp_path, tie_word_embeddings=False)
+    save_file({name: value for name, value in tensors.items() if name != head}, tmp_path / "model.safetensors")
+    refused(tmp_path, r"has no .*head\.weight, .* does not say tie_word_embeddings: true; write that")
 
 
 def test_a_single_file_goes_before_an_index(tmp_path):

@@ -162,20 +162,26 @@ def _tied(layout: Layout, config: ModelConfig, shards: Shards) -> tuple[ModelCon
 
     Returns:
       The config, the rows of its model, and the name of a tensor that is left out.
+
+    Raises:
+      UserError: if there is no head, and the embedding is not said to be one.
     """
-    rows = layout.rows(config)
-    if not config.tie_embeddings:
-        return config, rows, None
     apart = config.replace(tie_embeddings=False)
-    kernel, (embed,) = layout.rows(apart)["head.kernel"], rows["embed.embedding"].names
+    rows, rows_apart = layout.rows(config), layout.rows(apart)
+    kernel, (embed,) = rows_apart["head.kernel"], rows_apart["embed.embedding"].names
     head = next((name for name in kernel.names + kernel.files if name in shards.shapes), None)
-    if head is None:
+    if head is None and not config.tie_embeddings:
+        raise UserError(
+            f"{shards.folder} has no {kernel.names[0]}, and its config.json does not say tie_word_embeddings: true; "
+            f"write that where the embedding is the head too, else {COPY}"
+        )
+    if head is None or not config.tie_embeddings:
         return config, rows, None
     if embed not in shards.shapes:
         return config, rows | {"embed.embedding": same(head)}, None
     if shards.shapes[embed] == shards.shapes[head] and np.array_equal(shards.read(embed), shards.read(head)):
         return config, rows, head
-    return apart, layout.rows(apart), None
+    return apart, rows_apart, None
 
 
 def _check_size(config: ModelConfig, shards: Shards) -> None:
