@@ -49,7 +49,6 @@ ASKED_BY_US = (
 )
 PARTS = {
     ("00_tour", "active"): "holds",
-    ("00_tour", "tflops"): "holds when capacity is what the task lacks",
 }
 
 
@@ -134,12 +133,18 @@ def test_the_readme_says_what_the_ledger_says(rows):
     block = rows["cache-quality"].numbers["blocks"]["v4-small"]
     tflops, sizes = rows["tflops"].numbers, rows["open-weights"].numbers["file_bytes"]
     said = {
-        "idle experts hold what a dense model cannot": min(tflops["facts"]) > 0,
+        "with idle experts recall more, from as much training and in as much time": min(
+            *tflops["facts"], *tflops["facts_in_time"]
+        )
+        > 0,
         "On text of this size the same experts win nothing at equal training time": all(
             statistics.mean(values) <= 0 for name, values in tflops["text"].items() if "time" in name
         ),
         "12 MB in int8": round(sizes["small"] / 1e6) == 12,
-        "is as good on text, and its cache is 18 times smaller": abs(block["bits"]) < 0.01
+        "is about as good on text (one run of each), and its cache is 18 times smaller at 256 tokens": abs(
+            block["bits"]
+        )
+        < 0.01
         and round(block["smaller"]) == 18,
     }
     assert [sentence for sentence in said if sentence not in readme] == [], (

@@ -77,10 +77,12 @@ def rivals() -> Row:
 def black_box() -> Row:
     """Claim 12, second half: distilled from the answers of an interface."""
     answers = mean(by_seed("reasoning", "direct", answered))
-    worked, sampled = (mean(by_seed("reasoning", way, solved)) for way in ("forward-kl", "sampled-right"))
+    ways = ("forward-kl", "sampled-right", "sampled")
+    worked, sampled, unchecked = (mean(by_seed("reasoning", way, solved)) for way in ways)
     teacher = solved(read_record("teacher")["runs"]["teacher"])
     way = {
         "text alone": (sampled - answers) / (teacher - answers),
+        "unchecked": (unchecked - answers) / (teacher - answers),
         "logits too": (worked - answers) / (teacher - answers),
     }
     prose_alone = mean(by_seed("distillation", "alone", text))
@@ -96,10 +98,11 @@ def black_box() -> Row:
         text=f"bits per byte gained by reading what the teacher wrote: {of_text:+.3f}; "
         f"by its logits on real text: {of_logits:+.3f}",
         reasoning=f"from answers alone to the teacher: {way['text alone']:.0%} of the way with the teacher's written "
-        f"steps, {way['logits too']:.0%} with true steps and its logits",
+        f"steps where the answers are checked, {way['unchecked']:.0%} where they are not, {way['logits too']:.0%} with true "
+        "steps and its logits",
         knowledge=f"facts, read as the teacher writes them against the book itself, points: {all_signed(facts, 0)}",
         other="the teacher's weights were never given to a student",
-        verdict="holds when the skill is written out in the text, as steps are"
+        verdict="holds when the skill is written out in the text, as steps are, and right answers can be told from wrong ones"
         if way["text alone"] > 0.5 and of_text < of_logits
         else "does not show here",
         not_established="Who copied what from whom. It shows what text alone can carry between two small models of ours.",

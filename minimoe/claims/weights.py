@@ -26,7 +26,8 @@ def open_weights() -> Row:
         other=f"{sum(sizes.values()) / 1e6:.0f} MB of safetensors. "
         "Written in the layout of Transformers and read back, every number is the same; "
         "Transformers, ONNX Runtime and llama.cpp give the same logits up to rounding (the tests compare them)",
-        verdict="holds for the numbers: they are files that any program can read; data and recipe of V4 are not open",
+        verdict="holds for the numbers of our files, which other programs read; those of V4 were not tried, and its data "
+        "and recipe are not open",
         not_established="That a published V4 loads here, or that weights without data and recipe can be made again.",
         command="minimoe export small --out small-hf; pytest tests/test_hub_write.py",
         numbers={"file_bytes": sizes, "bits_per_byte": bits},

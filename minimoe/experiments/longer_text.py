@@ -2,8 +2,8 @@
 
 Five times the tokens of `sparse-vs-dense`, three seeds, with 8 and with 32 experts. Every run is scored along the way, so
 the record shows where the gap opens. ``dense`` computes as much a token. ``dense-as-long-as-N`` trains for as long as
-``experts-N`` takes, by the ratio of `step-times`. ``dense-total`` has as many parameters as ``experts-8`` and uses them
-all. Compare runs of one seed.
+``experts-N`` takes, by the ratio that `step-times` found before these runs. ``dense-total`` has as many parameters as
+``experts-8`` and uses them all. Compare runs of one seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEEDS = (0, 1, 2)
 def runs(done: Mapping[str, Any]) -> list[Run]:
     """Four models, equal tokens; then ``dense`` for as long as each sparse model takes. Seed by seed."""
     models = contestants()
-    ratio = read_record("step-times")["ratio"]
+    ratio = read_record("step-times")["given"]
     found = []
     for seed in SEEDS:
         changes = {"steps": STEPS, "seed": seed, "eval_every": 200}

@@ -1,7 +1,8 @@
 """How long does a training step take, next to a dense model that computes as much for each token?
 
 The contestants take turns, step by step, in one process, so that a slow moment of the machine hits all of them. Nothing
-else may run meanwhile. Other experiments take from this record what "equal time" means.
+else may run meanwhile. `longer-text` takes from this record what "equal time" means: the ratio that its runs were given
+stays in the record as ``given`` when the steps are timed again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from minimoe.experiments.workplace import Workplace
 if TYPE_CHECKING:
     from minimoe.config import ModelConfig
 
-ROUNDS, WARM_UP = 24, 4
+ROUNDS, WARM_UP = 44, 4
 
 
 def measure(folder: Path, values: dict[str, Any], save: Callable[[], None]) -> None:
@@ -29,14 +30,16 @@ def measure(folder: Path, values: dict[str, Any], save: Callable[[], None]) -> N
 
     keep_memory()
     seconds = {name: times[WARM_UP:] for name, times in _alternating(contestants(), Workplace(folder)).items()}
+    # of the same round, so that both saw the same machine
+    rounds = {name: [a / b for a, b in zip(times, seconds[BASELINE], strict=True)] for name, times in seconds.items()}
+    quarters = {name: statistics.quantiles(ratios, n=4, method="inclusive") for name, ratios in rounds.items()}
+    ratio = {name: round(middle, 4) for name, (_, middle, _) in quarters.items()}
     values |= {
         "machine": machine(),
         "milliseconds": {name: round(1e3 * statistics.median(times), 2) for name, times in seconds.items()},
-        # of the same round, so that both saw the same machine
-        "ratio": {
-            name: round(statistics.median(a / b for a, b in zip(times, seconds[BASELINE], strict=True)), 4)
-            for name, times in seconds.items()
-        },
+        "given": values.get("given") or values.get("ratio") or ratio,
+        "ratio": ratio,
+        "quartiles": {name: [round(low, 3), round(high, 3)] for name, (low, _, high) in quarters.items()},
     }
     save()
 

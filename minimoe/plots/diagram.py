@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from minimoe.errors import UserError
 from minimoe.plots import style
 
-BOX_HEIGHT = 0.56
+BOX_HEIGHT = 0.68
 WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 
 
@@ -47,22 +48,13 @@ def moe_layer(
     for expert, affinity in enumerate(affinities):
         at, chosen = float(experts - expert), expert in weights
         shade = style.PALETTE[0] if chosen else style.blend(style.FAINT, "white", 0.6)
-        _box(axes, 5.6, at, f"expert {expert}", shade)
-        axes.text(
-            4.75,
-            at + 0.13,
-            f"affinity {affinity:.2f}",
-            ha="right",
-            fontsize=style.SMALL_PT,
-            color=style.INK,
-            bbox=WHITE,
-        )
+        _box(axes, 5.6, at, f"expert {expert}\naffinity {affinity:.2f}", shade)
         look = {"linewidth": 2.2, "color": style.PALETTE[0]} if chosen else {"linestyle": ":", "color": style.QUIET}
         _arrow(axes, (3.45, middle), (4.85, at), **look)
         if chosen:
             _arrow(axes, (6.35, at), (7.8, middle), linewidth=2.2, color=style.PALETTE[0])
             label = f"× {weights[expert]:.2f}"
-            axes.text(6.5, at + 0.13, label, fontsize=style.TICK_PT, fontweight="bold", color=style.INK, bbox=WHITE)
+            _on_arrow(axes, (6.35, at), (7.8, middle), 0.3, label, fontsize=style.TICK_PT, fontweight="bold")
     _box(axes, 5.6, 0.0, "shared expert", style.blend(style.PALETTE[2], "white", 0.4))
     _arrow(axes, (0.8, middle - 0.5), (4.85, 0.0), color=style.PALETTE[2])
     _arrow(axes, (6.35, 0.0), (7.8, middle), color=style.PALETTE[2])
@@ -74,6 +66,15 @@ def _box(axes: Axes, x: float, y: float, text: str, shade: str, height: float = 
     corner = (x - 0.7, y - height / 2)
     axes.add_patch(FancyBboxPatch(corner, 1.4, height, boxstyle="round,pad=0.03", facecolor=shade, edgecolor=style.INK))
     axes.text(x, y, text, ha="center", va="center", fontsize=style.TICK_PT, color=style.ink_on(shade))
+
+
+def _on_arrow(
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], part: float, text: str, **look: object
+) -> None:
+    """A label on its own arrow, after a part of the way: elsewhere it would lie on another one."""
+    x, y = (a + part * (b - a) for a, b in zip(start, end, strict=True))
+    settings: dict[str, Any] = {"ha": "center", "va": "center", "color": style.INK, "bbox": WHITE} | look
+    axes.text(x, y, text, **settings)
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], **look: object) -> None:

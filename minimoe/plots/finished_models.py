@@ -158,7 +158,7 @@ def _write_heights(axes: Axes, at: Float[np.ndarray, " n"], heights: Float[np.nd
                 "rotation": 90,
                 "fontsize": style.SMALL_PT,
                 "color": color,
-                "bbox": {"facecolor": shade, "edgecolor": "none", "pad": 1.0},  # no hatch behind a number
+                "bbox": {"facecolor": shade, "edgecolor": "none", "pad": 2.5},  # no hatch behind a number
             }
             axes.annotate(f"{height:.3f}", (place, 0), xytext=(0, 4), textcoords="offset points", **look)
 

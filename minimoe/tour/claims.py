@@ -50,7 +50,7 @@ def _facts(values: Mapping[str, Any]) -> dict[str, str]:
     numbers = "; ".join(f"{way['name']} {statistics.mean(way['recalled']):.0%}" for way in ways)
     return _row(
         "Idle parameters are worth having, at equal arithmetic a token",
-        "holds when capacity is what is missing" if won else FAILS,
+        "holds when facts must be remembered" if won else FAILS,
         f"facts recalled: {numbers} ({sum(s > d for s, d in zip(most, dense, strict=True))} of {len(dense)} seeds)",
         "this run",
     )

@@ -124,7 +124,7 @@ print(f"soft_loss equals distill.forward_kl: {ours:.4f} over the {int(real.sum()
 from minimoe.data import task_documents, training_data
 
 stored, tokenizer, config = load_pretrained("teacher")
-expert = quant.dequantize_model(stored)  # stored in int8
+teacher = quant.dequantize_model(stored)  # stored in int8
 novice = quant.dequantize_model(load_pretrained("nano")[0])
 pupil = nnx.clone(novice)
 optimizer = nnx.Optimizer(pupil, optax.adam(1e-3), wrt=nnx.Param)
@@ -147,7 +147,7 @@ def distil_step(student, teacher, optimizer, tokens):
 distances = []
 for step in range(4 if FAST else 40):
     batch = problems.batch(step, 0, 8, 128)  # (step, seed, rows, length): new problems in every step
-    distances.append(float(distil_step(pupil, expert, optimizer, jnp.asarray(batch.tokens))))
+    distances.append(float(distil_step(pupil, teacher, optimizer, jnp.asarray(batch.tokens))))
 for step in sorted({0, 3, 9, 19, len(distances) - 1}):
     if step < len(distances):
         print(f"step {step + 1:3}: {distances[step]:.3f} nats from the teacher")
@@ -178,7 +178,7 @@ def log_probs(model, ids):
     return np.asarray(jax.nn.log_softmax(next_logits(model, jnp.asarray(ids)[None])[0]), np.float64)
 
 # %%
-said = {"teacher": log_probs(expert, page), "nano": log_probs(novice, page)}
+said = {"teacher": log_probs(teacher, page), "nano": log_probs(novice, page)}
 entropies = -(np.exp(said["teacher"]) * said["teacher"]).sum(axis=1)
 opens = [tokenizer.decode([token]).startswith(" ") for token in page]  # a space before it: a word begins here
 spots = [i for i in range(40, 94) if opens[i + 1] and opens[i + 2]]  # where the next token is a whole word
@@ -285,7 +285,7 @@ def of(name):
 def table(groups):
     """The runs of these groups as a table."""
     lines = ["| group | run | begins as | reads | loss | tokens | seeds |", "| --- | --- | --- | --- | --- | --- | --- |"]
-    for name, (group, _, _, begins, reads, loss) in RUNS.items():
+    for name, (group, _, _, begins, reads, loss) in sorted(RUNS.items(), key=lambda run: run[1][0]):
         if group in groups:
             size = f"{of(name)[0]['tokens'] / 1e6:.1f}M | {len(of(name))}"
             lines.append(f"| {group} | **{name}** | {begins} | {reads} | {loss} | {size} |")
@@ -313,12 +313,16 @@ def seconds(one):
     return one["tokens"] / training_speed(one)  # without compiling and scoring
 
 
+def shown(gains):
+    """The rule of this course: the mean is larger than the distance from the smallest to the largest difference."""
+    return abs(np.mean(gains)) > np.ptp(gains)
+
+
 def pairs(name, other, measure, unit=1.0):
-    """A run less another of the same seed, in words; also how many seeds have the sign of the mean."""
+    """A run less another of the same seed, in words; also whether the difference is shown."""
     gains = [unit * (measure(a) - measure(b)) for a, b in zip(of(name), of(other), strict=True)]
-    same = sum(np.sign(gain) == np.sign(np.mean(gains)) for gain in gains)
     each = ", ".join(f"{gain:+.3f}" if unit == 1 else f"{gain:+.1f}" for gain in gains)
-    return f"{name} less {other}: {each} (one sign on {same} of {len(gains)} seeds)"
+    return f"{name} less {other}: {each} ({'shown' if shown(gains) else 'open'})"
 
 
 master = read_record("teacher")["runs"]["teacher"]
@@ -442,8 +446,9 @@ for name in group_b:
 def points(name, other):
     """Paired differences of problems solved, in points (hundredths)."""
     gains = [100 * (a - b) for a, b in zip(found[name], found[other], strict=True)]
-    t = np.mean(gains) / (np.std(gains, ddof=1) / np.sqrt(len(gains)))
-    return f"{name} less {other}: {', '.join(f'{gain:+.1f}' for gain in gains)} points; mean {np.mean(gains):+.1f}, t = {t:.1f}"
+    each = ", ".join(f"{gain:+.1f}" for gain in gains)
+    word = "shown" if shown(gains) else "open"
+    return f"{name} less {other}: {each} points; mean {np.mean(gains):+.1f}, spread {np.ptp(gains):.1f}: {word}"
 
 
 for name, other in (("checked steps", "answers"), ("teacher's steps", "answers"), ("checked steps", "teacher's steps"),
@@ -454,16 +459,17 @@ plots.gap_closed(rows, np.mean(found["answers"]), solved(master), "problems solv
                  title="Figure 5: recorded, reasoning; means of three seeds, bars their range")  # fmt: skip
 
 # %% [markdown]
-# *What to see:* every row with written steps is right of "answers"; the bars of those rows overlap one another.
+# *What to see:* every row with written steps is right of "answers"; the bars of those rows overlap one another. The minutes
+# are those of training on two cores; where the teacher writes, its writing on one core is added.
 #
-# `t` is the mean difference divided by its standard error. With three pairs a difference needs t above 4.3 to be called
-# real at the usual 5%.
+# The *spread* is the distance from the smallest to the largest of the paired differences. As everywhere in this course, a
+# difference is *shown* when its mean is larger than that, and *open* otherwise.
 #
 # > **Key observation.** *The steps make the difference.* "Checked steps" against "answers" is a large gain on all three seeds, with
 # > equal tokens, and no logits were needed.
 # >
-# > *The rest is open.* Checked against unchecked steps, true steps against the teacher's, logits against none: none of these
-# > has a difference that three pairs could call real. Logits keep more of the text, on all three seeds.
+# > *The rest is open.* Unchecked steps against answers, checked against unchecked, checked against true, logits against none:
+# > each of these changes more from seed to seed than it gains on the mean. Logits keep more of the text: that is shown.
 #
 # *Further* asks what the teacher's writing cost, and whether it is anything but true steps.
 #
@@ -475,11 +481,11 @@ plots.gap_closed(rows, np.mean(found["answers"]), solved(master), "problems solv
 # %%
 from minimoe.inference import continue_prompts
 
-pupil = quant.dequantize_model(load_pretrained("student")[0])
+student = quant.dequantize_model(load_pretrained("student")[0])
 many = [problem(index, level=level, split="val") for level in (1, 2, 3, 4) for index in range(4 if FAST else 40)]
 starts = [[tokenizer.eot_id, *tokenizer.encode(one.prompt())] for one in many]
 tokens_of, texts, right = {}, {}, {}
-for name, model in {"teacher": expert, "student": pupil, "nano": novice}.items():
+for name, model in {"teacher": teacher, "student": student, "nano": novice}.items():
     tokens_of[name] = continue_prompts(model, starts, 64, stop_token=tokenizer.eot_id, temperature=0)
     plain = [tokenizer.decode([token for token in row if token != tokenizer.eot_id]) for row in tokens_of[name]]
     texts[name] = [one.prompt() + text for one, text in zip(many, plain, strict=True)]
@@ -495,7 +501,7 @@ for place in [level * per_level for level in range(4)]:
 for name, row in right.items():
     print(f"{name:8} solves {sum(row)} of {len(row)} ({np.mean(row):.0%})")
 size = {name: sum(array.size for array in jax.tree.leaves(nnx.state(model, nnx.Param)))
-        for name, model in (("teacher", expert), ("student", pupil))}  # fmt: skip
+        for name, model in (("teacher", teacher), ("student", student))}  # fmt: skip
 print(f"parameters: teacher {size['teacher'] / 1e6:.2f} million, student {size['student'] / 1e6:.2f} million")
 
 # %% [markdown]
@@ -524,15 +530,17 @@ verdict(
 
 # %%
 by_text = share_closed(np.mean(found["checked steps"]), np.mean(found["answers"]), solved(master))
+unchecked = share_closed(np.mean(found["teacher's steps"]), np.mean(found["answers"]), solved(master))
 by_logits = share_closed(np.mean(found["true steps, logits"]), np.mean(found["answers"]), solved(master))
 prose = share_closed(np.mean(bits["teacher's text"]), start, goal)
 verdict(
     claim="A rival's model was made by distillation, from the answers of its interface alone.",
     means="Text is enough, without logits or weights. (Whether anybody did it cannot be tested here.)",
-    measured=f"Reasoning: from text alone a student goes {by_text:.0%} of the way from answers to the teacher, and "
-    f"{by_logits:.0%} with true steps and logits. Prose: the teacher's text closes {prose:.0%} of the gap in bits per byte, and "
+    measured=f"Reasoning: from text alone a student goes {by_text:.0%} of the way from answers to the teacher where somebody "
+    f"checks the answers, {unchecked:.0%} where nobody does, and {by_logits:.0%} with true steps and logits. Prose: the teacher's text closes {prose:.0%} of the gap in bits per byte, and "
     f"logits on real text {closed:.0%}.",
-    says="holds when the skill is written out in the text, as steps are" if (step_gain > 0).all() else "does not show here",
+    says="holds when the skill is written out in the text, as steps are, and right answers can be told from wrong ones"
+    if (step_gain > 0).all() else "does not show here",
     would_change="a skill that the text shows and that a student does not learn from it",
 )
 
@@ -555,9 +563,9 @@ RUNS |= {
     "goes on, logits": ("C", "reasoning", "offline", "checked steps", "as checked steps", KL),
     "on-policy": ("C", "reasoning", "on-policy", "checked steps", "what it writes itself", "reverse KL"),
     "taught, reverse KL": ("D", "distillation-ways", "reverse-kl", "random", "as taught", "0.9 reverse KL + 0.1 CE"),
-    "its text, logits": ("D", "distillation-ways", "text-sampled-logits", "random", "the same", "KL"),
-    "four teachers": ("E", "specialists", "several-from-reasoning", "true steps 1", "text, problems, own answers", "KL"),
-    "no teachers": ("E", "specialists", "onward-from-reasoning", "true steps 1", "text and problems, half each", CE),
+    "its text, logits": ("D", "distillation-ways", "text-sampled-logits", "random", "text and steps by the teacher", "KL"),
+    "four teachers": ("E", "specialists", "several-from-reasoning", "the best of true steps", "text, problems, own answers", "KL"),
+    "no teachers": ("E", "specialists", "onward-from-reasoning", "the best of true steps", "text and problems, half each", CE),
 }
 bits |= {name: [text_bits(one) for one in of(name)] for name in RUNS}
 table("CDE")
@@ -646,11 +654,11 @@ for name in ("on-policy", "goes on, logits"):
     print(points(name, "goes on"))
 
 # %% [markdown]
-# > **Key observation.** The teacher does not help these students. "On-policy" ends below "goes on", which has no
-# > teacher, on all three seeds.
+# > **Key observation.** No gain from the teacher shows in these students. Its logits make them worse than "goes on", which has
+# > no teacher: that is shown. "On-policy" is below "goes on" on all three seeds, and by too little on one of them: open.
 #
-# "Goes on, logits" ends below it too. "On-policy" differs from "goes on" in four things at once: whose text it is, the
-# direction of the KL, the labels, and the share of ordinary text. The record cannot say which of them counts.
+# "On-policy" differs from "goes on" in four things at once: whose text it is, the loss, the labels, and the share of ordinary
+# text. The record cannot say which of them counts.
 #
 # One reason can be looked at. The reverse KL corrects a slip only if the teacher disagrees with it. Take each wrong solution of
 # the student on the screen above. Find the first word at which it leaves the true solution. What does the teacher say there?
@@ -664,7 +672,7 @@ for one, begin, wrote, ok in zip(many, starts, tokens_of["student"], right["stud
         slips.append((len(begin) + first, [*begin, *wrote], truth[first]))
 longest = max(len(row) for _, row, _ in slips)
 padded = jnp.asarray([row + [tokenizer.eot_id] * (longest - len(row)) for _, row, _ in slips])
-by_teacher, by_student = (np.asarray(jax.nn.log_softmax(next_logits(model, padded)), np.float64) for model in (expert, pupil))
+by_teacher, by_student = (np.asarray(jax.nn.log_softmax(next_logits(model, padded)), np.float64) for model in (teacher, student))
 kls = (np.exp(by_student) * (by_student - by_teacher)).sum(axis=-1)
 at = [(row, place - 1, tokens[place], truth) for row, (place, tokens, truth) in enumerate(slips)]  # one place before: the prediction
 agrees = np.mean([by_teacher[row, i, slip] > by_teacher[row, i, truth] for row, i, slip, truth in at])
@@ -677,12 +685,14 @@ for name, want in (("the teacher likes the slip better", True), ("the teacher li
 
 # %% [markdown]
 # > **Key observation.** The teacher is not much better than this student. At a good part of the first slips it prefers the
-# > slip as well, and there the reverse KL is much smaller than at the other slips: it has less to correct. This fits the result of group C. It does not
-# > prove the cause: that would need a teacher that knows better. Papers report gains of on-policy training with such teachers.
+# > slip as well, and there the reverse KL is much smaller than at the other slips: it has less to correct. This fits the result
+# > of group C. It does not prove the cause. The student on the screen learned from this teacher's logits, so that they agree is in
+# > part its training; those of group C learned from text. And a test needs a teacher that knows better: with such ones, papers
+# > report gains of on-policy training.
 # >
 # > **A trap of Mixture-of-Experts models.** A mask can mean "this does not count" or "this is not there". Here the prompt does
 # > not count in the loss. Our first version gave that mask to the model as well. For the model it means padding, so no token
-# > of the prompt got an expert, in student and teacher alike. The loss looked fine.
+# > of the prompt got an teacher, in student and teacher alike. The loss looked fine.
 #
 # ### Exercise 2
 
@@ -769,8 +779,8 @@ plots.gap_closed([row_of(name, bits[name], None) for name in group_d], start, go
 # > problems. Its student gains a little over "alone" on all three seeds: a small part of what logits gain on real text. Steps can be
 # > learnt from text alone. Most of the gain in bits per byte needs logits.
 # >
-# > *Logits on the teacher's own text* are the best row. Why, the record cannot say: the text is easier, the teacher has not read
-# > it before, and there are no labels in that loss.
+# > *Logits on the teacher's own text* gain over "alone": that is shown. They are the best row of the figure, and their lead over
+# > "taught" is open. Three things differ there: the text is easier, the teacher has not read it before, and that loss has no labels.
 
 # %% [markdown]
 # ## A teacher on disk
@@ -802,7 +812,7 @@ text = training_data(documents(), tokenizer)
 few_steps = RunConfig(novice.config, Recipe(steps=2 if FAST else 4, batch_size=8), {}, tokenizer.name)
 way = distill.DistillRecipe(top_k=32, alpha=1.0)
 with tempfile.TemporaryDirectory() as folder:
-    cache = distill.cache_teacher(Path(folder) / "cache", few_steps, way, expert, text, tokenizer)
+    cache = distill.cache_teacher(Path(folder) / "cache", few_steps, way, teacher, text, tokenizer)
     on_disk = sum(path.stat().st_size for path in (Path(folder) / "cache").iterdir())
     some = cache.batch(0)
     from_disk = distill.distill(few_steps, way, cache, text, [], tokenizer)  # the teacher itself is not needed any more
@@ -811,7 +821,7 @@ batch = text.batch(0, 0, 8, config.context_length)
 print(f"{on_disk / (batch.tokens.size * few_steps.recipe.steps):.1f} bytes a token in files")
 
 # %%
-q, p = (next_logits(model, jnp.asarray(batch.tokens)) for model in (novice, expert))
+q, p = (next_logits(model, jnp.asarray(batch.tokens)) for model in (novice, teacher))
 exact_kl = float(distill.forward_kl(q, p).mean())
 stored_words = [jnp.asarray(np.asarray(array)) for array in (some.values, some.ids, some.tail)]
 kept = float(distill.topk_kl(q, *stored_words).mean())
@@ -878,10 +888,11 @@ print(pairs("four teachers", "no teachers", text_bits), "bits per byte")
 print(pairs("four teachers", "no teachers", solved, unit=100), "points of problems solved")
 
 # %% [markdown]
-# > **Key observation.** With four teachers the student is better on text and solves fewer problems than with none, on
-# > all three seeds. So here several teachers win on one side and lose on the other.
+# > **Key observation.** With four teachers the student is better on text and solves fewer problems than with none: both are
+# > shown, at equal steps. So here several teachers win on one side and lose on the other.
 #
-# The two students differ in several things: the loss, the text, the share of own answers. DeepSeek's specialists were
+# At equal *time* nothing is known: the student with teachers took about twice as long, and one without teachers that uses
+# this time is missing. The two students differ in several things: the loss, the text, the share of own answers. DeepSeek's specialists were
 # made by reinforcement learning; that case is not tested here.
 #
 # ## One more exercise, without a check

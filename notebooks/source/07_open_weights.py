@@ -132,7 +132,7 @@ loaded = pickle.loads((work / "weights.bin").read_bytes())
 print("and what was loaded is", loaded)
 
 # %% [markdown]
-# A header of safetensors can only lie. A good loader checks it before it reserves any memory. We save `small` as the library
+# A header of safetensors can only lie. So a loader has to check it, and should do so before it reserves any memory. We save `small` as the library
 # *Transformers* would (more on that below), and tell four lies in the header.
 
 # %%
@@ -184,7 +184,8 @@ check("weights.shards", shards);
 # ## What a format weighs
 #
 # The same model in five formats of ours, on disk. Recipe `mxfp4` packs the experts into four bits and leaves the rest in float32.
-# Recipe `v4` stores experts in FP4, attention and shared expert in FP8, and the rest in bfloat16, as the report says of
+# Recipe `fp8` has the matrices of attention and experts in FP8, as DeepSeek-V3's files, and the embedding in float32, which `int8`
+# rounds too: so its file is the larger one. Recipe `v4` stores experts in FP4, attention and shared expert in FP8, and the rest in bfloat16, as the report says of
 # DeepSeek-V4. The last column counts the words (tokens) of one greedy text that differ from float32. (`small` is shipped in int8.
 # Its float32 form holds the values of those codes, so int8 loses nothing here a second time.)
 
@@ -234,8 +235,8 @@ check("weights.blocks", dequantize);
 # %% [markdown]
 # ## In another program: Transformers
 #
-# *Transformers* is the library that most people load open weights with. It knows families of models by name. Ours is spelled
-# like one of them: `small` has the parts of GLM-4.5. So its tensors get the names of that family, and matrices are transposed,
+# *Transformers* is the library that most people load open weights with. It knows families of models by name. Ours has
+# the structure of one of them: `small` has the parts of GLM-4.5. So its tensors get the names of that family, and matrices are transposed,
 # since PyTorch multiplies from the other side. The table is in `minimoe/hub/layouts/`, and it is read in both directions.
 
 # %%
@@ -289,7 +290,7 @@ if have_transformers:
     wanted = np.asarray(rounded(jnp.asarray(tokens))[0])
     fp8_error = float(np.abs(found - wanted).max() / wanted.std())
     print(f"Transformers, from FP8: logits differ by {fp8_error:.1e} of their spread")
-    print(f"what the rounding to FP8 and bfloat16 itself changes: up to {np.abs(wanted - ours).max() / ours.std():.1e}")
+    print(f"what the rounding to FP8 and bfloat16 itself changes: up to {np.abs(wanted - ours).max() / ours.std():.1e} of it")
 
 # %% [markdown]
 # What to see: Transformers reads the weights that we meant. The last number is much larger. It is what rounding costs, not what
@@ -353,7 +354,7 @@ if have_gguf:
 # as `nano` it is a large part. FP4 is smaller still, though only the experts change. The scales of Q8_0 add a sixteenth to its
 # codes: two bytes for every 32.
 #
-# llama.cpp itself is not installed with this package, so it was asked apart: `tests/llama_cpp_answers.py` in the repository runs
+# llama.cpp itself is not installed with this package, so it was tested separately: `tests/llama_cpp_answers.py` in the repository runs
 # such files in it. What it answered for `nano` in float32 is recorded. A test compares our logits with its logits, to a
 # ten-thousandth of their spread, and our greedy text with its text, word for word.
 #
@@ -375,7 +376,7 @@ if have_onnx:
     onnx_text = theirs.generate(prompt[0].tolist(), new_words)
     onnx_differ = int((np.array(onnx_text) != written).sum())
     operators = {node.op_type for node in __import__("onnx").load(work / "onnx" / "model.onnx").graph.node}
-    print(f"{len(operators)} different operators, opset 18, none of one maker")
+    print(f"{len(operators)} different operators, opset 18, none tied to one vendor")
     print(f"logits: largest difference {onnx_error:.1e} of their spread; words that differ: {onnx_differ} of {new_words}")
     print(tokenizer.decode(onnx_text)[:120])
     compare(questions[2], onnx_differ)
@@ -511,7 +512,7 @@ display(Markdown("\n".join([f"| measured here, {os.cpu_count()} cores | |", "| -
 #
 # ## What a licence and a card are for
 #
-# Weights without a licence may be looked at, and not more. Each shipped model has a card: what it was trained on, how, what it
+# Weights without a licence may be looked at, but not used. Each shipped model has a card: what it was trained on, how, what it
 # reaches, what it cannot. Here is the beginning of one.
 
 # %%
@@ -531,7 +532,7 @@ plots.verdict(
     measured=f"Ours: one file, {100 * (8 + length) / len(raw):.2f}% of it not numbers. {ran}"
     f"Recipe v4 stores the same model in {sizes['v4'] / sizes['float32']:.1%} of float32. The files that DeepSeek published "
     "were not loaded here: they do not fit.",
-    says="holds for the numbers: they are files that any program can read; data and recipe of V4 are not open",
+    says="holds for the numbers of our files, which other programs read; those of V4 were not tried, and its data and recipe are not open",
     would_change="A licence that forbids use, or a layout that only its maker's program reads.",
 )
 
