@@ -297,6 +297,9 @@ table("AB")
 # %% [markdown]
 # CE is the cross-entropy with the text that is read. KL is the distance from the teacher.
 #
+# The cells print differences between runs of one seed, three of them. As everywhere in this course, an effect is *shown* when the
+# mean of the three is larger than the distance from the smallest to the largest. Otherwise it is *open*.
+#
 # First group A. The *gap* is the way from the student alone (0%) to the teacher (100%), in bits per byte of validation
 # text. **Predict:** how much of the gap does the teacher close at equal tokens? Does it help at equal *time*, too? Write a
 # share and `True` or `False`.
@@ -313,7 +316,7 @@ def seconds(one):
     return one["tokens"] / training_speed(one)  # without compiling and scoring
 
 
-def shown(gains):
+def is_shown(gains):
     """The rule of this course: the mean is larger than the distance from the smallest to the largest difference."""
     return abs(np.mean(gains)) > np.ptp(gains)
 
@@ -322,7 +325,7 @@ def pairs(name, other, measure, unit=1.0):
     """A run less another of the same seed, in words; also whether the difference is shown."""
     gains = [unit * (measure(a) - measure(b)) for a, b in zip(of(name), of(other), strict=True)]
     each = ", ".join(f"{gain:+.3f}" if unit == 1 else f"{gain:+.1f}" for gain in gains)
-    return f"{name} less {other}: {each} ({'shown' if shown(gains) else 'open'})"
+    return f"{name} less {other}: {each} ({'shown' if is_shown(gains) else 'open'})"
 
 
 master = read_record("teacher")["runs"]["teacher"]
@@ -447,7 +450,7 @@ def points(name, other):
     """Paired differences of problems solved, in points (hundredths)."""
     gains = [100 * (a - b) for a, b in zip(found[name], found[other], strict=True)]
     each = ", ".join(f"{gain:+.1f}" for gain in gains)
-    word = "shown" if shown(gains) else "open"
+    word = "shown" if is_shown(gains) else "open"
     return f"{name} less {other}: {each} points; mean {np.mean(gains):+.1f}, spread {np.ptp(gains):.1f}: {word}"
 
 
@@ -462,8 +465,7 @@ plots.gap_closed(rows, np.mean(found["answers"]), solved(master), "problems solv
 # *What to see:* every row with written steps is right of "answers"; the bars of those rows overlap one another. The minutes
 # are those of training on two cores; where the teacher writes, its writing on one core is added.
 #
-# The *spread* is the distance from the smallest to the largest of the paired differences. As everywhere in this course, a
-# difference is *shown* when its mean is larger than that, and *open* otherwise.
+# The *spread* is the distance from the smallest to the largest of the paired differences: "shown" means a larger mean than that.
 #
 # > **Key observation.** *The steps make the difference.* "Checked steps" against "answers" is a large gain on all three seeds, with
 # > equal tokens, and no logits were needed.
