@@ -466,7 +466,7 @@ for name, model in {"float": plain, "int8 x int8": quantize_model(plain, "int8-w
 # ## The numbers of this lesson
 #
 # Loading and saving, three times each and in turn; the fastest counts. "Float32 of Transformers" is their layout, read and
-# written by us. The speeds in the browser are without drawing.
+# written by us. The speeds in a browser, where one is installed, are without drawing.
 
 # %%
 def fastest(jobs, rounds=3):
