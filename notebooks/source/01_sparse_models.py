@@ -775,7 +775,7 @@ flops = {name: next(iter(runs.values()))["flops_per_token"] for name, runs in fa
 
 
 def signed(gap):
-    return f"{gap.mean():+.3f}, better in {(gap < 0).sum()} of {len(gap)} seeds" if len(gap) else "not recorded"
+    return f"mean {gap.mean():+.3f}, better in {(gap < 0).sum()} of {len(gap)} seeds" if len(gap) else "not recorded"
 
 
 of_text = "; ".join(f"{name} at equal {what}: {signed(gap)}" for (name, what), gap in text_gap.items())
@@ -785,6 +785,8 @@ agree = "agree" if abs(np.sign(of_problems).sum()) == len(of_problems) else "dis
 in_tokens = "32 experts win at equal tokens, and no sparse model at equal time"
 on_text = in_tokens if (text_gap["experts-32", "tokens"] < 0).all() else "no sparse model wins"
 yes = "holds" if wins else f"holds when facts must be remembered, at equal time too; on text of this size {on_text}"
+
+# %%
 plots.verdict(
     claim="Sparsity drastically reduces the TFLOPS required.",
     means="At equal quality, a sparse model needs fewer FLOPs a token than a dense one.",

@@ -327,7 +327,7 @@ def pairs(name, other, measure, unit=1.0):
     each = ", ".join(f"{gain:+.3f}" if unit == 1 else f"{gain:+.1f}" for gain in gains)
     return f"{name} less {other}: {each} ({'shown' if is_shown(gains) else 'open'})"
 
-
+# %%
 master = read_record("teacher")["runs"]["teacher"]
 bits = {name: [text_bits(one) for one in of(name)] for name in RUNS}
 start, goal = np.mean(bits["alone"]), text_bits(master)
