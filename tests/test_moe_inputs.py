@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 import minimoe
-from minimoe import MoEConfig, MoELayer
+from minimoe import MoEConfig, MoELayer, UserError
 from minimoe.layers import fan_in
 from minimoe.moe import with_dispatch
 
@@ -83,7 +83,7 @@ REFUSALS = """
 import json
 import jax, jax.numpy as jnp
 from flax import nnx
-from minimoe import MoEConfig, MoELayer
+from minimoe import MoEConfig, MoELayer, UserError
 config = MoEConfig(8, 6, 4, 2)
 layer, x = MoELayer(config, rngs=nnx.Rngs(0)), jnp.ones((2, 20, 8))
 graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
@@ -167,6 +167,21 @@ def test_forward_mode_agrees_with_reverse_mode(dispatch, layer, x):
     if dispatch != "capacity":
         np.testing.assert_allclose((forward * cotangent).sum(), (backward * tangent).sum(), rtol=1e-4)
     assert bool(jnp.isfinite(forward).all())
+
+
+def test_reverse_over_reverse_agrees_or_says_what_to_use(layer, x):
+    """Eagerly the loop's turns are known; under jit and vmap they are not, and forward over reverse is the way."""
+    dense = with_dispatch(layer, "dense")
+
+    def gradient_size(one):
+        return jax.grad(lambda x: (jax.grad(lambda x: (one(x)[0] ** 2).sum())(x) ** 2).sum())
+
+    np.testing.assert_allclose(gradient_size(layer)(x), gradient_size(dense)(x), rtol=1e-3, atol=1e-3)
+    for transform in (jax.jit, lambda f: lambda x: jax.vmap(f)(x[None])):
+        with pytest.raises(UserError, match=r"differentiate jax\.grad forwards"):
+            transform(gradient_size(layer))(x)
+    hessians = [jax.jit(jax.hessian(lambda x, one=one: (one(x)[0] ** 2).sum()))(x[:3]) for one in (layer, dense)]
+    np.testing.assert_allclose(*hessians, rtol=1e-3, atol=1e-3)
 
 
 def test_the_mark_for_reverse_mode_changes_nothing_there(layer, x):

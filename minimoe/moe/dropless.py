@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from minimoe.layers import clamp_gate_up, swiglu
-from minimoe.layers.reverse_mode import reverse_mode_only
+from minimoe.layers.reverse_mode import forward_mode_only, reverse_mode_only
 from minimoe.layers.sizes import Size, surely_at_most
 from minimoe.moe.indices import check_countable, first_of_each, sort_by_expert
 
@@ -42,6 +42,10 @@ SLICE_BYTES = 128 * 1024  # of a weight that are copied out of the stack at a ti
 FORWARD_MODE = (
     'dispatch="dropless" has a gradient for reverse mode (jax.grad, jax.vjp) alone; for jax.jvp and jax.jacfwd use another '
     'one: MoEConfig(dispatch="dense"), or with_dispatch(layer, "dense") for a layer that exists'
+)
+TWICE_REVERSE = (
+    'dispatch="dropless" has no reverse mode over its own gradient under jax.jit or jax.vmap; differentiate jax.grad '
+    'forwards (jax.jvp, jax.hessian), or use another one: MoEConfig(dispatch="dense"), with_dispatch(layer, "dense")'
 )
 
 
@@ -199,7 +203,10 @@ def _backward(limit, expected, residuals, dy):
             d_down.at[expert].add(sums("rf,rd->fd", act, d_y), mode="promise_in_bounds"),
         )
 
-    grads = jax.lax.fori_loop(0, plan.block_end[-1], add_block, (dx, d_weights, d_gate_up, d_down))
+    turns = plan.block_end[-1]
+    grads = jax.lax.fori_loop(0, turns, add_block, (dx, d_weights, d_gate_up, d_down))
+    if isinstance(turns, jax.core.Tracer):  # otherwise the loop is a scan
+        grads = tuple(forward_mode_only(array, TWICE_REVERSE) for array in grads)
     dx, d_weights, d_gate_up, d_down = grads
     return (
         dx.astype(x.dtype),
