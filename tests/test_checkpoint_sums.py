@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -33,14 +37,15 @@ def test_a_changed_byte_is_refused_or_changes_nothing(trained, tiny_config, tmp_
     folder = CheckpointFolder(tmp_path)
     folder.save(1, model, optimizer)
     saved = arrays(model) | {f"optimizer {name}": value for name, value in arrays(optimizer).items()}
+    untouched = MoETransformer(tiny_config, rngs=nnx.Rngs(2))
+    untouched = untouched, optimizer_for(untouched, Recipe(steps=4, batch_size=1))
     refusals = []
     for path in tmp_path.rglob("d/*"):
         whole = path.read_bytes()
         for part in (1, 4, 6):
             place = part * len(whole) // 8
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-            other = MoETransformer(tiny_config, rngs=nnx.Rngs(2))
-            its = optimizer_for(other, Recipe(steps=4, batch_size=1))
+            other, its = nnx.clone(untouched)
             reader = CheckpointFolder(tmp_path)
             try:
                 reader.restore(1, other, its)
@@ -55,6 +60,24 @@ def test_a_changed_byte_is_refused_or_changes_nothing(trained, tiny_config, tmp_
         path.write_bytes(whole)
     assert refusals
     assert all(f"delete the folder {tmp_path / 'checkpoints' / '1'}" in said for said in refusals)
+
+
+def test_reads_that_end_after_the_loop_was_closed_print_nothing_and_all_else_does(trained, tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(str(unraisable.exc_value)))
+    ours = sys.unraisablehook
+    folder = CheckpointFolder(tmp_path)
+    folder.save(1, *trained)
+    folder.restore(1, *trained)
+    assert sys.unraisablehook is ours
+    for _ in range(2):
+        for path in tmp_path.rglob("d/*"):
+            os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(UserError, match="cannot be read"):
+            CheckpointFolder(tmp_path).restore(1, *trained)
+        for said in ("Event loop is closed", "something else"):
+            sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(said)))
+    assert printed == ["something else"] * 2
 
 
 def test_the_array_that_is_not_what_was_saved_is_named(trained, tiny_config, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from minimoe.errors import UserError
 from minimoe.files import UNFINISHED, named_path, sync_folder, writing
 from minimoe.model import MoETransformer, without_arrays
 from minimoe.model.paths import filled_state, misfits, named_leaves
-from minimoe.training.failed_save import reported_once
+from minimoe.training.late_reports import reported_once
 from minimoe.training.run_folder import STEPS_FOLDER, RunConfig, check_path, read_run_config, run_tokenizer
 
 SUMS = "crc32"  # part of a checkpoint: a checksum of each array of the other parts, in the order of their names
@@ -235,7 +235,8 @@ def _check_names(wanted: Shapes, saved: Shapes, folder: Path) -> None:
 def _readable(folder: Path) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise for a damaged file, which is of many kinds, into one line."""
     try:
-        yield
+        with reported_once():
+            yield
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         if isinstance(error, AttributeError):  # Orbax found no description of the arrays and went on with None

@@ -1,4 +1,4 @@
-"""A save that fails is reported once: by its exception, and not again by each array that was being written."""
+"""A save or a restore that fails is reported once: by its exception, and not again by each array that was under way."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from minimoe.files import disk_error
 def reported_once() -> Iterator[None]:
     """Keeps Orbax's late reports of a failure from the terminal.
 
-    Orbax writes many arrays at a time. When one fails, Orbax raises and closes its event loop; the others end later, and
-    each prints a traceback because the loop is closed, or because nobody asked for its exception. They end in threads of
-    their own, so after a failure the silence stays for the rest of the process. Other errors are reported as before.
+    Orbax writes and reads many arrays at a time. When one fails, Orbax raises and closes its event loop; the others end
+    later, and each prints a traceback because the loop is closed, or because nobody asked for its exception. They end in
+    threads of their own, so after a failure the silence stays for the rest of the process. Other errors are reported as
+    before.
     """
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
 
