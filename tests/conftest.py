@@ -35,7 +35,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 ).strip()
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # programs are tiny: compiling them is what costs
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # a tiny one is made anew as soon as it is read
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.4"  # a small one is made anew as soon as it is written and read
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     MADE_FOLDER = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="minimoe-tests-")
@@ -102,7 +102,7 @@ LONG_FILES = (
 )
 INTEROP = os.environ.get("MINIMOE_REQUIRE_INTEROP") == "1"  # run what is marked live, too
 COMPILED_AT_ONCE = 2000  # a program in memory costs 0.25 to 1 MB
-MEMORY_OF_A_WORKER = 1.3e9  # bytes below which dropping programs is not worth making some of them again
+MEMORY_OF_A_WORKER = 1.5e9  # bytes below which dropping programs is not worth making some of them again
 compiled = 0
 
 
