@@ -35,7 +35,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 ).strip()
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # programs are tiny: compiling them is what costs
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.4"  # a small one is made anew as soon as it is written and read
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.4"  # a small one is made as soon as read
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     MADE_FOLDER = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="minimoe-tests-")

@@ -36,7 +36,7 @@ def problems_asked() -> int:
 
 
 def facts_lost() -> dict[str, list[float]]:
-    """Points of facts that a full model forgets when its weights are rounded, by recipe and seed."""
+    """Points of a book learnt by heart that are forgotten when the weights of a model are rounded, by recipe and seed."""
     runs = [run for name, run in read_record("knowledge-formats")["runs"].items() if name.startswith("plain-")]
     return {name: [100 * (run["recalled"] - run["formats"][name]) for run in runs] for name in runs[0]["formats"]}
 
@@ -61,7 +61,9 @@ def eight_bits() -> Row:
     full, int8 = _bytes("int8")
     fast, large = _speed("small", 1), _speed("random-300m", 1)
     keeps = max(texts["int8"], texts["fp8"]) < 1 and mean(problems["fp8"]) < 2
-    yes = "holds when the format is int8: FP8 keeps text and problems too, but it forgets facts once a model is full"
+    yes = (
+        "holds when the format is int8: FP8 keeps text and problems too, but it forgets facts of a book learnt by heart"
+    )
     return Row(
         number=4,
         id="eight-bits",
@@ -72,7 +74,7 @@ def eight_bits() -> Row:
         f"fp8 {texts['fp8']:+.2f}%",
         reasoning=f"points of {problems_asked()} problems lost: "
         f"int8 on both sides {all_signed(problems['int8-w8a8'], 1)}, fp8 {all_signed(problems['fp8'], 1)}",
-        knowledge="points of facts that a full model forgets: "
+        knowledge="points of a book learnt by heart that are forgotten: "
         f"int8 {all_signed(facts['int8'], 1)}, fp8 {all_signed(facts['fp8'], 1)}",
         other=f"the file of small: {full / 1e6:.1f} MB in float32, "
         f"{int8 / 1e6:.1f} MB in int8 ({full / 2 / int8:.2f} times smaller than bfloat16). Decoding on this CPU, "
@@ -109,14 +111,15 @@ def four_bits() -> Row:
         f"Trained on with the rounding, then rounded: {all_signed(qat, 4)} gained against trained on without",
         reasoning=f"points of {problems_asked()} problems lost: mxfp4 {all_signed(problems['mxfp4'], 1)}, "
         f"v4 {all_signed(problems['v4'], 1)}, every matrix in mxfp4 {all_signed(problems['all-mxfp4'], 1)}",
-        knowledge=f"points of facts that a full model forgets: mxfp4 {all_signed(facts['mxfp4'], 0)}, "
+        knowledge=f"points of a book learnt by heart that are forgotten: mxfp4 {all_signed(facts['mxfp4'], 0)}, "
         f"v4 {all_signed(facts['v4'], 0)}. Training through the rounding wins back {all_signed(won_back, 0)}",
         other=f"the file of small in recipe v4: {v4 / 1e6:.1f} MB, {v4 / full:.1%} of float32",
-        verdict="holds when the model has room to spare: "
-        "text and problems hardly change, but a full model forgets, and QAT wins back only a part"
+        verdict="holds when text or problems are asked: "
+        "they hardly change, but of a book learnt by heart much is forgotten, and QAT wins back only a part"
         if spared and partly and mean(facts["v4"]) > 5
         else "does not show here",
-        not_established="Whether a model of V4's size is full. Nothing here computes in FP4: numbers are decoded first.",
+        not_established="Whether a model of V4's size is as full of facts as these. "
+        "Nothing here computes in FP4: numbers are decoded first.",
         command="minimoe experiments run qat-mxfp4; minimoe experiments run knowledge-formats; "
         "minimoe experiments run reasoning-formats",
         numbers={"qat_text": qat, "qat_facts": won_back, "bytes": [full, v4]},

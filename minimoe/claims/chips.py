@@ -26,6 +26,7 @@ def restricted() -> Row:
     slower = {cut: steps[cut].seconds / steps[full].seconds for cut, full in CUTS.items()}
     pro = published_model("deepseek-v4-pro")
     hides = {name: communication_bound(pro, chip(name), kind) for name, kind in TRAINED_IN.items()}
+    over_network = {name: chip(name).peak(kind) / chip(name).network for name, kind in TRAINED_IN.items()}
     offered = hides["H800"]["experts"]
     same = max(slower["A800"], slower["H800"]) < 1.05
     only_h800 = [name for name, found in hides.items() if found["chip"] > offered] == ["H800"]
@@ -44,19 +45,20 @@ def restricted() -> Row:
         )
         + f". Decoding {BATCH} sequences of V4-Flash on {SERVED} chips: {words}. FLOPs a link byte: "
         f"V4-Pro's experts offer {offered:,.0f}; to hide its sending behind computing, at data-sheet peaks, "
-        + ", ".join(f"an {name} needs {found['chip']:,.0f} ({TRAINED_IN[name]})" for name, found in hides.items()),
+        + ", ".join(f"an {name} needs {found['chip']:,.0f} ({TRAINED_IN[name]})" for name, found in hides.items())
+        + f". From machine to machine, where nothing was cut, the least is {min(over_network.values()):,.0f}",
         text=NO_QUALITY,
         reasoning=NO_QUALITY,
         knowledge=NO_QUALITY,
         other=NOT_RUN,
-        verdict="holds when decoding waits for memory, which A800 and H800 kept; in training an A800 can still hide its "
-        "slower link behind computing, an H800 in FP8 cannot, unless less is sent"
+        verdict="holds when decoding waits for memory, which A800 and H800 kept; in training, inside a machine of eight "
+        "chips, an A800 can still hide its slower link behind computing, an H800 in FP8 cannot, unless less is sent"
         if same and only_h800
         else "does not show here",
         not_established="Any measured time on these chips. "
         "A roofline has no kernels, no scheduler and no network that others use.",
         command="minimoe cost --model deepseek-v4-flash --hardware H100 --hardware H800 --batch 256 --assume chips=64",
-        numbers={"kept": kept, "slower": slower, "hide": hides},
+        numbers={"kept": kept, "slower": slower, "hide": hides, "over_network": over_network},
     )
 
 
@@ -110,11 +112,11 @@ def cheaper() -> Row:
         text=NO_QUALITY,
         reasoning=NO_QUALITY,
         knowledge=NO_QUALITY,
-        other="our own models: see the ladder",
+        other="our own models: see the ladder. V3.2 was made for 163,840 tokens: beyond them its price is a formula's",
         verdict="holds"
         if max(*flash, *pro) < 1
-        else "holds when Flash is meant, or when the context is very long: "
-        "V4-Pro reads more weights than V3.2 and less cache"
+        else "holds when Flash is meant: V4-Pro reads more weights than V3.2 and less cache, "
+        f"which makes it cheaper at {CONTEXTS[-1]:,} tokens alone, by {1 - pro[-1]:.0%}"
         if max(flash) < 1 and pro[-1] < 1
         else "does not show here",
         not_established="What anybody charges or pays: "

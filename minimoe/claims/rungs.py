@@ -261,7 +261,7 @@ def most_with_least() -> Row:
         other=f"the distilled model in recipe {RECIPE} weighs {smaller:.1f} times less than the dense one in float32; "
         f"the small cache holds {less_cache:.1f} times less a token",
         verdict="holds when each step is judged by what it changes: sparse adds capacity for no FLOPs, quantized saves "
-        "bytes, compressed attention saves cache; the facts of a full model and the text of a student are the price"
+        "bytes, compressed attention saves cache; facts learnt by heart and the text of a student are the price"
         if gained and kept
         else "does not show here",
         not_established="That the savings multiply in one model: every rung has weights of its own, "

@@ -696,8 +696,9 @@ plots.expert_and_token(bars, token_bits, "Figure 8: bits about the domain in one
 # > So the heat map by itself proves little.
 #
 # The columns "beyond the token" say what a choice adds. An untrained router adds something too, because attention has
-# mixed a little context into its input. The later layers of the trained models add several times as much. The line
-# above the figure says which layers do.
+# mixed a little context into its input. The line above the figure lists the layers that add more than the best untrained
+# one does. The last layers of the trained models add several times as much (Figure 8); their first layer adds no more than
+# an untrained one.
 #
 # ### Take it away
 #
@@ -775,8 +776,9 @@ plots.damage_by_use(share[:, : len(knocked)], damage, domains, "Figure 9: one ex
 # > **Key observation.** Tables of wrong experts hurt much (the lines "dice"), so the experts are different. A single
 # > expert matters most to the domain that uses it most (the correlation above).
 #
-# So in this model the heat map does say who needs whom. One expert is worth little by itself (last line). A guess at the
-# reason: the token's next best expert steps in.
+# So in this model the heat map does say who needs whom. On average over the domains one expert costs little (last line); a
+# domain that uses it much can lose far more (Figure 9). A guess at the small average: most tokens did not use that expert, and
+# for the others the next best one steps in.
 #
 # ## What to distrust
 #
@@ -815,9 +817,9 @@ plots.verdict(
     f"A choice tells {best_alone:.2f} bits about the domain at best (the token id alone: {token_bits:.2f}), and "
     f"{best_beyond:.2f} beyond the token. Experts by dice cost {dice_cost:+.2f} bits per byte at least; the token's usual "
     f"experts cost {usual_cost:+.2f}. An expert's best domain is hurt most by its loss for {hurt_most} of {len(knocked)} experts (correlation of use and damage {correlation:.2f}). "
-    f"In training (recorded): with a frozen table in the first layer nano gains {', '.join(f'{g:+.3f}' for g in by_table)} bits per byte.",
+    f"In training (recorded, 0.6 million tokens): a frozen table in the first layer lowers bits per byte by {', '.join(f'{g:.3f}' for g in by_table)}.",
     in_ledger.verdict if different else "does not show here",
-    "A model trained with a hash table that is as good over three paired seeds: learnt routing would then gain nothing.",
+    "A model trained with a hash table in every layer that is as good over three paired seeds: learnt routing would gain nothing.",
 )
 
 # %% [markdown]
@@ -872,7 +874,7 @@ print("the same tokens, one at a time:         ", [int((r.weights > 0).sum()) fo
 # ### One more exercise, without a check
 #
 # Train `nano_config.replace_moe(select="hash", hash_vocab_size=V)` and `nano_config` with three seeds each and the same
-# batches. How far behind is a router that never learnt anything? The second verdict has that measurement for the first
+# batches. How far behind, or ahead, is a router that never learnt anything? The second verdict has that measurement for the first
 # of four layers only, and there the table was ahead.
 
 # %%

@@ -358,12 +358,14 @@ compare("recorded: entries recalled, bias minus no balancing, in points", float(
 # between the pairs. On facts (more is better) the bias is right of the dashed line with all three seeds. The sequence-wise
 # loss is left of it with all three. On text (lower is better) all four methods are slightly worse on average than no
 # balancing. The gaps there are about as large as the differences between seeds. The bias with a small sequence-wise loss, the
-# pair that DeepSeek-V3 and V4 use, is worse on text in all three pairs, by less on average than its pairs lie apart: not shown.
+# pair that DeepSeek-V3 and V4 use, is worse on text in all three pairs, and the mean barely exceeds the spread of its pairs: weak
+# evidence of a cost.
 #
 # Three pairs have the same sign by chance once in four times, so "all pairs agree" is weak evidence.
 #
 # > **Key observation.** On the large book the bias recalled more in all three pairs (the mean gain is the last line
-# > above). An even load alone is not enough: the sequence-wise loss evens it too, and recalled less in all three.
+# > above). A more even load alone is not enough: the sequence-wise loss brings MaxVio most of the way down, too (table above),
+# > and recalled less than no balancing in all three.
 #
 # The gain varies so much that three seeds do not fix its size. A guess at the reason for the losses: a loss pulls the
 # router's weights away from the task, and the bias does not. A test would compare smaller weights of the losses. We did
@@ -379,8 +381,9 @@ compare("recorded: entries recalled, bias minus no balancing, in points", float(
 # Switch Transformers (arXiv 2101.03961, equations 4 to 6) has it for K = 1. Division by K keeps the balanced value at 1:
 # even shares give $E\cdot E\cdot\frac1E\cdot\frac1E=1$, for any K.
 #
-# The load is a *count*, and a count has no gradient. The gradient comes through $P$ alone. It tells every token to like
-# each expert less, in proportion to how busy that expert is.
+# The load is a *count*, and a count has no gradient. The gradient comes through $P$ alone. Each row of shares
+# sums to 1, so what one expert loses, others gain: a token is told to like experts less that are busier than the average over
+# its own shares, and the others more.
 #
 # **Exercise 2.** Write it.
 
@@ -410,7 +413,9 @@ print("gradient for token 0:", jax.grad(moe.load_balance_loss)(probs, experts)[0
 #
 # Each takes the router logits of N = 2 layers, `[N, T, E]`, and the experts chosen, `[N, T, K]`. Affinities are sigmoids.
 # The T tokens are two sequences, one after the other. Some are published forms. Some are bugs that people
-# reported in public code. **Find the wrong ones before you go on**: read the code, or look at the numbers below it.
+# reported in public code. A loss is *wrong* here if no constant weight repairs it: it is
+# low where the load is uneven, or gives no push out of a collapse, or pushes affinities to zero. **Find the wrong ones before
+# you go on**: read the code, or look at the numbers below it.
 
 # %%
 def share(experts):  # of the assignments, one for each expert
@@ -570,11 +575,12 @@ idle_at_end = {name: idle[-late:].mean() for name, idle in panels["experts witho
 verdict(
     "Balanced routing keeps every expert in work at no loss of quality.",
     "With balancing no expert is idle, and the model is as good as without balancing, or better.",
-    f"Small book, one pair: {idle_at_end['no balancing']:.1f} of 16 experts without a token at the end, with the bias "
+    f"Small book, one short pair run here: {idle_at_end['no balancing']:.1f} of 16 experts without a token at the end, with the bias "
     f"{idle_at_end['bias']:.1f}; {100 * (recalled['bias'] - recalled['no balancing']):+.1f} points. "
     + sentence("facts: recalled, points", "Large book, points recalled", 1) + " "
     + sentence("text: bits per byte", "Bits per byte of text (lower is better)", 3),
-    "holds when the bias does the balancing: no cost shows on facts or text. The sequence-wise loss recalls fewer facts"
+    "holds when the bias alone does the balancing: no cost shows on facts or text in three recorded pairs. "
+    "The sequence-wise loss recalls fewer facts"
     if no_cost else "does not show here",
     "More seeds in which the bias recalls fewer facts than no balancing, or a longer text on which it is worse by more "
     "than the spread of the pairs.",

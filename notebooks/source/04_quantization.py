@@ -66,8 +66,8 @@ print(f"{os.cpu_count()} cores;", "fast profile" if FAST else "full profile")
 # %%
 my_guesses = {
     "text, experts in FP4: change of bits per byte, percent": None,
-    "facts, recipe v4: entries forgotten, of 100": None,
-    "problems, recipe v4: problems no longer solved, of 100": None,
+    "facts, recipe v4: fewer recalled, of 100 entries of the book": None,
+    "problems, recipe v4: fewer solved, of 100 asked": None,
     "8 rows times a large matrix, int8 on both sides: times as fast as float32": None,
     "the same, int8 weights decoded first: times as fast as float32": None,
 }
@@ -501,7 +501,8 @@ for question, losses in zip(questions[1:3], (forgotten, unsolved), strict=True):
 # same problems, before and after.
 #
 # > **Key observation.** On text every recipe looks near-lossless. Facts tell the formats apart: int8 forgets little, E4M3
-# > forgets far more, and four bits forget about half of the book or more. This model is full, so it has no weight to spare.
+# > forgets far more, and four bits without GPTQ forget about half of the book or more. Of the book, not of what was known: these
+# > models knew two thirds of it or more. A guess at the reason: a book of random facts leaves a model no weight to spare.
 
 # %%
 order = ("int8", "int8-w8a8", "fp8", "int4", "int4+gptq", "mxfp4", "mxfp4+gptq", "nvfp4", "v4")
@@ -574,9 +575,9 @@ print(f"recorded, all routed experts in FP4: {full['mxfp4']:+.2f}%, {moved:.1%} 
 #
 # A guess at the reason: each expert answers only a few tokens. DeepSeek-V4 keeps its embedding in bfloat16.
 #
-# > **The router.** All recipes leave the router alone. The numbers do not show that it needs float32: int8 in the router costs
+# > **The router.** No recipe gives the router fewer than 16 bits. The numbers do not show that it needs 32: int8 in the router costs
 # > nothing here. FP4 in the router costs about as much as FP4 in all routed experts, and saves kilobytes instead of
-# > megabytes. So four bits are a bad trade there, and the choice of float32 costs almost nothing.
+# > megabytes. So four bits are a bad trade there, and 16 or 32 bits cost almost nothing.
 #
 # ## The clock
 #
@@ -620,8 +621,9 @@ milliseconds = {f"rows: {count}": {name: 1000 * t.median for name, t in row.item
 figures.compared(milliseconds, "milliseconds", f"Figure 7: measured here, {WIDTH} x {WIDTH}", "{:.1f}".format)
 
 # %% [markdown]
-# What to see: shorter bars are faster. Few rows wait for the weights to come from memory, and int8 has a quarter of the
-# bytes. That helps only if the product itself is in whole numbers. Decoding first writes a float32 matrix to memory and
+# What to see: shorter bars are faster. int8 has a quarter of the bytes, which can help where few rows wait for
+# weights to come from memory, and only if the product itself is in whole numbers. Where float32 takes far longer for eight rows
+# than for one, with the same bytes, its product is slow for another reason, and the ratio at eight rows flatters int8. Decoding first writes a float32 matrix to memory and
 # reads it again, so the file is smaller and this product is *not faster*. The recorded lines were measured with nothing
 # else running. How slow decoding is depends on the machine's memory; the recorded ratios differ from the ones here.
 #
@@ -761,7 +763,7 @@ plots.verdict(
     f"The int8 file is {reports['int8'].bfloat16_bytes / reports['int8'].bytes:.2f}x smaller than bfloat16. On this CPU, 8 rows: "
     f"int8 on both sides {faster[8]['int8 both sides']['median']:.2f}x, "
     f"decoded first {faster[8]['int8 decoded first']['median']:.2f}x.",
-    says="holds when the format is int8: FP8 keeps text and problems too, but it forgets facts once a model is full",
+    says="holds when the format is int8: FP8 keeps text and problems too, but it forgets facts of a book learnt by heart",
     would_change="A larger model with loud channels on which int8 weights lose more than the spread of seeds.",
 )
 
@@ -774,9 +776,9 @@ plots.verdict(
     f"mxfp4 {shown(unsolved, 'mxfp4')}, v4 {shown(unsolved, 'v4')}, everything {shown(unsolved, 'all-mxfp4')} points. "
     f"QAT on text: {outcomes['200 steps of QAT, rounded'] - rounded_at_once:+.4f} bits per byte against `small` rounded at once. "
     f"QAT on facts, mxfp4: {shown(trained, 'mxfp4')} points recalled more than rounded afterwards.",
-    says="holds when the model has room to spare: text and problems hardly change, but a full model forgets, "
+    says="holds when text or problems are asked: they hardly change, but of a book learnt by heart much is forgotten, "
     "and QAT wins back only a part",
-    would_change="A schedule on which going on does not hurt `small`, and a full model that keeps its facts in FP4.",
+    would_change="A schedule on which going on does not hurt `small`, and a book learnt by heart that survives FP4.",
 )
 
 # %% [markdown]
@@ -818,23 +820,25 @@ for layer in range(config.num_layers):
 errors = expert_calibration_experiment(model, calibrations, held_out, quant.INT4_GROUP32, layers=[1])
 seen = [e for e in errors if e.rows > 0 and np.isfinite(e.gptq)]
 reached = np.array([e.rows for e in seen])
-points = {
-    "its own tokens": (reached, np.array([e.gptq / e.plain for e in seen])),
-    "5% of everybody's added": (reached, np.array([e.shrunk / e.plain for e in seen])),
-}
+kind = np.array([e.matrix.rsplit(".", 1)[-1] for e in seen])
+ratios = {"own tokens": np.array([e.gptq / e.plain for e in seen]),
+          "5% of all added": np.array([e.shrunk / e.plain for e in seen])}
+points = {f"{matrix}, {name}": (reached[kind == matrix], ratio[kind == matrix])
+          for matrix in sorted(set(kind)) for name, ratio in ratios.items()}  # fmt: skip
 for low, high in ((1, 64), (64, 256), (256, 1024), (1024, 10**9)):
-    here = (reached >= low) & (reached < high)
-    if here.any():
-        rows = f"{low:4} to {high - 1:4} rows" if high < 10**9 else f"{low:4} rows or more"
-        print(f"{rows}: {here.sum():2} cases, error over plain rounding",
-              *(f"{name} {ratios[here].mean():.2f}" for name, (_, ratios) in points.items()), sep="  ")
-print("cases in which GPTQ is worse than rounding:", int((points["its own tokens"][1] > 1).sum()), "of", len(seen))
+    rows = f"{low} to {high - 1} rows" if high < 10**9 else f"{low} rows or more"
+    print(f"{rows}, mean error over that of plain rounding:")
+    for name, (count, ratio) in points.items():
+        here = (count >= low) & (count < high)
+        print(f"  {name:30} {ratio[here].mean():.2f} ({here.sum()} cases)" if here.any() else f"  {name:30} no case")
+print("cases in which GPTQ is worse than rounding:", int((ratios["own tokens"] > 1).sum()), "of", len(seen))
 figures.gain_by_rows(points, "Figure 9: GPTQ in int4, one marker a matrix of an expert")
 
 # %% [markdown]
-# What to see: a marker above the dashed line is a matrix that calibration made worse. With few rows GPTQ is worse than plain
-# rounding on average, and with many rows it is better. Mixing 5% of everybody's text into the statistics of an expert makes no printed mean worse.
-# Check the rows of each expert before you trust a calibrated mixture of experts.
+# What to see: a marker above the dashed line is a matrix that calibration made worse. The two matrices of an expert differ, so
+# each has its own colour and its own lines above: `down_proj` needs far more rows than `gate_up_proj` before GPTQ is better than
+# plain rounding on average. Mixing 5% of everybody's text into the statistics of an expert helps where rows are few, and hardly
+# changes a mean where they are many. Check the rows of each expert before you trust a calibrated mixture of experts.
 #
 # ## Training in FP8
 #

@@ -221,7 +221,7 @@ assumed = cost.Assumptions(chips=8)
 lines = []
 for batch in (1, 16, 64, 256, 1024, 4096):
     step = cost.decode_step(flash, h800, batch, 4096, assumed)
-    used = step.calculate / step.seconds
+    used = step.traffic.flops / (step.chips * h800.peak(step.compute) * step.seconds)  # of all eight chips, idle ones too
     hit = cost.expected_distinct_experts(256, 6, batch)
     lines.append([f"{batch:,}", f"{hit:.0f}", f"{1e3 * step.read:.2f}", f"{1e3 * step.calculate:.3f}", f"{used:.1%}"])
     if batch == 1:
@@ -233,7 +233,8 @@ table(head, lines, "DeepSeek-V4-Flash on eight H800, 4,096 tokens read, by data 
 
 # %% [markdown]
 # Writing text waits for memory at every batch of this table. That is why the three ideas of this course matter for it: sparse
-# layers, few bits, and a small cache all **reduce what is read**. Here is each of them alone, on the same eight chips.
+# layers, few bits, and a small cache all **reduce what is read**. Here they come one after the other, as if one H800 could hold
+# everything.
 
 # %%
 contexts = (4_096, 131_072, 1_048_576)
@@ -257,9 +258,9 @@ table(head, lines, "One H800, were its memory large enough: reading in one step"
 
 # %% [markdown]
 # What to see: for a **single** text sparsity divides the reading by about twenty. For 64 texts most experts are awake, and little
-# of that is left. Fewer bits help at every batch, in proportion. The cache hardly counts at 4,096 tokens. At a million tokens and
-# 64 texts it is a fifth of everything in bfloat16, and the small formats divide it by three. (That is beside the 9.5 times of lesson
-# 06, which compares V4 with V3.2.)
+# of that is left. Fewer bits help at every batch. The cache hardly counts at 4,096 tokens. At a million tokens and
+# 64 texts it is a fifth of everything in bfloat16, and the small formats divide it by three. (Do not multiply this with the
+# 9.5 times of lesson 06: that compares bytes kept, V4 with V3.2, and the small formats are part of it.)
 #
 # ## What the export rules cut
 #
@@ -299,13 +300,17 @@ lines = []
 for name, kind in (("A100", "bf16"), ("A800", "bf16"), ("H100", "fp8"), ("H800", "fp8"), ("H20", "fp8")):
     found = cost.communication_bound(pro, cost.chip(name), kind)
     hidden = "yes" if found["chip"] <= found["experts"] else "no: the link decides"
-    lines.append([f"{name}, {kind}", f"{found['chip']:,.0f}", f"{found['experts']:,.0f}", hidden])
-table(["chip", "operations in the time of a link byte", "offered by an expert of V4-Pro", "hidden?"], lines)
+    network = "not verified" if name == "H20" else f"{cost.chip(name).peak(kind) / cost.chip(name).network:,.0f}"
+    lines.append([f"{name}, {kind}", f"{found['chip']:,.0f}", hidden, network])
+offers = {name: cost.communication_bound(model, h800)["experts"] for name, model in (("V4-Pro", pro), ("V4-Flash", flash))}
+table(["chip", "operations in the time of a link byte", "hidden behind V4-Pro's?", "of a network byte"], lines,
+      "An expert offers: " + ", ".join(f"{name} {offer:,.0f} operations a byte" for name, offer in offers.items()))
 
 # %% [markdown]
-# What to see: on an A100, an A800 and an H100 the experts' arithmetic covers the traffic. On an H800 it does not: its FP8 arithmetic
-# is fast, its link is slow, so there the cut link *would* decide. The A800 lost a third of its link and can still hide what is sent.
-# What DeepSeek-V3 did about the H800 comes below: send less.
+# What to see: inside one machine of eight chips, the experts' arithmetic covers the traffic on an A100, an A800 and an H100. On an
+# H800 it does not: its FP8 arithmetic is fast, its link is slow, so there the cut link *would* decide. The A800 lost a third of its
+# link and can still hide what is sent. Across machines, over the network, no chip can, and there nothing was cut. What DeepSeek-V3
+# did about that comes below: send to few machines.
 #
 # ## Experts on eight devices
 #
@@ -372,7 +377,7 @@ print(f"needed: {needed:,} bytes, so {found / needed:.1f} times as much is sent"
 
 # %% [markdown]
 # The library does better. `parallel.on_mesh` deals the experts of any `MoELayer` out. It sends boxes of a fixed size again, since a
-# compiled program has fixed shapes, but the size is the mean and a quarter more. What does not fit travels in a further round.
+# compiled program has fixed shapes, but the size is the mean and a quarter more, rounded up to a multiple of eight. What does not fit travels in a further round.
 
 # %%
 eight = parallel.make_mesh("expert=8")
@@ -388,7 +393,8 @@ fullest = int(goes_to.reshape(8, 64, 8).sum(1).max())  # rows of the fullest box
 places = parallel.rows_per_device(config, 8, 512 // 8)
 rounds = -(-fullest // places)
 found = rounds * one_round
-print(f"boxes of {places} rows, the fullest has {fullest} to send: {rounds} rounds of {one_round:,} bytes")
+mean_rows = 64 * parallel.devices_per_token(config, 8) / 8
+print(f"boxes of {places} rows (mean {mean_rows:.1f}), the fullest has {fullest} to send: {rounds} rounds of {one_round:,} bytes")
 print(f"{found / needed:.1f} times what is needed; the program by hand sent {formula / needed:.1f} times")
 
 # %% [markdown]
@@ -437,11 +443,11 @@ plots.rows_between(tables, title="Figure 3: rows that travel between eight devic
 lines, assumed = [], cost.Assumptions(chips=64)
 for name in ("deepseek-v3.2", "deepseek-v4-flash", "deepseek-v4-pro"):
     cells = []
-    for texts, context in ((1, 4_096), (64, 4_096), (64, 1_048_576)):
+    for texts, context in ((1, 4_096), (64, 4_096), (64, 131_072), (64, 1_048_576)):
         step = cost.decode_step(cost.published_model(name), h800, texts, context, assumed)
         cells.append(f"{cost.dollars_per_million(step, assumed):,.2f}")
     lines.append([name, *cells])
-head = ["64 H800", "one text, 4,096 tokens read", "64 texts", "64 texts, 1,048,576 tokens read"]
+head = ["64 H800", "one text, 4,096 tokens read", "64 texts", "64 texts, 131,072 read", "64 texts, 1,048,576 read"]
 table(head, lines, "Dollars for a million tokens written, at best:")
 print(f"assumed: {assumed.dollars_per_hour} dollars for an hour of a chip, all of it busy, every peak reached")
 v3 = cost.reported_training()
@@ -450,7 +456,8 @@ print("training of V4: nothing is published")
 
 # %% [markdown]
 # What to see: one text alone costs many times as much as one of 64. V4-Flash is cheaper than V3.2 everywhere. V4-Pro has more
-# weights to read than V3.2, so at short contexts it is dearer; at a million tokens the small cache decides. All prices are lower
+# weights to read than V3.2, so at short contexts it is dearer, at 131,072 tokens too; at a million its small cache makes it a
+# little cheaper, but V3.2 was made for 163,840 tokens at most. All prices are lower
 # bounds, not quotations: no kernel reaches every peak.
 #
 # ## Verdicts
@@ -469,7 +476,7 @@ plots.verdict(
     claim='"Viable on restricted A800 and H800 chips."',
     means="The cut leaves decoding and training about as fast as on the chips that were not cut.",
     measured=f"By data sheets, V4-Flash, 64 texts on eight chips: the step takes {slower} as long as on the full chip; its "
-    f"sending alone {sends}. In training an expert of V4-Pro offers {offers:,.0f} operations a byte of link. To hide its link an "
+    f"sending alone {sends}. In training an expert of V4-Pro offers {offers:,.0f} operations a byte. To hide the link inside a machine an "
     f"A800 needs {a800_needs:,.0f} (bfloat16), an H800 {needs:,.0f} (FP8).",
     says=ledger()["restricted-chips"].verdict,
     would_change="A step measured on both chips. No such chip was at hand: all times here are by formula.",
@@ -494,8 +501,8 @@ plots.verdict(
 # %% [markdown]
 # ## What to distrust
 #
-# - **Data sheets.** Every time of a chip here is a quotient of two numbers from a data sheet. Real kernels reach half of it, and
-#   not equally for all parts.
+# - **Data sheets.** Every time of a chip here is a quotient of two numbers from a data sheet. Real kernels reach less, and not
+#   equally for all parts.
 # - **Eight devices that are one processor.** They show that the program is right and what it sends. They show nothing about speed.
 # - **Even routing.** The formula for experts that are read assumes that all are equally likely. Lesson 01 sets it beside real
 #   routing.
