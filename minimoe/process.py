@@ -132,7 +132,7 @@ def cache_folder() -> Path | None:
         home = Path.home()
     except RuntimeError:
         return None
-    if not home.is_dir():  # not ours to make
+    if not os.path.isdir(home):  # not ours to make
         return None
     parts = {"Windows": ("AppData", "Local"), "Darwin": ("Library", "Caches")}.get(platform.system(), (".cache",))
     return home.joinpath(*parts, "minimoe")

@@ -203,6 +203,7 @@ def test_what_cannot_be_asked_is_one_line(capsys, tmp_path):
     for arguments in (
         ["--only", "nosuch"],
         ["--record"],
+        ["--run", "--record", "--only", "cache"],
         ["--only", "cache", "--ladder"],
         ["--only", "cache", *picture],
         ["--out", str(tmp_path)],

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from minimoe import ModelConfig, UserError
+from minimoe.attention import MultiHeadLatentConfig
 from minimoe.cli import app
 from minimoe.cost import (
     account,
@@ -43,6 +44,23 @@ def test_bytes_per_token():
     assert [kv_bytes_per_token(m) for m in (V3, V32, FLASH, PRO)] == [70_272, 48_068, 3514.25, 5031.4375]
     assert kv_bytes_per_token(PRO) / gqa_bytes_per_token(61) == pytest.approx(0.02, abs=2e-4)
     assert kv_bytes_per_token(FLASH) / gqa_bytes_per_token(43) == pytest.approx(0.02, abs=2e-4)
+
+
+def test_latent_attention_decodes_in_the_absorbed_form():
+    """A position costs 2 N (2 R + P) in each layer, for our own model of these sizes as for a published one."""
+    latent = MultiHeadLatentConfig(num_heads=128, kv_rank=512, q_rank=1536, nope_dim=128, rope_dim=64, v_dim=128)
+    ours = ModelConfig(vocab_size=64, d_model=7168, num_layers=61, context_length=4096, attention=latent, d_ff=64)
+    grown = [sum(account(m, 2049).flops.values()) - sum(account(m, 2048).flops.values()) for m in (ours, V3)]
+    assert grown == [61 * 2 * 128 * (2 * 512 + 64)] * 2
+
+
+def test_a_context_that_a_model_does_not_take_is_said(capsys):
+    assert not any("context_length" in said for said in account(ModelConfig.preset("nano"), 256).assumptions)
+    assert app.run(["cost", "--model", "nano", "--context", "512"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "512 tokens are more than the model takes (context_length=256): by formula" in said
+    assert app.run(["cost", "--model", "n" * 300]) == 2
+    assert "is not known" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("model", "window", "plain"), [(PRO, 9.545, 9.554), (FLASH, 13.67, 13.68)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -70,6 +71,19 @@ def test_ridge_points(name, ridge):
 def test_flops_a_link_byte(name, kind, has):
     found = communication_bound(PRO, chip(name, unverified=True), kind)
     assert found == {"chip": pytest.approx(has, abs=1), "experts": 6144}
+
+
+def test_flops_a_link_byte_follow_the_bytes_that_are_assumed():
+    """One byte there and one back: half as much again for each, so a machine of H100 hides V4-Flash's sending."""
+    small = Assumptions(dispatch_bytes=1, combine_bytes=1)
+    assert communication_bound(FLASH, chip("H100"), "fp8", small)["experts"] == 6144
+    assert [export_effect(FLASH, chip("H100"), chip("H800"), 64, 4096, how).hides for how in (None, small)] == [
+        (False, False),
+        (True, False),
+    ]
+    nothing = Assumptions(dispatch_bytes=0, combine_bytes=0)
+    assert communication_bound(FLASH, chip("H800"), "fp8", nothing)["experts"] == math.inf
+    assert communication_bound(NANO.replace(moe=None, d_ff=128), chip("H800"), "fp8", nothing)["experts"] == 0
 
 
 def test_distinct_experts_are_those_of_a_simulation():
@@ -175,6 +189,8 @@ def test_what_the_export_cut_changes_and_what_it_does_not():
         assert after.send == pytest.approx(before.send / share)
         assert before.seconds == after.seconds  # both wait for memory
     h20 = export_cut(chip("H100"), chip("H20"))
+    assert "network_gb_per_s" not in h20  # unverified
+    assert export_cut(chip("H100"), chip("H20", unverified=True))["network_gb_per_s"] == 1
     assert [round(h20[name], 2) for name in ("bf16_tflops", "memory_tb_per_s", "link_gb_per_s")] == [0.15, 1.19, 1.0]
     hours = [training_hours(V3, 14.8e12, chip(name), utilisation=0.39) for name in ("H100", "H800", "H20")]
     assert hours[0] == hours[1]

@@ -127,6 +127,19 @@ def test_cache_folder_that_is_a_file_and_its_size(tmp_path, monkeypatch):
     assert looking.cache()["folder"] is None
 
 
+def test_a_cache_folder_below_one_that_may_not_be_read(tmp_path, monkeypatch):
+    """Path's questions raise there (PermissionError); the doctor is asked because of such things and must answer."""
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "closed" / "xla"))
+    for question in ("is_dir", "is_file", "exists", "stat"):
+        monkeypatch.setattr(Path, question, refuse)
+    found = looking.cache()
+    assert (found["folder"], found["bytes"], found["files"]) == (str(tmp_path / "closed" / "xla"), 0, 0)
+
+
 def test_requirements_are_those_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found = looking.requirements()

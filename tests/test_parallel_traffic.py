@@ -61,6 +61,23 @@ def test_a_group_limit_halves_the_rows():
     assert exchange_bytes(limited, 8, 4096) < 0.6 * exchange_bytes(MoEConfig(**sizes), 8, 4096)
 
 
+def test_experts_that_choose_send_ids_and_weights_of_all_experts():
+    """Every token may go to every device, with E ids and E weights: all by hand."""
+    config = MoEConfig(d_model=64, d_expert=64, num_experts=32, top_k=2, select="expert_choice")
+    there, back, ids, weights = 64 * 4, 64 * 4, 32 * 4, 32 * 4
+    assert exchange_bytes(config, 8, 512) == 7 * 512 * (2 * (there + back) + ids + 2 * weights)
+
+
+@pytest.mark.parametrize(
+    ("devices", "tokens", "words"),
+    [(64, 512, "devices=64"), (3, 512, "devices=3 does not divide num_experts=32"), (0, 512, "devices=0"),
+     (8, -1, "tokens=-1")],
+)  # fmt: skip
+def test_an_exchange_that_no_mesh_has_is_refused(devices, tokens, words):
+    with pytest.raises(UserError, match=words):
+        exchange_bytes(MoEConfig(d_model=64, d_expert=64, num_experts=32, top_k=4), devices, tokens)
+
+
 def test_v4_hides_its_rows_behind_its_experts_where_a_chip_has_fewer_flops_a_byte():
     """DeepSeek-V4's condition: at most 6,144 FLOPs a link byte. The export cut of the link is what breaks it."""
     model = published_model("deepseek-v4-pro")

@@ -116,3 +116,8 @@ class MultiHeadLatentConfig:
         """
         core = 2 * self.num_heads * (self.head_dim + self.v_dim)
         return 2 * self._matrices(d_model) + core * (context + 1) / 2
+
+    def absorbed_extra_flops(self, context: int) -> int:
+        """What the token at position ``context`` costs more in decoding: the absorbed form less that of `flops_per_token`."""
+        absorbed = 2 * self.kv_rank + self.rope_dim
+        return 2 * self.num_heads * (absorbed - self.head_dim - self.v_dim) * context

@@ -46,6 +46,8 @@ def claims(
 
     if record and not run:
         raise UserError("--record keeps what --run measures; give both")
+    if record and only is not None:
+        raise UserError("--record replaces what was kept of all rows and --only measures one; leave one of them out")
     if only is not None and ladder:
         raise UserError("--only names a row of the ledger and --ladder is none; give one of them")
     if only is not None and figure is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -89,7 +89,7 @@ def _find(name: str) -> ModelConfig | PublishedModel:
     from minimoe.config import PRESETS
     from minimoe.cost import published_model, published_names
 
-    here = Path(name).exists()
+    here = os.path.exists(name)  # Path.exists raises below a folder that may not be read, and for endless names
     if not here and name in published_names():
         return published_model(name)
     if not here and name in PRESETS:
@@ -151,6 +151,9 @@ def _show(accounts: dict[str, Account], compared: dict[str, Any]) -> None:
         lines.append(
             f"FLOPs share over {len(compared['flops_share_by_weighting'])} weightings: {low:.1%} to {high:.1%}"
         )
+    lines += dict.fromkeys(
+        said for entry in accounts.values() for said in entry.assumptions if "context_length" in said
+    )
     says = (
         "A smaller cache says nothing of weights, quality or speed; tails are in no ratio but the one that names them."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from minimoe.attention.mla_config import MultiHeadLatentConfig
 from minimoe.checks import whole
 from minimoe.config import ModelConfig
 from minimoe.cost.cache import kv_bytes_per_token
@@ -110,8 +111,14 @@ def _own(config: ModelConfig, context: int, dtype: str | None) -> Account:
         per_token,
         _own_cache(config, context, dtype),
         {"all": _last_token_flops(config, context)},
-        ("norms and softmax are left out of the FLOPs",),
+        ("norms and softmax are left out of the FLOPs", *_beyond(config, context)),
     )
+
+
+def _beyond(config: ModelConfig, context: int) -> tuple[str, ...]:
+    if context <= config.context_length:
+        return ()
+    return (f"{context:,} tokens are more than the model takes (context_length={config.context_length:,}): by formula",)
 
 
 def _own_cache(config: ModelConfig, context: int, dtype: str | None) -> dict[str, int | float]:
@@ -125,6 +132,14 @@ def _own_cache(config: ModelConfig, context: int, dtype: str | None) -> dict[str
 
 
 def _last_token_flops(config: ModelConfig, context: int) -> int | float:
-    """`forward_flops_per_token` is a mean over positions; a difference of two sums is the last position."""
+    """`forward_flops_per_token` is a mean over positions; a difference of two sums is the last position.
+
+    Latent attention decodes in another form than it trains in, with wider vectors a position.
+    """
     before = (context - 1) * forward_flops_per_token(config, context - 1) if context > 1 else 0.0
-    return context * forward_flops_per_token(config, context) - before
+    absorbed = sum(
+        count * layer.attention.absorbed_extra_flops(context)
+        for layer, count in config.layer_counts.items()
+        if isinstance(layer.attention, MultiHeadLatentConfig)
+    )
+    return context * forward_flops_per_token(config, context) - before + absorbed

@@ -20,13 +20,16 @@ PARTS = ("read", "calculate", "send")
 def export_cut(full: Chip, cut: Chip) -> dict[str, int | float]:
     """What an export version kept of the full chip, number by number: 1.0 is everything.
 
+    Unverified numbers are left out, unless the chip that has them was asked for with ``unverified=True``.
+
     Example:
       >>> from minimoe.cost import chip
       >>> kept = export_cut(chip("H100"), chip("H800"))
       >>> [(name, round(share, 2)) for name, share in kept.items() if share != 1]
       [('link_gb_per_s', 0.44)]
     """
-    both = [name for name in full.numbers if name in cut.numbers]
+    hidden = {name for one in (full, cut) if not one.unverified for name in one.unverified_of(*one.numbers)}
+    both = [name for name in full.numbers if name in cut.numbers and name not in hidden]
     return {name: cut.numbers[name].value / full.numbers[name].value for name in both}
 
 
@@ -102,7 +105,7 @@ def export_effect(
     before = decode_step(model, full, batch, context, dataclasses.replace(assumed, chips=after.chips))
     slower = {part: _times(getattr(after, part), getattr(before, part)) for part in PARTS}
     slower |= {"step": after.seconds / before.seconds, "step without overlap": _apart(after) / _apart(before)}
-    bounds = [communication_bound(model, each, after.compute) for each in (full, cut)]
+    bounds = [communication_bound(model, each, after.compute, assumed) for each in (full, cut)]
     return CutEffect(
         full.name,
         cut.name,

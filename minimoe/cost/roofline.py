@@ -15,6 +15,7 @@ kernels that do not reach the peaks; `Assumptions` has efficiencies for that.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from minimoe.config import ModelConfig
@@ -147,11 +148,12 @@ def _fewest(traffic: Traffic, chip: Chip) -> int:
 
 
 def communication_bound(
-    model: ModelConfig | PublishedModel, chip: Chip, compute: str = "bf16"
+    model: ModelConfig | PublishedModel, chip: Chip, compute: str = "bf16", assumptions: Assumptions | None = None
 ) -> dict[str, int | float]:
     """FLOPs a link byte: what the chip has, and what the experts offer. Sending can hide behind computing if has <= offers.
 
-    A row that goes to an expert costs ``6 * D * F`` FLOPs and 3D bytes, FP8 there and bfloat16 back: ``2 * F``.
+    A row that goes to an expert costs ``6 * D * F`` FLOPs and, unless assumed otherwise, 3D bytes, FP8 there and bfloat16
+    back: ``2 * F``. Where nothing is sent, experts offer infinity.
 
     Example:
       >>> from minimoe.cost import chip, published_model
@@ -163,4 +165,7 @@ def communication_bound(
       `DeepSeek-V4 <https://arxiv.org/abs/2606.19348>`_, section 3.1.
     """
     width = model.expert_width if isinstance(model, PublishedModel) else model.moe.d_expert if model.moe else 0
-    return {"chip": chip.peak(compute) / chip.link, "experts": 2.0 * width}
+    assumed = Assumptions() if assumptions is None else assumptions
+    sent = assumed.dispatch_bytes + assumed.combine_bytes
+    offered = 0.0 if not width else 6 * width / sent if sent else math.inf
+    return {"chip": chip.peak(compute) / chip.link, "experts": offered}

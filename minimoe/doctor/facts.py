@@ -5,6 +5,7 @@ Nothing here raises because something is missing or broken: that is what `minimo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -123,7 +124,7 @@ def cache() -> dict[str, Any]:
     folder = Path(chosen) if chosen else folder
     if folder is None:
         return {"folder": None, "writable": False, "bytes": 0, "files": 0, "free_bytes": None}
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    sizes = _sizes(folder)
     return {
         "folder": str(folder),
         "writable": _writable(folder),
@@ -133,15 +134,25 @@ def cache() -> dict[str, Any]:
     }
 
 
+def _sizes(folder: Path) -> list[int]:
+    """Bytes of each file below. `os.walk` passes over what may not be read, and files may go while others are counted."""
+    sizes = []
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                sizes.append(os.stat(os.path.join(place, name)).st_size)
+    return sizes
+
+
 def _existing(folder: Path) -> Path:
-    """The folder, or the first one above it that is there."""
-    return next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), Path.cwd())
+    """The folder, or the first one above it that is there. (`Path.is_dir` raises below a folder that may not be read.)"""
+    return next((path for path in (folder, *folder.absolute().parents) if os.path.isdir(path)), Path.cwd())
 
 
 def _writable(folder: Path) -> bool:
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)):
-            return not folder.exists() or folder.is_dir()
+            return not os.path.lexists(folder) or os.path.isdir(folder)
     except OSError:
         return False
 

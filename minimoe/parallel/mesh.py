@@ -140,5 +140,6 @@ def _divides(axis: str, mesh: AnyMesh, **sizes: int | None) -> None:
     count = mesh.shape[axis]
     for name, size in sizes.items():
         if size is not None and size % count:
-            fits = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
-            raise UserError(f"mesh axis {axis}={count} does not divide {name}={size}; use {axis}= one of {fits[:60]}")
+            divisors = [n for n in range(1, size + 1) if size % n == 0]
+            fits = ", ".join(map(str, divisors[:12])) + (", ..." if len(divisors) > 12 else "")
+            raise UserError(f"mesh axis {axis}={count} does not divide {name}={size}; use {axis}= one of {fits}")

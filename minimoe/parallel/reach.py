@@ -32,9 +32,7 @@ def devices_per_token(config: MoEConfig, devices: int) -> float:
       (2.91, 1.97)
     """
     experts, top_k = config.num_experts, config.top_k
-    whole("devices", devices, 1, experts)
-    if experts % devices:
-        raise UserError(f"devices={devices} does not divide num_experts={experts}; choose a divisor")
+    _check_devices(config, devices)
     if config.facts.lists_all_experts:
         return float(devices)  # each expert chooses among all tokens: no bound but this one
     groups, kept = (config.num_groups, config.top_k_groups) if config.select == "group_limited" else (1, 1)
@@ -53,6 +51,12 @@ def devices_per_token(config: MoEConfig, devices: int) -> float:
     return devices * total
 
 
+def _check_devices(config: MoEConfig, devices: int) -> None:
+    whole("devices", devices, 1, config.num_experts)
+    if config.num_experts % devices:
+        raise UserError(f"devices={devices} does not divide num_experts={config.num_experts}; choose a divisor")
+
+
 def _hit(experts: int, held: int, top_k: int) -> float:
     """Probability that at least one of K different experts is among those held."""
     return 1 - math.comb(experts - held, top_k) / math.comb(experts, top_k)
@@ -63,10 +67,15 @@ def rows_per_device(config: MoEConfig, devices: int, tokens: int) -> int:
 
     The mean times `SLACK`, rounded up to a multiple of 8; never above ``tokens``, which has room for all.
 
+    Raises:
+      UserError: if ``devices`` does not divide E, or ``tokens`` is below 0.
+
     Example:
       >>> rows_per_device(MoEConfig(d_model=8, d_expert=8, num_experts=16, top_k=2), 4, 256)
       144
     """
+    _check_devices(config, devices)
+    whole("tokens", tokens, 0)
     try:
         reached = devices_per_token(config, devices)
     except UserError:  # groups that cut across devices: as if there were no limit

@@ -67,7 +67,8 @@ def exchange_bytes(
     """Bytes that one device sends in one round of a layer's exchange, from its sizes alone.
 
     ``(N - 1) * R`` rows leave a device, twice a direction: D numbers to the expert and D back. The ids of the experts and
-    their weights travel along, K each; backwards, the gradients of the weights. A group limit makes R smaller.
+    their weights travel along, K each (E each where experts choose their tokens); backwards, the gradients of the weights. A
+    group limit makes R smaller.
 
     Args:
       config: of the layer. devices: N along the axis ``expert``. tokens: of one device.
@@ -81,8 +82,8 @@ def exchange_bytes(
     """
     rows = (devices - 1) * rows_per_device(config, devices, tokens)
     width = jnp.dtype(dtype).itemsize
-    ways = 2 if backward else 1
-    return float(rows * (2 * ways * config.d_model * width + config.top_k * (4 + ways * width)))
+    ways, listed = 2 if backward else 1, config.num_experts if config.facts.lists_all_experts else config.top_k
+    return float(rows * (2 * ways * config.d_model * width + listed * (4 + ways * width)))
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
