@@ -19,6 +19,8 @@ from minimoe.cost import (
     published_model,
     published_names,
 )
+from minimoe.hub import load_pretrained
+from minimoe.quant import size_report
 
 MILLION = 1_048_576
 V3, V32, FLASH, PRO = (published_model(name) for name in published_names())
@@ -52,6 +54,19 @@ def test_latent_attention_decodes_in_the_absorbed_form():
     ours = ModelConfig(vocab_size=64, d_model=7168, num_layers=61, context_length=4096, attention=latent, d_ff=64)
     grown = [sum(account(m, 2049).flops.values()) - sum(account(m, 2048).flops.values()) for m in (ours, V3)]
     assert grown == [61 * 2 * 128 * (2 * 512 + 64)] * 2
+
+
+def test_a_checkpoint_is_priced_in_the_bits_that_it_stores(capsys):
+    """A shipped model is kept in int8 with its scales; bits that are given come first."""
+    asked = ["cost", "--model", "student", "--context", "256", "--hardware", "H800", "--json"]
+    assert app.run(asked) == 0
+    found = json.loads(capsys.readouterr().out)
+    stored = found["hardware"][0]
+    total = size_report(load_pretrained("student")[0]).bytes
+    assert stored["decode"]["memory_needed"] == pytest.approx(total + found["kv_bytes"], rel=1e-3)
+    assert 8 < stored["assumptions"]["expert_bits"] < 9
+    assert app.run([*asked, "--assume", "expert_bits=4"]) == 0
+    assert json.loads(capsys.readouterr().out)["hardware"][0]["assumptions"]["expert_bits"] == 4
 
 
 def test_a_context_that_a_model_does_not_take_is_said(capsys):

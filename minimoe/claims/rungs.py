@@ -125,21 +125,12 @@ def sizes(config: ModelConfig, recipe: str | None) -> dict[str, int | float | No
     import jax.numpy as jnp
 
     from minimoe.cost import Assumptions, chip, count_params, forward_flops_per_token, kv_bytes_per_token, quote
+    from minimoe.quant import SizeReport
 
     rows = _weight_rows(config, recipe)
     count = count_params(config)
-    per: dict[str, Any] = {}
-    groups: dict[str, Callable[[str], bool]] = {
-        "expert_bits": lambda path: "experts" in path and "shared" not in path,
-        "head_bits": lambda path: "embed" in path or "head" in path,
-    }
-    groups["other_bits"] = lambda path: not any(mine(path) for name, mine in groups.items() if name != "other_bits")
-    for name, mine in groups.items():
-        held = [row for row in rows if mine(row.path)]
-        values = sum(row.bfloat16_bytes / 2 for row in held)
-        per[name] = (
-            8 * sum(row.bytes for row in held) / values if values else 8.0 * jnp.dtype(config.param_dtype).itemsize
-        )
+    plain = dict.fromkeys(("expert_bits", "head_bits", "other_bits"), 8.0 * jnp.dtype(config.param_dtype).itemsize)
+    per = plain | SizeReport(rows).weight_bits()
     assumed = Assumptions(dollars_per_hour=EUROS_PER_HOUR, compute="bf16", chips=1, **per)
     price = quote(config, chip(CHIP), BATCH, config.context_length, assumed)["dollars_per_million_written"]
     return {

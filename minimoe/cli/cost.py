@@ -54,15 +54,16 @@ def cost(
     if cache_dtype not in CACHE_DTYPES:
         raise UserError(f"--cache-dtype {cache_dtype!r} is not known; choose one of {', '.join(CACHE_DTYPES)}")
     dtype = None if cache_dtype == "published" else cache_dtype
-    found = {name: _find(name) for name in (model, against) if name is not None}
+    both = {name: _find(name) for name in (model, against) if name is not None}
+    found = {name: config for name, (config, _) in both.items()}
     accounts = {name: account(config, length, dtype) for name, config in found.items()}
     sequences = whole("--batch", _number(batch), most=LARGEST_COUNT, hint="give the sequences that are decoded at once")
     if not hardware and (assume or unverified or sequences != 1):
         raise UserError("--batch, --assume and --unverified need --hardware; name a chip, such as --hardware H800")
     assumed = cost_hardware.assumptions(assume or [], dtype)
     quotes = {
-        name: cost_hardware.quotes(config, hardware or [], sequences, length, assumed, unverified)
-        for name, config in found.items()
+        name: cost_hardware.quotes(config, hardware or [], sequences, length, assumed.with_weights(bits), unverified)
+        for name, (config, bits) in both.items()
     }
     compared = _compare(found, accounts, model, against) if against is not None else {}
     if json:
@@ -84,22 +85,23 @@ def _number(text: str) -> int | str:
         return text  # refused by the check, with its own words
 
 
-def _find(name: str) -> ModelConfig | PublishedModel:
-    """A published model, a preset, or the config of a checkpoint."""
+def _find(name: str) -> tuple[ModelConfig | PublishedModel, dict[str, float]]:
+    """A published model, a preset, or the config of a checkpoint and the bits of its stored weights."""
     from minimoe.config import PRESETS
     from minimoe.cost import published_model, published_names
 
     here = os.path.exists(name)  # Path.exists raises below a folder that may not be read, and for endless names
     if not here and name in published_names():
-        return published_model(name)
+        return published_model(name), {}
     if not here and name in PRESETS:
-        return PRESETS[name]
+        return PRESETS[name], {}
     from minimoe.hub import resolve, shipped  # loads JAX, which the formulas above do without
 
-    if here:
-        return resolve(name)[2]
-    if name in shipped():
-        return resolve(name)[2]
+    if here or name in shipped():
+        from minimoe.quant import size_report
+
+        model, _, config, _ = resolve(name)
+        return config, size_report(model).weight_bits()
     known = ", ".join(dict.fromkeys([*published_names(), *PRESETS, *shipped()]))
     raise UserError(f"model {name!r} is not known, and there is no such folder; choose one of {known}, or a folder")
 

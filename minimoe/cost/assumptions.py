@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any
 
@@ -90,6 +90,13 @@ class Assumptions:
                 raise UserError(f"--assume {text!r} must be name=value; names are {', '.join(sorted(known))}")
             values[name] = flag(name, _value(value)) if name == "overlap" else _value(value)
         return cls(**values)
+
+    def with_weights(self, bits: Mapping[str, float]) -> Assumptions:
+        """With the bits of stored weights where none were given: ``expert_bits``, ``head_bits`` and ``other_bits``.
+
+        `minimoe.quant.SizeReport.weight_bits` counts those of a checkpoint.
+        """
+        return dataclasses.replace(self, **{name: bits[name] for name in bits if getattr(self, name) is None})
 
     def kind(self, model: ModelConfig | PublishedModel, chip: Chip) -> str:
         """What the matmuls multiply, "auto" decided."""

@@ -63,6 +63,18 @@ class SizeReport:
         """Mean over all values."""
         return 8 * self.bytes / max(1, sum(math.prod(row.shape) for row in self.rows))
 
+    def weight_bits(self) -> dict[str, float]:
+        """Bits of a stored weight, scales included, by part.
+
+        Parts are called as in `minimoe.cost.Assumptions`; one that the model lacks is left out.
+        """
+        groups: dict[str, list[SizeRow]] = {}
+        for row in self.rows:
+            routed, ends = "experts" in row.path and "shared" not in row.path, "embed" in row.path or "head" in row.path
+            groups.setdefault("expert_bits" if routed else "head_bits" if ends else "other_bits", []).append(row)
+        values = {part: sum(row.bfloat16_bytes / 2 for row in rows) for part, rows in groups.items()}
+        return {part: 8 * sum(row.bytes for row in groups[part]) / count for part, count in values.items() if count}
+
     def by_format(self) -> dict[str, int]:
         """Bytes of each format."""
         totals: dict[str, int] = {}
