@@ -130,7 +130,7 @@ def sizes(config: ModelConfig, recipe: str | None) -> dict[str, int | float | No
     rows = _weight_rows(config, recipe)
     count = count_params(config)
     plain = dict.fromkeys(("expert_bits", "head_bits", "other_bits"), 8.0 * jnp.dtype(config.param_dtype).itemsize)
-    per = plain | SizeReport(rows).weight_bits()
+    per: dict[str, Any] = plain | SizeReport(rows).weight_bits()
     assumed = Assumptions(dollars_per_hour=EUROS_PER_HOUR, compute="bf16", chips=1, **per)
     price = quote(config, chip(CHIP), BATCH, config.context_length, assumed)["dollars_per_million_written"]
     return {

@@ -96,7 +96,8 @@ class Assumptions:
 
         `minimoe.quant.SizeReport.weight_bits` counts those of a checkpoint.
         """
-        return dataclasses.replace(self, **{name: bits[name] for name in bits if getattr(self, name) is None})
+        stored: dict[str, Any] = {name: value for name, value in bits.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **stored)
 
     def kind(self, model: ModelConfig | PublishedModel, chip: Chip) -> str:
         """What the matmuls multiply, "auto" decided."""
