@@ -83,7 +83,7 @@ REFUSALS = """
 import json
 import jax, jax.numpy as jnp
 from flax import nnx
-from minimoe import MoEConfig, MoELayer, UserError
+from minimoe import MoEConfig, MoELayer
 config = MoEConfig(8, 6, 4, 2)
 layer, x = MoELayer(config, rngs=nnx.Rngs(0)), jnp.ones((2, 20, 8))
 graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
